@@ -1,0 +1,1 @@
+"""The contract between stages: path, schema and atomic read and write of every artifact."""

@@ -1,0 +1,101 @@
+"""Where each artifact lies under results/<name>/; imports nothing heavy, since every cluster job parses it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DENSE = "dense"
+"""Name under which the uncompressed model is evaluated; no search may take it."""
+
+
+def block_name(block: int | str) -> str:
+    """Name of a block in file names: three digits, so that listings sort."""
+    return f"block_{block:03d}" if isinstance(block, int) else f"block_{block}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folder of one named run. Arguments may be Snakemake wildcards such as ``{block}``."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """Hugging Face folder of the dense model."""
+        return self.root / "model"
+
+    @property
+    def model_manifest(self) -> Path:
+        """Source, fingerprint and digests of the dense model (JSON)."""
+        return self.root / "model.json"
+
+    @property
+    def layers(self) -> Path:
+        """Table of the linear layers."""
+        return self.root / "layers.parquet"
+
+    def tokens(self, dataset: str) -> Path:
+        """Tokens of ``calibration``, ``search`` or an evaluation set."""
+        return self.root / "tokens" / f"{dataset}.parquet"
+
+    def hessian_shard(self, shard: int | str, block: int | str) -> Path:
+        """Hessians of one block from one token shard."""
+        return self.root / "hessians" / f"shard_{shard}" / f"{block_name(block)}.safetensors"
+
+    def hessian(self, block: int | str) -> Path:
+        """Hessians of one block from all calibration tokens."""
+        return self.root / "hessians" / f"{block_name(block)}.safetensors"
+
+    def variant_tensors(self, variants: str, block: int | str) -> Path:
+        """Packed variants of one block."""
+        return self.root / "variants" / variants / f"{block_name(block)}.safetensors"
+
+    def variant_table(self, variants: str, block: int | str) -> Path:
+        """Table of the variants of one block."""
+        return self.root / "variants" / variants / f"{block_name(block)}.parquet"
+
+    def configuration(self, search: str) -> Path:
+        """The level of every unit that a search chose."""
+        return self.root / "search" / search / "configuration.parquet"
+
+    def trace(self, search: str) -> Path:
+        """Every evaluation that a search made."""
+        return self.root / "search" / search / "trace.parquet"
+
+    def resume(self, search: str) -> Path:
+        """Folder of the state from which a killed search goes on; not a declared output."""
+        return self.root / "search" / search / "resume"
+
+    def stitched(self, search: str) -> Path:
+        """Hugging Face folder of a compressed model."""
+        return self.root / "models" / search
+
+    def perplexity(self, search: str) -> Path:
+        """Perplexity and KL by data set, of a search or of the dense model."""
+        return self.root / "evaluation" / search / "perplexity.parquet"
+
+    def tasks(self, search: str) -> Path:
+        """lm-eval results as a table."""
+        return self.root / "evaluation" / search / "tasks.parquet"
+
+    def tasks_json(self, search: str) -> Path:
+        """lm-eval results as its own JSON."""
+        return self.root / "evaluation" / search / "tasks.json"
+
+    def dense_hidden(self, dataset: str) -> Path:
+        """Final hidden states of the dense model on an evaluation set."""
+        return self.root / "evaluation" / DENSE / f"hidden_{dataset}.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """The report (one HTML file)."""
+        return self.root / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        """The comparison table as plain text."""
+        return self.root / "summary.txt"
+
+
+def manifest_path(tensors: Path) -> Path:
+    """JSON manifest (sha256, bytes, provenance) beside a safetensors file."""
+    return tensors.with_suffix(".json")

@@ -1,0 +1,149 @@
+"""Parquet tables with a fixed schema, page checksums and provenance."""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evopress.artifacts.atomic import atomic_file
+from evopress.artifacts.provenance import Provenance
+from evopress.errors import ArtifactError
+
+LAYERS = pa.schema(
+    [
+        pa.field("block", pa.int32(), metadata={"about": "index of the transformer block"}),
+        pa.field("layer", pa.string(), metadata={"about": "name inside the block, as in self_attn.q_proj"}),
+        pa.field("name", pa.string(), metadata={"about": "name in the model, as in model.layers.0.self_attn.q_proj"}),
+        pa.field("kind", pa.string(), metadata={"about": "last part of the name, as in q_proj"}),
+        pa.field("module", pa.string(), metadata={"about": "attn or mlp"}),
+        pa.field(
+            "input_group", pa.string(), metadata={"about": "layer (inside the block) whose input this one shares"}
+        ),
+        pa.field("rows", pa.int64(), metadata={"about": "output features"}),
+        pa.field("columns", pa.int64(), metadata={"about": "input features"}),
+        pa.field("parameters", pa.int64(), metadata={"about": "rows x columns"}),
+    ]
+)
+
+TOKENS = pa.schema(
+    [
+        pa.field("sequence", pa.int32()),
+        pa.field("documents", pa.list_(pa.string()), metadata={"about": "documents that the tokens come from"}),
+        pa.field("tokens", pa.list_(pa.int32())),
+    ]
+)
+
+VARIANTS = pa.schema(
+    [
+        pa.field("block", pa.int32()),
+        pa.field("layer", pa.string()),
+        pa.field("name", pa.string()),
+        pa.field("level", pa.string(), metadata={"about": "label; tensors are stored under layer/level/part"}),
+        pa.field("value", pa.float64(), metadata={"about": "bits, or sparsity"}),
+        pa.field("cost", pa.int64(), metadata={"about": "what the budget counts, as in bits x weights"}),
+        pa.field("parameters", pa.int64()),
+        pa.field("bits_per_weight", pa.float64(), metadata={"about": "with scales, zeros or bitmask"}),
+        pa.field("bytes", pa.int64(), metadata={"about": "exact size of the stored tensors"}),
+        pa.field("error", pa.float64(), metadata={"about": "tr(dW H dW') / tr(W H W')"}),
+        pa.field("damping", pa.float64(), metadata={"about": "damping with which Cholesky succeeded"}),
+        pa.field("format", pa.string(), metadata={"about": "how the tensors decode (compression/packing.py)"}),
+    ]
+)
+
+CONFIGURATION = pa.schema(
+    [
+        pa.field("unit", pa.string(), metadata={"about": "name of the unit, as in model.layers.0.self_attn.q_proj"}),
+        pa.field("block", pa.int32()),
+        pa.field("layer", pa.string(), metadata={"about": "name inside the block"}),
+        pa.field("variants", pa.string(), metadata={"about": "folder of variants that the level comes from"}),
+        pa.field("level", pa.string()),
+        pa.field("value", pa.float64()),
+        pa.field("cost", pa.int64()),
+        pa.field("parameters", pa.int64()),
+        pa.field("bytes", pa.int64()),
+    ]
+)
+
+TRACE = pa.schema(
+    [
+        pa.field("generation", pa.int32(), metadata={"about": "0 is the choice of the initial candidate"}),
+        pa.field("step", pa.int32()),
+        pa.field("candidate", pa.int32(), metadata={"about": "number within the generation; the parent is -1"}),
+        pa.field("tokens", pa.int64(), metadata={"about": "tokens that this evaluation ran"}),
+        pa.field("fitness", pa.float64(), metadata={"about": "lower is better"}),
+        pa.field("fitness_by_sequence", pa.list_(pa.float64())),
+        pa.field("sequences", pa.list_(pa.int32()), metadata={"about": "rows of tokens/search.parquet"}),
+        pa.field("accepted", pa.bool_(), metadata={"about": "became the next parent"}),
+    ]
+)
+
+PERPLEXITY = pa.schema(
+    [
+        pa.field("search", pa.string()),
+        pa.field("dataset", pa.string()),
+        pa.field("perplexity", pa.float64()),
+        pa.field("kl", pa.float64(), metadata={"about": "mean over tokens of KL(dense || model), nats"}),
+        pa.field("tokens", pa.int64()),
+    ]
+)
+
+TASKS = pa.schema(
+    [
+        pa.field("search", pa.string()),
+        pa.field("task", pa.string()),
+        pa.field("metric", pa.string()),
+        pa.field("filter", pa.string()),
+        pa.field("value", pa.float64()),
+        pa.field("stderr", pa.float64()),
+        pa.field("documents", pa.int64()),
+    ]
+)
+
+_PROVENANCE = b"evopress"
+
+
+def write_table(frame: pd.DataFrame, path: Path, schema: pa.Schema, provenance: Provenance) -> None:
+    """Write ``frame`` with exactly the columns of ``schema``.
+
+    Raises:
+        ArtifactError: the table cannot be written.
+    """
+    table = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
+    table = table.replace_schema_metadata({_PROVENANCE: provenance.dumps().encode()})
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
+    """Read a table and check page checksums and columns.
+
+    Raises:
+        ArtifactError: missing, damaged, or of another schema.
+    """
+    try:
+        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing; run the stage that writes it") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: damaged ({error}); delete it and run again to remake it") from error
+    if table.schema.names != schema.names:
+        raise ArtifactError(
+            f"{path}: has columns {table.schema.names}, expected {schema.names}; delete it and run again"
+        )
+    return table.to_pandas()
+
+
+def read_provenance(path: Path) -> Provenance:
+    """Provenance of a table.
+
+    Raises:
+        ArtifactError: missing, damaged, or not written by evopress.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return Provenance.loads(metadata[_PROVENANCE].decode())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing; run the stage that writes it") from None
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: no readable provenance ({error!r}); delete it and run again") from error

@@ -1,0 +1,1 @@
+"""Compressed variants of linear layers: Hessians, GPTQ, grids and packing."""

@@ -1,0 +1,73 @@
+"""What every section of the settings shares: strictness, near-name suggestions and safe names."""
+
+import difflib
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+
+from evopress.errors import ConfigError
+
+_SAFE = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def _safe_name(name: str) -> str:
+    """Accept names that are safe as one component of a path and as a word of a shell line."""
+    if not name or len(name) > 64 or not name[0].isalnum() or not set(name) <= _SAFE:
+        raise ValueError(
+            f"{name!r} cannot name a file: use up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_safe_name)]
+
+
+class Section(BaseModel):
+    """A section of the settings: frozen, and an unknown key is an error that offers the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suggest_near_names(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            known = list(cls.model_fields)
+            for key in values:
+                if key not in known:
+                    near = difflib.get_close_matches(str(key), known, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+                    raise ValueError(f"unknown key {str(key)!r}: {hint}")
+        return values
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse_section(cls: type[S], values: Any, where: str = "") -> S:
+    """Validate ``values`` as a section; ``where`` is the dotted path that error messages start with.
+
+    Raises:
+        ConfigError: one line per problem, each starting with the dotted path of the setting.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, where)) from None
+
+
+def parse_section_json(cls: type[S], text: str, where: str = "") -> S:
+    """Validate the JSON that a rule passes to its script."""
+    try:
+        return cls.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(describe(error, where)) from None
+
+
+def describe(error: ValidationError, where: str = "") -> str:
+    """Turn pydantic's report into lines of ``dotted.path: what is wrong``."""
+    lines = []
+    for problem in error.errors():
+        path = ".".join(part for part in [where, *map(str, problem["loc"])] if part)
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{path or 'settings'}: {message}")
+    return "\n".join(lines)

@@ -1,0 +1,14 @@
+"""Where the work runs; nothing here changes a result beyond rounding, so nothing here makes a stage rerun."""
+
+from pydantic import Field
+
+from evopress.config.base import Section
+
+
+class ComputeSettings(Section):
+    """Device, memory and processes."""
+
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    memory_gb: float = Field(4.0, gt=0, description="Memory for weights and hidden states, per process.")
+    processes: int = Field(1, ge=1, description="Processes of a search, one accelerator each.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a job; null is what the scheduler gives.")

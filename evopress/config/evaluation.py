@@ -1,0 +1,21 @@
+"""How finished models are judged."""
+
+from pydantic import Field
+
+from evopress.config.base import Section
+
+
+class TaskSettings(Section):
+    """lm-eval tasks."""
+
+    names: tuple[str, ...] = Field((), description="Task names, standard or defined under include_path.")
+    include_path: str | None = Field(None, description="Folder with YAML tasks of your own.")
+    num_fewshot: int | None = Field(None, ge=0, description="Examples before each question; null is the task's own.")
+    limit: int | None = Field(None, ge=1, description="Documents per task; null is all.")
+    batch_size: int = Field(8, ge=1)
+
+
+class EvaluationSettings(Section):
+    """Perplexity on every data set of `data.evaluation`, and lm-eval tasks."""
+
+    tasks: TaskSettings = TaskSettings()

@@ -1,0 +1,47 @@
+"""How a level is chosen for every unit."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from evopress.config.base import Name, Section
+
+
+class _Strategy(Section):
+    variants: Name = Field(description="Which section of `variants` the levels come from.")
+    target: float = Field(description="Budget: average bits per weight over the searched layers.")
+
+
+class UniformSettings(_Strategy):
+    """The same level everywhere; the baseline of every comparison."""
+
+    strategy: Literal["uniform"] = "uniform"
+
+
+class EvolutionSettings(_Strategy):
+    """The (1+lambda) evolutionary search of EvoPress (arXiv 2410.14649, algorithm 1)."""
+
+    strategy: Literal["evolution"] = "evolution"
+    generations: int = Field(150, ge=1)
+    offspring: int = Field(128, ge=1, description="Candidates made in each generation (lambda).")
+    survivors: tuple[int, ...] = Field((16, 4, 1), description="Candidates kept by each selection step, ending in 1.")
+    tokens: tuple[int, ...] = Field((2048, 16384, 131072), description="Tokens on which each step judges.")
+    fitness: Literal["kl", "topk_kl", "perplexity"] = "kl"
+    top_k: int = Field(100, ge=1, description="For topk_kl: tokens of the dense model's distribution kept apart.")
+    group_rule: Literal["size", "name", "none"] = Field("size", description="Which layers may trade levels.")
+    initial_candidates: int = Field(128, ge=1, description="Random starts when the target is not one of the levels.")
+    initial_tokens: int = Field(2048, ge=1, description="Tokens on which random starts are judged.")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> "EvolutionSettings":
+        if len(self.survivors) != len(self.tokens):
+            raise ValueError(
+                f"survivors has {len(self.survivors)} steps and tokens has {len(self.tokens)}: give one of each per step"
+            )
+        if self.survivors[-1:] != (1,):
+            raise ValueError(f"survivors must end in 1 (the next parent), got {list(self.survivors)}")
+        return self
+
+
+SearchSettings = Annotated[UniformSettings | EvolutionSettings, Field(discriminator="strategy")]

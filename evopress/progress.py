@@ -1,0 +1,73 @@
+"""Progress of long steps: a bar on a terminal, plain lines with the same facts in the log."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+log = logging.getLogger("evopress")
+LOG_SECONDS = 10.0
+"""Time between two progress lines of a log."""
+
+
+def setup_logging(path: Path | None) -> None:
+    """Send log lines to the file ``path``, and to standard error where that is not a terminal (bars go there)."""
+    handlers: list[logging.Handler] = []
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(path, mode="a", encoding="utf-8"))
+    if path is None or not sys.stderr.isatty():
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.handlers[:] = handlers
+    log.propagate = False
+
+
+class Progress:
+    """Counts work done; ``advance`` may be called as often as is convenient."""
+
+    def __init__(self, description: str, total: int, unit: str) -> None:
+        self.description, self.total, self.unit = description, total, unit
+        self.done = 0
+        self.started = self.reported = time.monotonic()
+        self.bar = tqdm(
+            total=total,
+            desc=description,
+            unit=f" {unit}",
+            unit_scale=True,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Count ``amount`` more units; ``note`` is shown beside the rate."""
+        self.done += amount
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(amount)
+        now = time.monotonic()
+        if now - self.reported >= LOG_SECONDS or self.done >= self.total:
+            self.reported = now
+            log.info("%s", self.line(now, note))
+
+    def line(self, now: float, note: str = "") -> str:
+        """One line: done of total, rate, time left."""
+        rate = self.done / max(now - self.started, 1e-9)
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        tail = f", {note}" if note else ""
+        return f"{self.description}: {self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left:.0f} s left{tail}"
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str = "steps") -> Iterator[Progress]:
+    """Report the progress of the enclosed work."""
+    state = Progress(description, total, unit)
+    try:
+        yield state
+    finally:
+        state.bar.close()

@@ -1,0 +1,1 @@
+"""Search for the best level of every unit under a budget."""

@@ -1,0 +1,1 @@
+"""Ways to turn variants into a configuration."""

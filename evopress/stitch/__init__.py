@@ -1,0 +1,1 @@
+"""The final checkpoint of a configuration."""
