@@ -60,7 +60,8 @@ class Progress:
         rate = self.done / max(now - self.started, 1e-9)
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
         tail = f", {note}" if note else ""
-        return f"{self.description}: {self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left:.0f} s left{tail}"
+        counts = f"{self.done}/{self.total} {self.unit}"
+        return f"{self.description}: {counts}, {rate:.3g} {self.unit}/s, {left:.0f} s left{tail}"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ def _safe_name(name: str) -> str:
     """Accept names that are safe as one component of a path and as a word of a shell line."""
     if not name or len(name) > 64 or not name[0].isalnum() or not set(name) <= _SAFE:
         raise ValueError(
-            f"{name!r} cannot name a file: use up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
+            f"{name!r} cannot name a file: use up to 64 letters, digits, '.', '_' and '-', the first a letter or digit"
         )
     return name
 
