@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 
 from evopress import __version__
+from evopress.artifacts.paths import Results
+from evopress.errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,21 @@ class Provenance:
     def loads(cls, text: str) -> "Provenance":
         """Read what ``dumps`` wrote."""
         return cls(**json.loads(text))
+
+
+def read_model_fingerprint(results: Results) -> str:
+    """Fingerprint of the dense model, without loading anything of the model.
+
+    Raises:
+        ArtifactError: ``model.json`` is missing, damaged, or holds no fingerprint.
+    """
+    path = results.model_manifest
+    try:
+        fingerprint = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing; run the stage that writes it (model)") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: damaged ({error!r}); delete it and run again to remake it") from error
+    if not isinstance(fingerprint, str) or not fingerprint:
+        raise ArtifactError(f"{path}: holds no fingerprint; delete it and run again to remake it")
+    return fingerprint
