@@ -1,0 +1,58 @@
+"""Divergence and likelihood against plain float64 formulas."""
+
+import pytest
+import torch
+
+from evopress import metrics
+
+TOKENS, VOCABULARY = 37, 101
+
+
+def _logits(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return (3 * torch.randn(TOKENS, VOCABULARY, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def _plain_kl(teacher: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    p, q = teacher.double().softmax(-1), logits.double().softmax(-1)
+    return (p * (p.log() - q.log())).sum(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("piece", [1, 3 * VOCABULARY, 1 << 20])
+def test_kl_equals_the_formula_in_float64(dtype, piece, monkeypatch):
+    monkeypatch.setattr(metrics, "PIECE", piece)
+    teacher, logits = _logits(0, dtype), _logits(1, dtype)
+    torch.testing.assert_close(
+        metrics.kl_per_token(teacher, logits).double(), _plain_kl(teacher, logits), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("piece", [1, 5 * VOCABULARY, 1 << 20])
+def test_nll_equals_the_formula_in_float64(piece, monkeypatch):
+    monkeypatch.setattr(metrics, "PIECE", piece)
+    logits = _logits(2, torch.bfloat16)
+    targets = torch.randint(VOCABULARY, (TOKENS,), generator=torch.Generator().manual_seed(3))
+    plain = -logits.double().softmax(-1).log()[torch.arange(TOKENS), targets]
+    torch.testing.assert_close(metrics.nll_per_token(logits, targets).double(), plain, rtol=1e-5, atol=1e-6)
+
+
+def test_kl_of_a_model_with_itself_is_exactly_zero():
+    logits = _logits(4)
+    assert torch.equal(metrics.kl_per_token(logits, logits), torch.zeros(TOKENS))
+
+
+def test_arguments_are_left_as_they_were():
+    teacher, logits = _logits(5), _logits(6)
+    metrics.kl_per_token(teacher, logits)
+    metrics.nll_per_token(logits, torch.zeros(TOKENS, dtype=torch.int64))
+    assert torch.equal(teacher, _logits(5)) and torch.equal(logits, _logits(6))
+
+
+def test_extreme_logits_stay_finite_and_nan_is_passed_on():
+    teacher = torch.zeros(2, VOCABULARY)
+    teacher[0, 0] = 1e4
+    logits = -teacher
+    divergence = metrics.kl_per_token(teacher, logits)
+    assert divergence[0] == pytest.approx(1e4, rel=1e-3) and divergence[1] == 0
+    logits[1, 3] = float("nan")
+    assert metrics.kl_per_token(teacher, logits).isnan().tolist() == [False, True]
