@@ -1,0 +1,151 @@
+"""A model run block by block, with blocks loaded when needed and linear weights replaced at will.
+
+Nothing here knows an architecture. The model's own forward code prepares what blocks get (masks, position embeddings)
+and what follows the last block (norm, head, soft-capping), while the blocks between are stood in for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from evopress.models.checkpoint import Checkpoint
+from evopress.models.skeleton import assign, build_skeleton, fill_outside
+from evopress.models.standin import BlockInputs, capture_inputs, finish
+from evopress.models.structure import find_blocks, linear_layers, unsupported
+
+__all__ = ["BlockInputs", "BlockwiseModel"]
+
+
+@dataclass
+class BlockwiseModel:
+    """A causal language model whose blocks are run one at a time."""
+
+    model: PreTrainedModel
+    checkpoint: Checkpoint
+    blocks: list[nn.Module]
+    block_names: list[str]
+    """Names of the blocks in the model, as in `model.layers.0`."""
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        *,
+        resident: bool = True,
+        trust_remote_code: bool = False,
+    ) -> "BlockwiseModel":
+        """Open the model in ``folder``; ``dtype`` None keeps the checkpoint's.
+
+        With ``resident`` False the blocks' weights stay on disk until `load_block`; what lies outside the blocks is
+        always loaded.
+
+        Raises:
+            ModelError: a file is missing or damaged.
+            UnsupportedArchitectureError: the blocks cannot be found, or do not run one after the other.
+        """
+        checkpoint = Checkpoint(folder)
+        skeleton = build_skeleton(folder, checkpoint, dtype, trust_remote_code=trust_remote_code)
+        name, blocks = find_blocks(skeleton)
+        fill_outside(skeleton, name, checkpoint, device)
+        names = [f"{name}.{index}" for index in range(len(blocks))]
+        self = cls(skeleton, checkpoint, list(blocks), names, device, skeleton.dtype)
+        self._check_inputs()
+        if resident:
+            for index in range(len(blocks)):
+                self.load_block(index)
+        return self
+
+    @property
+    def config(self) -> Any:
+        """The config of the (text) model."""
+        return self.model.config.get_text_config()
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers per token between blocks."""
+        return self.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits per token."""
+        return self.config.vocab_size
+
+    def load_block(self, index: int, *, linear_weights: bool = True) -> None:
+        """Load the weights of a block; those of its linear layers may be left out if `run_block` will be given them.
+
+        Raises:
+            ModelError: a tensor is missing, or of another shape.
+        """
+        block = self.blocks[index]
+        skip = set() if linear_weights else {f"{layer}.weight" for layer in linear_layers(block)}
+        assign(block, self.block_names[index], self.checkpoint, self.device, self.dtype, skip=skip)
+
+    def unload_block(self, index: int) -> None:
+        """Free the weights of a block."""
+        for module in self.blocks[index].modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                module.register_parameter(name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+    @torch.no_grad()
+    def embed(self, input_ids: Tensor) -> tuple[Tensor, BlockInputs]:
+        """Hidden states [S, L, H] that the first block gets for ``input_ids`` [S, L], and the inputs of every block.
+
+        The inputs are made for one sequence, so they serve any number of sequences of length L.
+        """
+        input_ids = input_ids.to(self.device)
+        inputs = capture_inputs(self.model, self.blocks, input_ids[:1])[1]
+        # Row by row: in one batch, the model would make masks [S, 1, L, L] only for them to be thrown away.
+        rows = [capture_inputs(self.model, self.blocks[:1], row[None])[0] for row in input_ids]
+        return torch.cat(rows), inputs
+
+    @torch.no_grad()
+    def run_block(
+        self, index: int, hidden: Tensor, inputs: BlockInputs, weights: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Hidden states [N, L, H] after block ``index``, given those before it and what `embed` made for length L.
+
+        ``weights`` replaces weights of linear layers [rows, columns], keyed by the layer's name inside the block
+        (`self_attn.q_proj`); they are used as they are, without a copy, and only for this call.
+
+        Raises:
+            ValueError: hidden states of another length, an unknown layer or a weight of another shape.
+        """
+        if hidden.shape[1] != inputs.length:
+            raise ValueError(f"hidden states of length {hidden.shape[1]} with block inputs of length {inputs.length}")
+        args, kwargs = inputs.call(index, hidden)
+        replaced = self._replacements(index, weights or {})
+        output = torch.func.functional_call(self.blocks[index], replaced, args, kwargs, tie_weights=False)
+        return output[0] if isinstance(output, tuple) else output
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, L, V] of final hidden states [N, L, H]; each position on its own, so L may be any chunk."""
+        return finish(self.model, self.blocks, hidden)
+
+    def _replacements(self, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        layers = linear_layers(self.blocks[index]) if weights else {}
+        for name, weight in weights.items():
+            if name not in layers:
+                raise ValueError(f"{self.block_names[index]}: has no linear layer {name!r}; it has {sorted(layers)}")
+            if weight.shape != layers[name].weight.shape:
+                expected = list(layers[name].weight.shape)
+                raise ValueError(f"{self.block_names[index]}.{name}: weight {list(weight.shape)}, expected {expected}")
+        return {f"{name}.weight": weight for name, weight in weights.items()}
+
+    def _check_inputs(self) -> None:
+        """Refuse blocks whose inputs beside the hidden states depend on the tokens: they could not be shared."""
+        last = self.vocab_size - 1
+        probes = [torch.tensor([ids], device=self.device) for ids in ([0, min(1, last), last], [last, 0, last // 2])]
+        with torch.no_grad():
+            first, second = (capture_inputs(self.model, self.blocks, probe)[1] for probe in probes)
+        if not first.same(second):
+            raise unsupported(self.model, "its blocks get more than the hidden states that depends on the tokens")

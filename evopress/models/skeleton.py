@@ -1,0 +1,106 @@
+"""A model without weights, and filling it from a checkpoint."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from evopress.errors import ModelError, UnsupportedArchitectureError
+from evopress.models.checkpoint import Checkpoint, read_json
+
+
+def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The transformers config of a model folder.
+
+    Raises:
+        ModelError: config.json is missing or damaged.
+        UnsupportedArchitectureError: transformers does not know the architecture.
+    """
+    raw = read_json(folder / "config.json")
+    if raw.get("quantization_config"):
+        raise UnsupportedArchitectureError(f"{folder}: the model is already quantized; give the original checkpoint")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        name = (raw.get("architectures") or [raw.get("model_type", "unknown architecture")])[0]
+        raise UnsupportedArchitectureError(f"{name}: config.json in {folder} cannot be used: {error}") from error
+
+
+def build_skeleton(
+    folder: Path, checkpoint: Checkpoint | None, dtype: torch.dtype | None, *, trust_remote_code: bool = False
+) -> Any:
+    """The model of ``folder`` in evaluation mode with parameters on the meta device and real buffers.
+
+    ``dtype`` None is the one that `from_pretrained` would take: the config's, else the checkpoint's.
+
+    Raises:
+        ModelError: config.json is missing or damaged.
+        UnsupportedArchitectureError: transformers has no causal language model for it.
+    """
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    if dtype is None:
+        dtype = config.dtype or config.get_text_config().dtype or (checkpoint or Checkpoint(folder)).floating_dtype()
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        name = (config.architectures or [config.model_type])[0]
+        raise UnsupportedArchitectureError(f"{name}: cannot be built as a causal language model: {error}") from error
+    return model.eval().requires_grad_(False)
+
+
+def fill_outside(model: Any, blocks: str, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Load everything outside the blocks (whose list is named ``blocks``) and tie weights as `from_pretrained` does.
+
+    Buffers, those of blocks included, move to the device.
+
+    Raises:
+        ModelError: a tensor is missing, or of another shape.
+    """
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+    outside = {name for name in model.state_dict() if not name.startswith(f"{blocks}.")}
+    missing = {name for name in outside if checkpoint.stored_name(name) is None}
+    inside = set(model.state_dict()) - outside
+    assign(model, "", checkpoint, device, model.dtype, skip=inside | missing)
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if missing:
+        raise ModelError(f"{checkpoint.folder}: has no tensor {min(missing)!r}; the checkpoint is incomplete")
+    model.requires_grad_(False)
+
+
+def assign(
+    module: nn.Module,
+    prefix: str,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    skip: Collection[str] = (),
+) -> None:
+    """Load parameters and buffers of ``module``, called ``prefix`` in the model, except those named in ``skip``.
+
+    Raises:
+        ModelError: a tensor is missing, or of another shape.
+    """
+    expected = {name: tensor for name, tensor in module.state_dict().items() if name not in skip}
+    full = {name: f"{prefix}.{name}" if prefix else name for name in expected}
+    tensors = checkpoint.read(full.values(), device=device, dtype=dtype)
+    for name, tensor in expected.items():
+        stored = tensors[full[name]]
+        if stored.shape != tensor.shape:
+            raise ModelError(
+                f"{checkpoint.folder}: {full[name]} is {list(stored.shape)}, but config.json asks for "
+                f"{list(tensor.shape)}; config and weights do not belong together"
+            )
+        owner, _, leaf = name.rpartition(".")
+        target = module.get_submodule(owner)
+        if leaf in target._buffers:
+            target._buffers[leaf] = stored
+        else:
+            target._parameters[leaf] = nn.Parameter(stored, requires_grad=False)
