@@ -5,7 +5,7 @@ size of the logits themselves, however many tokens a caller passes.
 """
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import cross_entropy, log_softmax
 
 PIECE = 1 << 20
 """Numbers (rows x vocabulary) that are held in float32 at once: 4 MB a buffer."""
@@ -23,8 +23,8 @@ def kl_per_token(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Te
     """
     divergence = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     for rows in _pieces(logits):
-        log_p = F.log_softmax(teacher_logits[rows], dim=-1, dtype=torch.float32)
-        difference = F.log_softmax(logits[rows], dim=-1, dtype=torch.float32).neg_().add_(log_p)
+        log_p = log_softmax(teacher_logits[rows], dim=-1, dtype=torch.float32)
+        difference = log_softmax(logits[rows], dim=-1, dtype=torch.float32).neg_().add_(log_p)
         divergence[rows] = log_p.exp_().mul_(difference).sum(-1)
     return divergence
 
@@ -41,7 +41,7 @@ def nll_per_token(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     loss = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     for rows in _pieces(logits):
-        loss[rows] = F.cross_entropy(logits[rows].float(), targets[rows], reduction="none")
+        loss[rows] = cross_entropy(logits[rows].float(), targets[rows], reduction="none")
     return loss
 
 

@@ -69,6 +69,14 @@ class Results:
         """Hugging Face folder of a compressed model."""
         return self.root / "models" / search
 
+    def stitched_manifest(self, search: str) -> Path:
+        """Digests and provenance of a compressed model (JSON), written last."""
+        return self.root / "models" / f"{search}.json"
+
+    def card(self, search: str) -> Path:
+        """Model card of a compressed model; written again once the model is measured."""
+        return self.stitched(search) / "README.md"
+
     def perplexity(self, search: str) -> Path:
         """Perplexity and KL by data set, of a search or of the dense model."""
         return self.root / "evaluation" / search / "perplexity.parquet"

@@ -1,5 +1,6 @@
 """safetensors files with a manifest (sha256, bytes, provenance) beside each."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,22 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a bare safetensors file; for use inside an atomic write, which explains an OSError.
+
+    Raises:
+        OSError: the disk is full.
+        ArtifactError: the file cannot be written.
+    """
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:  # safetensors hides the errno of a full disk
+        if "No space left" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device") from error
+        raise ArtifactError(f"{path}: cannot be written: {error}") from error
+
+
 def write_tensors(
     tensors: Mapping[str, torch.Tensor], path: Path, provenance: Provenance, facts: Mapping[str, object] | None = None
 ) -> None:
@@ -38,12 +55,7 @@ def write_tensors(
     """
     manifest_path(path).unlink(missing_ok=True)
     with atomic_file(path) as temporary:
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        except SafetensorError as error:  # safetensors hides the errno of a full disk
-            if "No space left" in str(error):
-                raise OSError(28, "No space left on device") from error
-            raise ArtifactError(f"{path}: cannot be written: {error}") from error
+        save(tensors, temporary)
         digest, size = sha256(temporary), temporary.stat().st_size
     manifest = {
         "sha256": digest,
