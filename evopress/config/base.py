@@ -52,7 +52,7 @@ def parse_section(cls: type[S], values: Any, where: str = "") -> S:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(describe(error, where)) from None
+        raise ConfigError(describe(error, where, values)) from None
 
 
 def parse_section_json(cls: type[S], text: str, where: str = "") -> S:
@@ -63,11 +63,25 @@ def parse_section_json(cls: type[S], text: str, where: str = "") -> S:
         raise ConfigError(describe(error, where)) from None
 
 
-def describe(error: ValidationError, where: str = "") -> str:
-    """Turn pydantic's report into lines of ``dotted.path: what is wrong``."""
+def describe(error: ValidationError, where: str = "", values: Any = None) -> str:
+    """Turn pydantic's report on ``values`` into lines of ``dotted.path: what is wrong``."""
     lines = []
     for problem in error.errors():
-        path = ".".join(part for part in [where, *map(str, problem["loc"])] if part)
+        path = ".".join(part for part in [where, *_written_path(problem["loc"], values)] if part)
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "union_tag_not_found":
+            message = f"the key {problem['ctx']['discriminator']} is missing: it says of which kind this section is"
         lines.append(f"{path or 'settings'}: {message}")
     return "\n".join(lines)
+
+
+def _written_path(location: tuple[int | str, ...], values: Any) -> list[str]:
+    """Leave out of a location what the user did not write: the kinds (as `gptq`) that pydantic puts between keys."""
+    path = []
+    for part in location:
+        if isinstance(values, dict) and part not in values and part in [v for v in values.values() if isinstance(v, str)]:
+            continue
+        path.append(str(part))
+        inside = isinstance(values, dict) and part in values or isinstance(values, list) and isinstance(part, int)
+        values = values[part] if inside else None
+    return path

@@ -1,0 +1,122 @@
+"""All settings of a run, and what must hold between their sections."""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from evopress.artifacts.paths import DENSE
+from evopress.config.base import Name, Section, parse_section
+from evopress.config.compute import ComputeSettings
+from evopress.config.data import DataSettings
+from evopress.config.evaluation import EvaluationSettings
+from evopress.config.model import ModelSettings
+from evopress.config.search import EvolutionSettings, SearchSettings
+from evopress.config.variants import HessianSettings, VariantSettings
+from evopress.errors import ConfigError
+
+ROLES = ("calibration", "search")
+"""Names of token files that no evaluation set may take."""
+KINDS = ("source", "method", "strategy")
+"""Keys that say of which kind a section is, and so which other keys it may hold."""
+
+
+def _drop_removed(entries: Any) -> Any:
+    """Leave out entries that are null, so that an overlay can remove what the default names."""
+    if isinstance(entries, Mapping):
+        return {name: entry for name, entry in entries.items() if entry is not None}
+    return entries
+
+
+class Settings(Section):
+    """Everything that a run is asked to do."""
+
+    name: Name = Field(description="Folder under `results/` that the run writes to.")
+    complete: bool = Field(
+        False, description="True in a file that stands alone instead of being laid over config/config.yaml."
+    )
+    model: ModelSettings
+    data: DataSettings
+    hessians: HessianSettings = HessianSettings()
+    variants: Annotated[dict[Name, VariantSettings], BeforeValidator(_drop_removed)] = Field(
+        {}, description="Databases of compressed layers, by name; null removes an entry."
+    )
+    searches: Annotated[dict[Name, SearchSettings], BeforeValidator(_drop_removed)] = Field(
+        {}, description="Ways to choose levels, by name; null removes an entry."
+    )
+    evaluation: EvaluationSettings = EvaluationSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any]) -> "Settings":
+        """Validate settings, section by section and then against one another.
+
+        Raises:
+            ConfigError: one line per problem, each starting with the dotted path of the setting.
+        """
+        settings = parse_section(cls, _without_removed_texts(values))
+        if problems := list(_problems(settings)):
+            raise ConfigError("\n".join(problems))
+        return settings
+
+
+def lay_over(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge ``overlay`` into ``base``, key by key and at every depth.
+
+    A section whose kind changes (another ``source``, ``method`` or ``strategy``) is replaced whole: the keys of the
+    old kind mean nothing to the new one.
+    """
+    merged = dict(base)
+    for key, value in overlay.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and not _changes_kind(below, value):
+            merged[key] = lay_over(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _changes_kind(below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
+    return any(kind in above and kind in below and above[kind] != below[kind] for kind in KINDS)
+
+
+def _without_removed_texts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop evaluation sets that are null (done here because `data` is a section of its own)."""
+    data = values.get("data")
+    if not isinstance(data, Mapping) or "evaluation" not in data:
+        return dict(values)
+    return {**values, "data": {**data, "evaluation": _drop_removed(data["evaluation"])}}
+
+
+def _problems(settings: Settings) -> Iterator[str]:
+    for name in settings.data.evaluation:
+        if name in ROLES:
+            yield f"data.evaluation.{name}: the name is taken by data.{name}; choose another"
+    for name, search in settings.searches.items():
+        where = f"searches.{name}"
+        if name == DENSE:
+            yield f"{where}: the name is taken by the uncompressed model; choose another"
+        yield from _level_problems(where, search, settings.variants)
+        if isinstance(search, EvolutionSettings):
+            yield from _token_problems(where, search, settings.data.search.tokens)
+
+
+def _level_problems(where: str, search: SearchSettings, variants: Mapping[str, VariantSettings]) -> Iterator[str]:
+    made = variants.get(search.variants)
+    if made is None:
+        near = get_close_matches(search.variants, variants, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(variants) or 'none'}"
+        yield f"{where}.variants: no variants are named {search.variants!r}: {hint}"
+    elif search.target < min(made.bits):
+        yield f"{where}.target: {search.target:g} bits is below the lowest level ({min(made.bits)})"
+    elif search.target > max(made.bits):
+        yield f"{where}.target: {search.target:g} bits is above the highest level ({max(made.bits)})"
+
+
+def _token_problems(where: str, search: EvolutionSettings, available: int | None) -> Iterator[str]:
+    if available is None:
+        return
+    for key, asked in (("tokens", max(search.tokens)), ("initial_tokens", search.initial_tokens)):
+        if asked > available:
+            yield f"{where}.{key}: {asked} tokens are more than data.search.tokens has ({available})"

@@ -1,0 +1,44 @@
+"""The slice of the settings that each stage's result depends on, as normalised JSON, and nothing more.
+
+Snakemake reruns a job whose slice has changed, so whatever cannot change a result stays out.
+"""
+
+from evopress.config.data import TextSettings
+from evopress.config.settings import Settings
+
+
+def model_slice(settings: Settings) -> str:
+    """Source and type of the weights; the number of blocks only says which jobs there are."""
+    return settings.model.model_dump_json(exclude={"blocks"})
+
+
+def text_of(settings: Settings, dataset: str) -> TextSettings:
+    """Settings of ``calibration``, ``search`` or an evaluation set."""
+    if dataset == "calibration":
+        return settings.data.calibration
+    return settings.data.search if dataset == "search" else settings.data.evaluation[dataset]
+
+
+def tokens_slice(settings: Settings, dataset: str) -> str:
+    """Text and windowing of one data set."""
+    return text_of(settings, dataset).model_dump_json()
+
+
+def hessians_slice(settings: Settings) -> str:
+    """Shards: the order of summation shows in the last bits."""
+    return settings.hessians.model_dump_json()
+
+
+def variants_slice(settings: Settings, variants: str) -> str:
+    """Method and levels of one database of variants."""
+    return settings.variants[variants].model_dump_json()
+
+
+def search_slice(settings: Settings, search: str) -> str:
+    """One search."""
+    return settings.searches[search].model_dump_json()
+
+
+def tasks_slice(settings: Settings) -> str:
+    """lm-eval tasks."""
+    return settings.evaluation.tasks.model_dump_json()
