@@ -3,7 +3,7 @@
 import difflib
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from evopress.errors import ConfigError
 
@@ -55,10 +55,14 @@ def parse_section(cls: type[S], values: Any, where: str = "") -> S:
         raise ConfigError(describe(error, where, values)) from None
 
 
-def parse_section_json(cls: type[S], text: str, where: str = "") -> S:
-    """Validate the JSON that a rule passes to its script."""
+def parse_json(kind: Any, text: str, where: str = "") -> Any:
+    """Validate the JSON that a rule passes to its script, as a section or a union of sections.
+
+    Raises:
+        ConfigError: as ``parse_section``.
+    """
     try:
-        return cls.model_validate_json(text)
+        return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         raise ConfigError(describe(error, where)) from None
 
@@ -79,9 +83,9 @@ def _written_path(location: tuple[int | str, ...], values: Any) -> list[str]:
     """Leave out of a location what the user did not write: the kinds (as `gptq`) that pydantic puts between keys."""
     path = []
     for part in location:
-        if isinstance(values, dict) and part not in values and part in [v for v in values.values() if isinstance(v, str)]:
+        within = isinstance(values, dict) and part in values
+        if isinstance(values, dict) and not within and part in list(values.values()):
             continue
         path.append(str(part))
-        inside = isinstance(values, dict) and part in values or isinstance(values, list) and isinstance(part, int)
-        values = values[part] if inside else None
+        values = values[part] if within or (isinstance(values, list) and isinstance(part, int)) else None
     return path

@@ -1,0 +1,83 @@
+"""What every script of the workflow shares: arguments, log, threads, and errors told in one line."""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from evopress.artifacts.paths import Results
+from evopress.config.base import parse_json
+from evopress.config.compute import ComputeSettings
+from evopress.errors import EvopressError
+from evopress.progress import setup_logging
+
+log = logging.getLogger("evopress")
+
+
+def argument_parser(about: str) -> argparse.ArgumentParser:
+    """Make a parser with the arguments that all scripts take."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--results", required=True, type=_results, help="folder of the run, results/<name>")
+    parser.add_argument("--compute", default=ComputeSettings(), type=_compute, help="the `compute` settings as JSON")
+    parser.add_argument("--threads", type=int, help="CPU threads, unless the compute settings say")
+    parser.add_argument("--log", type=Path, help="file to log to")
+    return parser
+
+
+def _results(text: str) -> Results:
+    return Results(Path(text))
+
+
+def _compute(text: str) -> ComputeSettings:
+    return parse_json(ComputeSettings, text, "compute")
+
+
+def settings_argument(parser: argparse.ArgumentParser, kind: object, where: str) -> None:
+    """Add ``--settings``: the slice of the settings that the stage depends on; ``where`` names it in errors."""
+    parser.add_argument(
+        "--settings", required=True, type=lambda text: parse_json(kind, text, where), help=f"`{where}` as JSON"
+    )
+
+
+def run(parser: argparse.ArgumentParser, stage: Callable[[argparse.Namespace], None]) -> NoReturn:
+    """Parse the command line, run ``stage`` and leave the process: with 0, or with 1 and an error of one line.
+
+    SIGTERM (a scheduler's time limit, a cancelled run) unwinds the stack, so that temporary files are removed.
+    """
+    try:
+        arguments = parser.parse_args()
+        setup_logging(arguments.log)
+        signal.signal(signal.SIGTERM, _leave)
+        _set_threads(arguments.compute.threads or arguments.threads)
+        stage(arguments)
+    except EvopressError as error:
+        log.error("%s", error)
+        _print_unless_logged_there(f"error: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except Exception:
+        log.exception("unexpected failure")
+        raise
+    sys.exit(0)
+
+
+def _print_unless_logged_there(line: str) -> None:
+    """Where the log goes to a file alone (bars have the terminal), the terminal still needs to hear of an error."""
+    if all(isinstance(handler, logging.FileHandler) for handler in log.handlers):
+        print(line, file=sys.stderr)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads:
+        import torch  # only here: reading the arguments must not take seconds
+
+        torch.set_num_threads(threads)

@@ -1,0 +1,19 @@
+"""Accumulate the Hessians of all blocks from one shard of the calibration tokens."""
+
+from argparse import Namespace
+
+from evopress.compression.hessian import accumulate_hessians
+from evopress.config.variants import HessianSettings
+from evopress.script import argument_parser, run, settings_argument
+
+
+def main(arguments: Namespace) -> None:
+    """Run the stage."""
+    accumulate_hessians(arguments.results, arguments.settings, arguments.compute, arguments.shard)
+
+
+if __name__ == "__main__":
+    parser = argument_parser(__doc__)
+    parser.add_argument("--shard", required=True, type=int, help="number of the shard, from 0")
+    settings_argument(parser, HessianSettings, "hessians")
+    run(parser, main)

@@ -1,0 +1,18 @@
+"""Measure perplexity and KL on the held-out text."""
+
+from argparse import Namespace
+
+from evopress.evaluation import evaluate_perplexity
+from evopress.script import argument_parser, run
+
+
+def main(arguments: Namespace) -> None:
+    """Run the stage."""
+    evaluate_perplexity(arguments.results, arguments.search, arguments.datasets, arguments.compute)
+
+
+if __name__ == "__main__":
+    parser = argument_parser(__doc__)
+    parser.add_argument("--search", required=True, help="name of the search, or `dense`")
+    parser.add_argument("--datasets", required=True, nargs="+", help="names of the evaluation sets")
+    run(parser, main)

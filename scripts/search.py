@@ -1,0 +1,19 @@
+"""Choose a level for every unit."""
+
+from argparse import Namespace
+
+from evopress.config.search import SearchSettings
+from evopress.script import argument_parser, run, settings_argument
+from evopress.search.run import run_search
+
+
+def main(arguments: Namespace) -> None:
+    """Run the stage."""
+    run_search(arguments.results, arguments.name, arguments.settings, arguments.compute)
+
+
+if __name__ == "__main__":
+    parser = argument_parser(__doc__)
+    parser.add_argument("--name", required=True, help="name of the search")
+    settings_argument(parser, SearchSettings, "searches")
+    run(parser, main)

@@ -1,0 +1,17 @@
+"""Assemble the compressed model that a search chose."""
+
+from argparse import Namespace
+
+from evopress.script import argument_parser, run
+from evopress.stitch.run import stitch_model
+
+
+def main(arguments: Namespace) -> None:
+    """Run the stage."""
+    stitch_model(arguments.results, arguments.search)
+
+
+if __name__ == "__main__":
+    parser = argument_parser(__doc__)
+    parser.add_argument("--search", required=True, help="name of the search")
+    run(parser, main)

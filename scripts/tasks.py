@@ -1,0 +1,19 @@
+"""Run lm-eval tasks."""
+
+from argparse import Namespace
+
+from evopress.config.evaluation import TaskSettings
+from evopress.evaluation import evaluate_tasks
+from evopress.script import argument_parser, run, settings_argument
+
+
+def main(arguments: Namespace) -> None:
+    """Run the stage."""
+    evaluate_tasks(arguments.results, arguments.search, arguments.settings, arguments.compute)
+
+
+if __name__ == "__main__":
+    parser = argument_parser(__doc__)
+    parser.add_argument("--search", required=True, help="name of the search, or `dense`")
+    settings_argument(parser, TaskSettings, "evaluation.tasks")
+    run(parser, main)
