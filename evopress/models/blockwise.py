@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.skeleton import assign, build_skeleton, fill_outside
-from evopress.models.standin import BlockInputs, capture_inputs, finish
-from evopress.models.structure import find_blocks, linear_layers, unsupported
+from evopress.models.standin import BlockInputs, Surroundings
+from evopress.models.structure import find_blocks, linear_layers, surroundings_of, unsupported
 
 __all__ = ["BlockInputs", "BlockwiseModel"]
 
@@ -26,6 +26,7 @@ class BlockwiseModel:
     """A causal language model whose blocks are run one at a time."""
 
     model: PreTrainedModel
+    around: Surroundings
     checkpoint: Checkpoint
     blocks: list[nn.Module]
     block_names: list[str]
@@ -54,13 +55,13 @@ class BlockwiseModel:
         """
         checkpoint = Checkpoint(folder)
         skeleton = build_skeleton(folder, checkpoint, dtype, trust_remote_code=trust_remote_code)
-        name, blocks = find_blocks(skeleton)
-        fill_outside(skeleton, name, checkpoint, device)
-        names = [f"{name}.{index}" for index in range(len(blocks))]
-        self = cls(skeleton, checkpoint, list(blocks), names, device, skeleton.dtype)
+        fill_outside(skeleton, find_blocks(skeleton)[0], checkpoint, device)
+        name, around = surroundings_of(skeleton)
+        names = [f"{name}.{index}" for index in range(len(around.blocks))]
+        self = cls(skeleton, around, checkpoint, list(around.blocks), names, device, skeleton.dtype)
         self._check_inputs()
         if resident:
-            for index in range(len(blocks)):
+            for index in range(len(names)):
                 self.load_block(index)
         return self
 
@@ -102,9 +103,9 @@ class BlockwiseModel:
         The inputs are made for one sequence, so they serve any number of sequences of length L.
         """
         input_ids = input_ids.to(self.device)
-        inputs = capture_inputs(self.model, self.blocks, input_ids[:1])[1]
+        inputs = self.around.inputs(input_ids[:1])[1]
         # Row by row: in one batch, the model would make masks [S, 1, L, L] only for them to be thrown away.
-        rows = [capture_inputs(self.model, self.blocks[:1], row[None])[0] for row in input_ids]
+        rows = [self.around.inputs(row[None], count=1)[0] for row in input_ids]
         return torch.cat(rows), inputs
 
     @torch.no_grad()
@@ -129,7 +130,7 @@ class BlockwiseModel:
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, L, V] of final hidden states [N, L, H]; each position on its own, so L may be any chunk."""
-        return finish(self.model, self.blocks, hidden)
+        return self.around.logits(hidden)
 
     def _replacements(self, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         layers = linear_layers(self.blocks[index]) if weights else {}
@@ -146,6 +147,6 @@ class BlockwiseModel:
         last = self.vocab_size - 1
         probes = [torch.tensor([ids], device=self.device) for ids in ([0, min(1, last), last], [last, 0, last // 2])]
         with torch.no_grad():
-            first, second = (capture_inputs(self.model, self.blocks, probe)[1] for probe in probes)
+            first, second = (self.around.inputs(probe)[1] for probe in probes)
         if not first.same(second):
             raise unsupported(self.model, "its blocks get more than the hidden states that depends on the tokens")

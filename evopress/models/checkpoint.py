@@ -71,7 +71,7 @@ class Checkpoint:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each stored tensor, from the files' headers."""
-        sizes = {}
+        sizes: dict[str, int] = {}
         for file in self.files:
             with open_safetensors(file) as stream:
                 sizes |= {name: stream.get_tensor(name).nbytes for name in stream.keys()}  # noqa: SIM118 (not a mapping)

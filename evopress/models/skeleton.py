@@ -27,7 +27,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         name = (raw.get("architectures") or [raw.get("model_type", "unknown architecture")])[0]
-        raise UnsupportedArchitectureError(f"{name}: config.json in {folder} cannot be used: {error}") from error
+        raise UnsupportedArchitectureError(f"{name}: {folder}/config.json cannot be used: {_brief(error)}") from error
 
 
 def build_skeleton(
@@ -44,12 +44,14 @@ def build_skeleton(
     config = load_config(folder, trust_remote_code=trust_remote_code)
     if dtype is None:
         dtype = config.dtype or config.get_text_config().dtype or (checkpoint or Checkpoint(folder)).floating_dtype()
+    name = (config.architectures or [config.model_type])[0]
+    if config.is_encoder_decoder:
+        raise UnsupportedArchitectureError(f"{name}: an encoder and a decoder, not one chain of blocks: not supported")
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        name = (config.architectures or [config.model_type])[0]
-        raise UnsupportedArchitectureError(f"{name}: cannot be built as a causal language model: {error}") from error
+        raise UnsupportedArchitectureError(f"{name}: is no causal language model: {_brief(error)}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -104,3 +106,8 @@ def assign(
             target._buffers[leaf] = stored
         else:
             target._parameters[leaf] = nn.Parameter(stored, requires_grad=False)
+
+
+def _brief(error: Exception) -> str:
+    """First line of a message, since transformers' go on to list every class it has."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Stand-ins for blocks: run everything of a model but its blocks."""
+"""Everything of a model but its blocks: stand-ins take their place while the model's own code runs around them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-HIDDEN = "hidden_states"
+_HIDDEN = "hidden_states"
 """Name of the hidden states where a model passes them to its blocks by name."""
 
 
@@ -26,7 +27,7 @@ class BlockInputs:
     def call(self, index: int, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments with which block ``index`` is called on ``hidden``."""
         if self.by_name:
-            return self.args[index], {**self.kwargs[index], HIDDEN: hidden}
+            return self.args[index], {**self.kwargs[index], _HIDDEN: hidden}
         return (hidden, *self.args[index]), dict(self.kwargs[index])
 
     def same(self, other: "BlockInputs") -> bool:
@@ -34,73 +35,82 @@ class BlockInputs:
         return _equal((self.args, self.kwargs), (other.args, other.kwargs))
 
 
-class _Done(Exception):  # noqa: N818 (not an error)
-    """The last stand-in was reached; nothing after it is wanted."""
+class _Stop(Exception):  # noqa: N818 (not an error)
+    """The last block of interest was reached; nothing after it is wanted."""
 
 
-@contextmanager
-def stand_in(blocks: Sequence[nn.Module], make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
-    """Replace the forward of block i by ``make(i)``, and put everything back whatever happens."""
-    kept = [block.__dict__.get("forward") for block in blocks]
-    try:
-        for index, block in enumerate(blocks):
-            block.forward = make(index)
-        yield
-    finally:
-        for block, forward in zip(blocks, kept, strict=True):
-            block.__dict__.pop("forward", None)
-            if forward is not None:
-                block.__dict__["forward"] = forward
+@dataclass(frozen=True)
+class Surroundings:
+    """A causal language model without what its blocks do."""
+
+    model: PreTrainedModel
+    blocks: Sequence[nn.Module]
+    form: int
+    """What a block returns: 0 for the bare hidden states, n for a tuple of n with the hidden states first."""
+
+    def inputs(self, input_ids: Tensor, count: int | None = None) -> tuple[Tensor, BlockInputs]:
+        """Hidden states before the first block for ``input_ids`` [S, L], and the other inputs of ``count`` blocks."""
+        seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def stand_in(_: int, *args: Any, **kwargs: Any) -> Tensor:
+            seen.append((args, kwargs))
+            if len(seen) == (count or len(self.blocks)):
+                raise _Stop
+            return split_hidden(args, kwargs)[0]
+
+        with suppress(_Stop):
+            self.run(input_ids, stand_in)
+        parts = [split_hidden(args, kwargs) for args, kwargs in seen]
+        args = tuple(args for _, args, _ in parts)
+        kwargs = tuple(kwargs for _, _, kwargs in parts)
+        return parts[0][0], BlockInputs(input_ids.shape[1], args, kwargs, by_name=not seen[0][0])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, L, V] of final hidden states [N, L, H].
+
+        One dummy token is enough to drive the model to its last block, which then hands on ``hidden``.
+        """
+
+        def stand_in(index: int, *args: Any, **kwargs: Any) -> Tensor:
+            return hidden if index == len(self.blocks) - 1 else split_hidden(args, kwargs)[0]
+
+        dummy = torch.zeros((1, 1), dtype=torch.long, device=hidden.device)
+        return self.run(dummy, stand_in).reshape(*hidden.shape[:-1], -1)
+
+    def run(self, input_ids: Tensor, stand_in: Callable[..., Tensor]) -> Tensor:
+        """Logits of the model where block i is ``stand_in(i, *args, **kwargs)``, which returns hidden states."""
+        with _forwards(self.blocks, stand_in, self.form):
+            return self.model(input_ids=input_ids, use_cache=False).logits
 
 
 def split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     """Hidden states of a call of a block, and its other arguments."""
     if args:
         return args[0], args[1:], kwargs
-    return kwargs[HIDDEN], (), {name: value for name, value in kwargs.items() if name != HIDDEN}
+    return kwargs[_HIDDEN], (), {name: value for name, value in kwargs.items() if name != _HIDDEN}
 
 
-def capture_inputs(model: nn.Module, blocks: Sequence[nn.Module], input_ids: Tensor) -> tuple[Tensor, BlockInputs]:
-    """Hidden states that the first of ``blocks`` gets, and the other inputs of each; the run ends at the last one.
+@contextmanager
+def _forwards(blocks: Sequence[nn.Module], stand_in: Callable[..., Tensor], form: int) -> Iterator[None]:
+    """Replace the forward of every block, and put everything back whatever happens."""
 
-    ``blocks`` are the first ones of the model, which runs on ``input_ids`` [S, L] without a cache.
-    """
-    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    def forward(index: int) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            hidden = stand_in(index, *args, **kwargs)
+            return (hidden, *[None] * (form - 1)) if form else hidden
 
-    def make(index: int) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            seen.append((args, kwargs))
-            if len(seen) == len(blocks):
-                raise _Done
-            return split_hidden(args, kwargs)[0]
+        return call
 
-        return forward
-
-    with stand_in(blocks, make):
-        with suppress(_Done):
-            model(input_ids=input_ids, use_cache=False)
-    parts = [split_hidden(args, kwargs) for args, kwargs in seen]
-    rest = tuple(args for _, args, _ in parts), tuple(kwargs for _, _, kwargs in parts)
-    return parts[0][0], BlockInputs(input_ids.shape[1], *rest, by_name=not seen[0][0])
-
-
-def finish(model: nn.Module, blocks: Sequence[nn.Module], hidden: Tensor) -> Tensor:
-    """Logits [N, L, V] that the model makes of final hidden states [N, L, H].
-
-    One dummy token is enough to drive the model to its last block, which then hands on ``hidden``.
-    """
-    last = len(blocks) - 1
-
-    def make(index: int) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            return hidden if index == last else split_hidden(args, kwargs)[0]
-
-        return forward
-
-    dummy = torch.zeros((1, 1), dtype=torch.long, device=hidden.device)
-    with stand_in(blocks, make):
-        logits = model(input_ids=dummy, use_cache=False).logits
-    return logits.reshape(*hidden.shape[:-1], -1)
+    kept = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for index, block in enumerate(blocks):
+            block.forward = forward(index)
+        yield
+    finally:
+        for block, original in zip(blocks, kept, strict=True):
+            block.__dict__.pop("forward", None)
+            if original is not None:
+                block.__dict__["forward"] = original
 
 
 def _equal(first: Any, second: Any) -> bool:
