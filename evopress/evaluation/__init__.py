@@ -1,0 +1,1 @@
+"""How good a finished model is: perplexity, divergence from the dense model, and lm-eval tasks."""

@@ -1,0 +1,106 @@
+"""Perplexity of a model, and its divergence from the dense one, on held-out text."""
+
+import json
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.paths import DENSE, Results
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.stitched import model_folder
+from evopress.artifacts.tables import PERPLEXITY, read_provenance, write_table
+from evopress.config.compute import ComputeSettings
+from evopress.data.tokens import read_tokens
+from evopress.device import resolve_device
+from evopress.errors import ModelError
+from evopress.evaluation.hidden import final_hidden, read_dense_hidden, write_dense_hidden
+from evopress.metrics import kl_per_token, nll_per_token
+from evopress.models.blockwise import BlockwiseModel
+
+LOGITS = 1 << 25
+"""Numbers (tokens x vocabulary) of logits that are made at once: 64 MB in bfloat16."""
+
+
+def evaluate_perplexity(
+    results: Results,
+    search: str,
+    datasets: Sequence[str],
+    compute: ComputeSettings,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Measure the stitched model of ``search``, or the dense one, and write its PERPLEXITY table.
+
+    ``dense`` also writes its final hidden states, from which every other model's divergence is measured; so it
+    comes first.
+
+    Raises:
+        ArtifactError: the model, its tokens or the dense hidden states are missing, damaged or of another model.
+        ModelError: the model gives NaN.
+    """
+    provenance = Provenance("evaluation", json.dumps({"datasets": list(datasets)}), read_model_fingerprint(results))
+    model = BlockwiseModel.from_folder(
+        model_folder(results, search),
+        resolve_device(compute.device),
+        resident=False,
+        trust_remote_code=trust_remote_code,
+    )
+    rows = [_measure(results, search, dataset, model, provenance) for dataset in datasets]
+    write_table(pd.DataFrame(rows, columns=PERPLEXITY.names), results.perplexity(search), PERPLEXITY, provenance)
+
+
+def _measure(
+    results: Results, search: str, dataset: str, model: BlockwiseModel, provenance: Provenance
+) -> dict[str, str | float | int]:
+    """One row of the PERPLEXITY table."""
+    require_same_model(results, read_provenance(results.tokens(dataset)), results.tokens(dataset))
+    tokens = read_tokens(results, dataset)
+    teacher = None if search == DENSE else read_dense_hidden(results, dataset, provenance)
+    hidden = final_hidden(model, tokens, f"{search} on {dataset}")
+    nll, kl = mean_nll_and_kl(model, hidden, tokens, teacher)
+    if math.isnan(nll) or math.isnan(kl):
+        raise ModelError(f"{model_folder(results, search)}: gives NaN on {dataset}; check its weights")
+    if search == DENSE:
+        write_dense_hidden(results, dataset, hidden, provenance)
+    predicted = tokens.shape[0] * (tokens.shape[1] - 1)
+    return {"search": search, "dataset": dataset, "perplexity": float(np.exp(nll)), "kl": kl, "tokens": predicted}
+
+
+@torch.inference_mode()
+def mean_nll_and_kl(
+    model: BlockwiseModel, hidden: torch.Tensor, tokens: torch.Tensor, teacher: torch.Tensor | None
+) -> tuple[float, float]:
+    """Mean negative log-likelihood and mean KL(teacher || model), in nats, over the predicted tokens.
+
+    Each window is scored on its own: tokens 1 to L-1 are predicted, each from those before it. Both models' logits
+    come from ``model``'s final norm and head, which compression leaves as they are.
+
+    Args:
+        model: gives logits from hidden states.
+        hidden: [S, L, H] final hidden states.
+        tokens: [S, L] int64.
+        teacher: [S, L, H] final hidden states of the dense model; None measures no divergence (it is 0).
+    """
+    targets = tokens.roll(-1, dims=1).flatten()
+    predicts = torch.ones_like(tokens, dtype=torch.bool)
+    predicts[:, -1] = False  # a window's last token predicts what lies outside
+    keep = predicts.flatten()
+    nll = kl = 0.0
+    for rows in torch.arange(len(targets)).split(max(1, LOGITS // model.vocab_size)):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        kept = keep[part].to(model.device)
+        logits = _logits(model, hidden, part)
+        nll += nll_per_token(logits, targets[part].to(model.device))[kept].double().sum().item()
+        if teacher is not None:
+            kl += kl_per_token(_logits(model, teacher, part), logits)[kept].double().sum().item()
+    count = int(keep.sum())
+    return nll / count, kl / count
+
+
+def _logits(model: BlockwiseModel, hidden: torch.Tensor, part: slice) -> torch.Tensor:
+    """Logits [T, V] of a slice of all positions; each position stands alone, so windows may be cut anywhere."""
+    return model.logits(hidden.flatten(0, 1)[part].unsqueeze(0).to(model.device))[0]

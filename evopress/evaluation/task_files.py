@@ -1,0 +1,103 @@
+"""lm-eval tasks by name, standard ones and those of a folder of your own."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from lm_eval.tasks import TaskManager
+
+from evopress.errors import ConfigError
+
+LOCAL_FORMATS = ("json", "csv", "parquet", "text")
+"""Values of `dataset_path` whose `data_files` are files rather than a data set of the hub."""
+
+
+@contextmanager
+def task_manager(names: Sequence[str], include_path: str | None) -> Iterator[TaskManager]:
+    """Yield an lm-eval manager that knows ``names``.
+
+    Relative `data_files` of YAML tasks under ``include_path`` are found beside the YAML file, wherever the job runs
+    (lm-eval alone would look in the working directory). The index of the 14,000 standard tasks takes seconds to
+    build, so it is left out where the folder has all the names.
+
+    Raises:
+        ConfigError: no such folder, or an unknown name; the message offers near ones.
+    """
+    folder = None if include_path is None else Path(include_path)
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"evaluation.tasks.include_path: {str(folder)!r} is not a folder")
+    with TemporaryDirectory(prefix="evopress-tasks-") as overlay:
+        paths = [folder] if folder else []
+        if folder and write_overlays(folder, Path(overlay)):
+            paths.append(Path(overlay))
+        manager = TaskManager(include_path=paths, include_defaults=False)
+        if not set(names) <= set(manager.all_tasks):
+            manager = TaskManager(include_path=paths)
+        check_names(names, manager.all_tasks)
+        yield manager
+
+
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """Check that every name is a task, group or tag.
+
+    Raises:
+        ConfigError: one line per unknown name.
+    """
+    lines = []
+    for name in sorted(set(names) - set(known)):
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = (
+            f"did you mean {' or '.join(map(repr, near))}?" if near else "see `lm-eval ls tasks`, or set include_path"
+        )
+        lines.append(f"evaluation.tasks.names: unknown task {name!r}: {hint}")
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def write_overlays(folder: Path, overlay: Path) -> int:
+    """For each task of ``folder`` with relative data files, write a YAML that includes it and gives absolute ones.
+
+    Returns:
+        The number of files written.
+    """
+    count = 0
+    for path in sorted(folder.resolve().rglob("*.yaml")):
+        config = _read(path)
+        arguments = config.get("dataset_kwargs")
+        if not isinstance(config.get("task"), str) or config.get("dataset_path") not in LOCAL_FORMATS:
+            continue
+        if isinstance(arguments, dict) and "data_files" in arguments:
+            files = _absolute(arguments["data_files"], path.parent)
+            content = {"include": str(path), "dataset_kwargs": {**arguments, "data_files": files}}
+            (overlay / f"{count}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+            count += 1
+    return count
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads lm-eval's `!function` as text and runs nothing."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: str(node.value))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, or nothing: what lm-eval cannot read either is left to its own message."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _absolute(files: Any, folder: Path) -> Any:
+    """Make paths in lm-eval's ``data_files`` (a path, a list, or a mapping of splits to either) absolute."""
+    if isinstance(files, dict):
+        return {split: _absolute(paths, folder) for split, paths in files.items()}
+    if isinstance(files, list):
+        return [_absolute(path, folder) for path in files]
+    return files if "://" in str(files) else str(folder / str(files))

@@ -1,0 +1,107 @@
+"""lm-eval tasks on a finished model, through lm-eval's Python API."""
+
+import json
+import logging
+import sys
+from typing import Any
+
+import datasets
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from evopress.artifacts.atomic import write_text
+from evopress.artifacts.paths import Results
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.stitched import model_folder
+from evopress.artifacts.tables import TASKS, write_table
+from evopress.config.compute import ComputeSettings
+from evopress.config.evaluation import TaskSettings
+from evopress.device import resolve_device
+from evopress.progress import log
+
+
+def evaluate_tasks(
+    results: Results,
+    search: str,
+    settings: TaskSettings,
+    compute: ComputeSettings,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Run the tasks on the stitched model of ``search``, or the dense one; write the TASKS table and lm-eval's JSON.
+
+    Tasks whose data are local files need no network. Without tasks, an empty table and an empty JSON object.
+
+    Raises:
+        ArtifactError: the model is missing, cut short or of another model.
+        ConfigError: an unknown task.
+    """
+    folder = model_folder(results, search)
+    outcome: dict[str, Any] = {}
+    if settings.names:
+        model, tokenizer = _load(str(folder), resolve_device(compute.device), trust_remote_code)
+        outcome = _run(model, tokenizer, settings, search)
+    write_text(results.tasks_json(search), _to_json(outcome))
+    provenance = Provenance("evaluation", settings.model_dump_json(), read_model_fingerprint(results))
+    write_table(task_rows(outcome, search), results.tasks(search), TASKS, provenance)
+
+
+def task_rows(outcome: dict[str, Any], search: str) -> pd.DataFrame:
+    """Rows of the TASKS schema from what lm-eval returns: one for each task or group, metric and filter."""
+    rows = []
+    for task, metrics in {**outcome.get("groups", {}), **outcome.get("results", {})}.items():
+        samples = outcome.get("n-samples", {}).get(task, {}).get("effective", metrics.get("sample_len", 0))
+        for key, value in metrics.items():
+            metric, comma, chosen_filter = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = metrics.get(f"{metric}_stderr,{chosen_filter}")
+            stderr = float(stderr) if isinstance(stderr, int | float) else float("nan")
+            rows.append((search, task, metric, chosen_filter, float(value), stderr, int(samples)))
+    return pd.DataFrame(rows, columns=TASKS.names)
+
+
+def _load(folder: str, device: torch.device, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The model in its own dtype, and its tokenizer, from local files alone."""
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options)
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, **options)
+
+
+def _run(model: Any, tokenizer: Any, settings: TaskSettings, search: str) -> dict[str, Any]:
+    from lm_eval import simple_evaluate  # only here: an empty list of tasks need not wait for it
+
+    from evopress.evaluation.harness import ReportingLM
+    from evopress.evaluation.task_files import task_manager
+
+    _quieten()
+    with task_manager(settings.names, settings.include_path) as manager:
+        log.info("tasks of %s: %s", search, ", ".join(settings.names))
+        outcome = simple_evaluate(
+            model=ReportingLM(search, pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size),
+            tasks=list(settings.names),
+            num_fewshot=settings.num_fewshot,
+            batch_size=settings.batch_size,
+            limit=settings.limit,
+            log_samples=False,
+            task_manager=manager,
+        )
+    return dict(outcome or {})
+
+
+def _quieten() -> None:
+    """Silence warnings about what is meant (overlaid tasks, a model that is loaded already), and bars in logs."""
+    for name in ("lm_eval.tasks._index", "lm_eval.models.huggingface"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
+def _to_json(outcome: dict[str, Any]) -> str:
+    from lm_eval.utils import handle_non_serializable
+
+    return json.dumps(outcome, indent=2, ensure_ascii=False, default=handle_non_serializable) + "\n"

@@ -1,0 +1,65 @@
+"""Weights written as safetensors shards in the hub's layout, with no more than one shard in memory."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from evopress.artifacts.tensors import save
+from evopress.models.checkpoint import INDEX, SINGLE, Checkpoint
+
+Replace = Callable[[str, torch.Tensor], torch.Tensor]
+"""Gives the tensor to store under a name, given the one that the dense checkpoint stores there."""
+
+
+def plan_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Fill shards with names, in order, up to ``limit`` bytes each; a larger tensor gets a shard of its own.
+
+    Args:
+        sizes: bytes of each tensor.
+        limit: bytes of tensors a shard may hold.
+    """
+    shards: list[list[str]] = []
+    filled = 0
+    for name, size in sizes.items():
+        if not shards or filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def shard_names(count: int) -> list[str]:
+    """File names of ``count`` shards, as transformers looks for them."""
+    if count == 1:
+        return [SINGLE]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def write_weights(checkpoint: Checkpoint, folder: Path, replace: Replace, shard_bytes: int) -> None:
+    """Write every tensor of ``checkpoint`` into ``folder``, each passed through ``replace``.
+
+    Names and sizes stay those of the checkpoint, so what it ties (a head that is not stored) stays tied.
+
+    Raises:
+        OSError: the disk is full.
+        ArtifactError: a file cannot be written.
+        ModelError: the checkpoint is damaged.
+    """
+    sizes = checkpoint.sizes()
+    shards = plan_shards(sizes, shard_bytes)
+    files = shard_names(len(shards))
+    for file, names in zip(files, shards, strict=True):
+        dense = checkpoint.read(names)
+        tensors = {name: replace(name, dense.pop(name)) for name in names}
+        save(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        _write_index(folder / INDEX, files, shards, sum(sizes.values()))
+
+
+def _write_index(path: Path, files: Sequence[str], shards: Sequence[Sequence[str]], total: int) -> None:
+    weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
