@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from evopress.evaluation import evaluate_perplexity
+from evopress.evaluation.perplexity import evaluate_perplexity
 from evopress.script import argument_parser, run
 
 

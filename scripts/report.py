@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from evopress.report import write_report
+from evopress.report.page import write_report
 from evopress.script import argument_parser, run
 
 

@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from evopress.config.evaluation import TaskSettings
-from evopress.evaluation import evaluate_tasks
+from evopress.evaluation.tasks import evaluate_tasks
 from evopress.script import argument_parser, run, settings_argument
 
 
