@@ -1,16 +1,32 @@
 """Which text calibrates, guides the search and evaluates."""
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from evopress.config.base import Name, Section
 
+Role = Literal["calibration", "search", "evaluation"]
+"""What a text is used for; the named sources give each role text of its own."""
+
 
 class _Text(Section):
-    tokens: int | None = Field(None, ge=1, description="Number of tokens; null takes all the text.")
+    tokens: int | None = Field(
+        None, ge=1, description="Number of tokens, a multiple of sequence_length; null takes all the text."
+    )
     sequence_length: int = Field(2048, ge=2, description="Tokens per sequence.")
-    seed: int = Field(0, ge=0, description="Seed of the choice and order of documents.")
+    seed: int = Field(0, ge=0, description="Seed of the choice and order of text; evaluation keeps the text's order.")
+
+    @model_validator(mode="after")
+    def _check_whole_sequences(self) -> "_Text":
+        if self.tokens is not None and self.tokens % self.sequence_length:
+            below = self.tokens // self.sequence_length * self.sequence_length
+            near = " or ".join(str(n) for n in (below, below + self.sequence_length) if n)
+            raise ValueError(
+                f"tokens: {self.tokens} is not a multiple of sequence_length ({self.sequence_length}): use {near}"
+            )
+        return self
 
 
 class PythonDocs(_Text):
@@ -20,40 +36,47 @@ class PythonDocs(_Text):
 
 
 class FineWebEdu(_Text):
-    """FineWeb-Edu sample-10BT; long documents are split, not cut."""
+    """FineWeb-Edu sample-10BT; long documents are split, not cut, and each document serves one role only."""
 
     source: Literal["fineweb_edu"] = "fineweb_edu"
 
+    @model_validator(mode="after")
+    def _check_bounded(self) -> "FineWebEdu":
+        if self.tokens is None:
+            raise ValueError("tokens: fineweb_edu has 10 billion tokens: say how many to take")
+        return self
+
 
 class WikiText2(_Text):
-    """wikitext-2-raw-v1, joined by blank lines and cut into windows."""
+    """wikitext-2-raw-v1, joined by blank lines and cut into windows: test to evaluate, train for the other roles."""
 
     source: Literal["wikitext2"] = "wikitext2"
 
 
 class C4(_Text):
-    """C4 (en): first training shard, and the first 1,100 documents of the first validation shard."""
+    """C4 (en): 1,100 documents of validation to evaluate (null: 256 windows of them), train for the other roles."""
 
     source: Literal["c4"] = "c4"
 
 
 class HubText(_Text):
-    """Any data set of the Hugging Face hub."""
+    """Any data set of the Hugging Face hub, one document a row."""
 
     source: Literal["hub"] = "hub"
-    id: str
-    name: str | None = None
-    split: str = "train"
-    column: str = "text"
+    id: str = Field(min_length=1, description="Data set, as in `allenai/c4`.")
+    name: str | None = Field(None, description="Configuration of the data set.")
+    split: str = Field("train", min_length=1)
+    column: str = Field("text", min_length=1, description="Column that holds the text.")
     revision: str | None = Field(None, description="Commit hash of the data set; null takes its main branch.")
+    streaming: bool = Field(True, description="Read only what is needed; false downloads the split into the hub cache.")
 
 
 class FileText(_Text):
     """Local text: .txt (one document a file), .jsonl or .parquet (one document a row)."""
 
     source: Literal["file"] = "file"
-    path: str
-    column: str = "text"
+    path: str = Field(min_length=1, description="A file, a folder of such files, or a glob pattern.")
+    column: str = Field("text", min_length=1, description="Key or column that holds the text.")
 
 
 TextSettings = Annotated[PythonDocs | FineWebEdu | WikiText2 | C4 | HubText | FileText, Field(discriminator="source")]
@@ -65,3 +88,25 @@ class DataSettings(Section):
     calibration: TextSettings = Field(description="Tokens from which Hessians are accumulated.")
     search: TextSettings = Field(description="Tokens on which candidates are judged.")
     evaluation: dict[Name, TextSettings] = Field(min_length=1, description="Held-out text, by name.")
+
+
+def leaks(data: DataSettings) -> list[str]:
+    """One sentence for each evaluation set whose text also calibrates or guides the search.
+
+    Only `file` and `hub` texts can leak: every other source keeps the roles apart by itself.
+    """
+    found = []
+    for name, text in data.evaluation.items():
+        for role, other in (("calibration", data.calibration), ("search", data.search)):
+            if (same := _identity(text)) and same == _identity(other):
+                found.append(f"data.evaluation.{name} reads the same text as data.{role}: its result is not held out")
+    return found
+
+
+def _identity(text: _Text) -> tuple[str | None, ...]:
+    """What makes two texts the same one; empty where the roles have text of their own."""
+    if isinstance(text, FileText):
+        return ("file", os.path.realpath(text.path))
+    if isinstance(text, HubText):
+        return ("hub", text.id, text.name, text.split)
+    return ()

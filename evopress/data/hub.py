@@ -1,0 +1,125 @@
+"""Rows of the Hugging Face hub's data sets, with patience for a network that fails."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from evopress.errors import DataError
+from evopress.progress import log
+
+Rows = Iterable[dict[str, Any]]
+
+WAITS = (5.0, 30.0)
+"""Seconds before each new attempt (the hub's client retries by itself, too); a row that arrives starts them again."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set, and which files of it where not all are wanted."""
+
+    id: str
+    split: str
+    name: str | None = None
+    files: str | None = None
+    revision: str | None = None
+    streaming: bool = True
+
+
+WIKITEXT2 = "Salesforce/wikitext", "wikitext-2-raw-v1", "b08601e04326c79dfdd32d625aee71d232d685c3"
+C4 = "allenai/c4", "607bd4c8450a42878aa9ddc051a65a055450ef87"
+FINEWEB_EDU = "HuggingFaceFW/fineweb-edu", "sample-10BT", "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"
+
+
+def wikitext2(split: str) -> Split:
+    """A split of wikitext-2-raw-v1; small, so it is kept in the hub cache."""
+    id, name, revision = WIKITEXT2
+    return Split(id, split, name=name, revision=revision, streaming=False)
+
+
+def c4_train() -> Split:
+    """First of the 1,024 training shards of C4 (en), from which the field calibrates."""
+    id, revision = C4
+    return Split(id, "train", files="en/c4-train.00000-of-01024.json.gz", revision=revision)
+
+
+def c4_validation() -> Split:
+    """First of the eight validation shards of C4 (en), on which the field's tables evaluate; kept in the hub cache."""
+    id, revision = C4
+    return Split(id, "validation", files="en/c4-validation.00000-of-00008.json.gz", revision=revision, streaming=False)
+
+
+def fineweb_edu() -> Split:
+    """The sample of 10 billion tokens of FineWeb-Edu, read only as far as needed."""
+    id, name, revision = FINEWEB_EDU
+    return Split(id, "train", name=name, revision=revision)
+
+
+def location(id: str) -> str:
+    """Where `datasets` finds a data set: its id on the hub."""
+    return id
+
+
+def open_split(split: Split) -> Rows:
+    """Open a split; rows are dictionaries by column."""
+    from datasets import load_dataset
+
+    return load_dataset(
+        location(split.id),
+        name=split.name,
+        data_files=None if split.files is None else {split.split: split.files},
+        split=split.split,
+        revision=split.revision,
+        streaming=split.streaming,
+        # The card's sizes are those of all files, and reading some of them would fail that check.
+        verification_mode="no_checks",
+    )
+
+
+def read_rows(
+    split: Split, open_rows: Callable[[Split], Rows] = open_split, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[dict[str, Any]]:
+    """Rows of a split in order; after a lost connection it is opened again and goes on at the same row.
+
+    Raises:
+        DataError: the data set cannot be found or read, or the hub stays away.
+    """
+    done, failures = 0, 0
+    while True:
+        try:
+            for number, row in enumerate(open_rows(split)):
+                if number >= done:
+                    done, failures = number + 1, 0
+                    yield row
+            return
+        except Exception as error:
+            if not is_transient(error):
+                raise DataError(f"{_title(split)}: cannot be read: {error}; check its id, name and split") from error
+            if failures == len(WAITS):
+                raise DataError(
+                    f"{_title(split)}: the hub did not answer in {len(WAITS) + 1} attempts ({error!r}); "
+                    "try again later, or use source: file"
+                ) from error
+            log.warning("%s: %r; next attempt in %.0f s", _title(split), error, WAITS[failures])
+            sleep(WAITS[failures])
+            failures += 1
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, may go away by itself: time-outs, lost connections, a busy server."""
+    from datasets.utils.file_utils import CONNECTION_ERRORS_TO_RETRY
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    while error is not None:
+        if isinstance(error, OfflineModeIsEnabled):
+            return False
+        if isinstance(error, HfHubHTTPError):
+            return error.response.status_code == 429 or error.response.status_code >= 500
+        if isinstance(error, (ConnectionError, TimeoutError, *CONNECTION_ERRORS_TO_RETRY)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _title(split: Split) -> str:
+    return " ".join(part for part in (split.id, split.name, split.split) if part)

@@ -1,0 +1,62 @@
+"""The model's own tokenizer, used as it is: special tokens are added where it adds them, and nowhere else."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from evopress.errors import ModelError
+
+_NO_LIMIT = int(1e30)
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Tokenizer of a model folder.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{folder}: holds no tokenizer that can be read: {error}") from error
+    tokenizer.model_max_length = _NO_LIMIT  # whole texts are encoded, and windows cut later: no warning is due
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
+    """Tokens of one text, int32 [tokens], with the special tokens that the tokenizer itself adds."""
+    return np.asarray(tokenizer(text, return_attention_mask=False)["input_ids"], dtype=np.int32)
+
+
+def document_separator(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Token that parts documents, or None where the tokenizer marks the start (or end) of each text by itself.
+
+    That is the end-of-text token. Chat models often call their end of turn ``eos_token``, which never parted documents
+    in training, so ``<|endoftext|>`` comes first where the vocabulary has it as a special token.
+    """
+    if tokenizer("")["input_ids"]:
+        return None
+    for id, token in tokenizer.added_tokens_decoder.items():
+        if token.special and token.content == "<|endoftext|>":
+            return int(id)
+    return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
+
+
+def check_vocabulary(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Check that the model has an embedding for every token.
+
+    Raises:
+        ModelError: it has not: the tokenizer belongs to another model; or config.json cannot be read.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}/config.json: cannot be read: {error}") from error
+    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    if size is not None and len(tokens) and (worst := int(tokens.max())) >= size:
+        raise ModelError(
+            f"{folder}: the tokenizer gives token {worst} ({tokenizer.convert_ids_to_tokens(worst)!r}), but the "
+            f"model's vocabulary ends at {size - 1}; use the tokenizer that belongs to this model"
+        )

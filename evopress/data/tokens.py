@@ -1,0 +1,140 @@
+"""The tokens of each data set: written once, read by every later stage."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from evopress.artifacts.paths import Results
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.tables import TOKENS, read_table, write_table
+from evopress.config.data import Role, TextSettings
+from evopress.data.documents import Corpus, Document, shuffled
+from evopress.data.sources import open_corpus
+from evopress.data.tokenizer import check_vocabulary, document_separator, encode, load_tokenizer
+from evopress.data.windows import Encoded, Window, choose, pack
+from evopress.errors import ArtifactError, DataError
+from evopress.progress import log, progress
+
+T = TypeVar("T")
+
+BUFFER = 10_000
+"""Documents of a stream that are shuffled together."""
+
+
+def write_tokens(
+    dataset: str, role: Role, settings: TextSettings, results: Results, *, trust_remote_code: bool = False
+) -> None:
+    """Write the tokens of one data set, in the order in which they are to be used.
+
+    Args:
+        dataset: ``calibration``, ``search`` or the name of an evaluation set.
+        role: evaluation keeps the text's order and takes its first windows; the other roles choose by the seed.
+        settings: where the text comes from, and how much of it.
+        results: where the model's tokenizer lies and the table goes.
+        trust_remote_code: run a tokenizer's own code.
+
+    Raises:
+        DataError: the text is missing, empty or too short.
+        ModelError: the tokenizer is missing or belongs to another model.
+        ArtifactError: the model is not there, or the table cannot be written.
+    """
+    where = f"data.evaluation.{dataset}" if role == "evaluation" else f"data.{role}"
+    provenance = Provenance("calibration", settings.model_dump_json(), read_model_fingerprint(results))
+    tokenizer = load_tokenizer(results.model, trust_remote_code=trust_remote_code)
+    windows = make_windows(open_corpus(settings, role), tokenizer, settings, where)
+    check_vocabulary(np.concatenate([window.tokens for window in windows]), tokenizer, results.model)
+    write_table(to_frame(windows), results.tokens(dataset), TOKENS, provenance)
+    log.info("%s: %d sequences of %d tokens", where, len(windows), settings.sequence_length)
+
+
+def read_tokens(results: Results, dataset: str) -> torch.Tensor:
+    """Tokens of a data set, int64 [sequences, length].
+
+    Raises:
+        ArtifactError: missing, damaged, or with rows of different lengths.
+    """
+    path = results.tokens(dataset)
+    rows = read_table(path, TOKENS)["tokens"].to_list()
+    if not rows or any(len(row) != len(rows[0]) for row in rows):
+        raise ArtifactError(f"{path}: damaged (rows are missing or differ in length); delete it and run again")
+    return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+def make_windows(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, settings: TextSettings, where: str
+) -> list[Window]:
+    """Encode, pack and choose the windows of a corpus; ``where`` is the setting that error messages name.
+
+    Raises:
+        DataError: the text is empty or too short.
+    """
+    rng = np.random.default_rng(settings.seed)
+    length = settings.sequence_length
+    count = None if settings.tokens is None else settings.tokens // length
+    documents = shuffled(corpus.documents, BUFFER, rng) if corpus.order == "stream" else corpus.documents
+    if corpus.order == "windows" or count is None:  # all documents are needed
+        documents = list(documents)
+        documents = _reported(documents, f"{where}: tokenizing", len(documents), "documents")
+    encoded = Tally(_encode(documents, tokenizer))
+    windows = pack(encoded, length, document_separator(tokenizer))
+    if corpus.order != "windows" and count is not None:
+        windows = _reported(windows, f"{where}: tokenizing", count, "sequences")
+    chosen = choose(windows, count or corpus.usual_windows, rng if corpus.order == "windows" else None)
+    _check_enough(corpus.source, encoded.total, len(chosen), count, length, where)
+    return chosen
+
+
+class Tally:
+    """Passes documents on and counts their tokens, for messages about how much text there is."""
+
+    def __init__(self, documents: Iterable[Encoded]) -> None:
+        self.documents = documents
+        self.total = 0
+
+    def __iter__(self) -> Iterator[Encoded]:
+        for document in self.documents:
+            self.total += len(document.tokens)
+            yield document
+
+
+def to_frame(windows: list[Window]) -> pd.DataFrame:
+    """Rows of the TOKENS schema."""
+    return pd.DataFrame(
+        {
+            "sequence": np.arange(len(windows), dtype=np.int32),
+            "documents": [list(window.documents) for window in windows],
+            "tokens": [window.tokens for window in windows],
+        }
+    )
+
+
+def _reported(items: Iterable[T], description: str, total: int, unit: str) -> Iterator[T]:
+    """Pass items on and report the progress."""
+    with progress(description, total, unit) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+def _encode(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoded]:
+    for name, text in documents:
+        if text.strip():  # an empty document would leave nothing but a special token
+            yield Encoded(name, encode(tokenizer, text))
+
+
+def _check_enough(source: str, total: int, found: int, count: int | None, length: int, where: str) -> None:
+    if not total:
+        raise DataError(f"{where}: {source} holds no text")
+    if not found:
+        raise DataError(
+            f"{where}: {source} has {total} tokens, fewer than one sequence of {length}; lower sequence_length"
+        )
+    if count is not None and found < count:
+        raise DataError(
+            f"{where}: asks for {count * length} tokens, but {source} has {total}, which fill {found} sequences of "
+            f"{length}: set tokens to {found * length} or less"
+        )
