@@ -1,0 +1,195 @@
+"""From settings to tokens/*.parquet, with a tokenizer of bytes so that every token can be read."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from evopress.artifacts.paths import Results
+from evopress.artifacts.tables import TOKENS, read_provenance, read_table
+from evopress.config.data import FileText, HubText, PythonDocs
+from evopress.data import tokens as tokens_module
+from evopress.data.documents import Corpus, Document
+from evopress.data.tokenizer import document_separator, load_tokenizer
+from evopress.data.tokens import make_windows, read_tokens, write_tokens
+from evopress.errors import ArtifactError, DataError, ModelError
+
+BOS, EOS, END_OF_TEXT = 256, 257, 258
+
+
+def byte_tokenizer(*, bos: bool = False, end_of_text: bool = True) -> PreTrainedTokenizerFast:
+    """One token for each byte, <s> = 256, <|im_end|> = 257 and perhaps <|endoftext|> = 258."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "<|im_end|>", *(["<|endoftext|>"] if end_of_text else [])]
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|im_end|>")
+
+
+def make_results(root, tokenizer=None, vocab_size=300):
+    results = Results(root)
+    (tokenizer or byte_tokenizer()).save_pretrained(results.model)
+    (results.model / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": vocab_size}))
+    results.model_manifest.write_text(json.dumps({"fingerprint": "abc"}))
+    return results
+
+
+@pytest.fixture
+def results(tmp_path):
+    return make_results(tmp_path / "results")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve documents, 40 bytes each."""
+    path = tmp_path / "texts"
+    path.mkdir()
+    for i in range(12):
+        (path / f"{i:02d}.txt").write_text(f"{i:02d}" * 20)
+    return str(path)
+
+
+def test_windows_hold_the_text_and_name_its_documents(results, folder):
+    write_tokens("wiki", "evaluation", FileText(path=folder, sequence_length=64), results)
+    table = read_table(results.tokens("wiki"), TOKENS)
+    stream = np.concatenate(table["tokens"].to_list())
+    expected = "<|endoftext|>".join(f"{i:02d}" * 20 for i in range(12))
+    decoded = load_tokenizer(results.model).decode(stream)
+    assert len(stream) == (12 * 40 + 11) // 64 * 64
+    assert expected.startswith(decoded)
+    assert table["sequence"].to_list() == list(range(7))
+    assert [list(names) for names in table["documents"]][:2] == [["00.txt", "01.txt"], ["01.txt", "02.txt", "03.txt"]]
+    provenance = read_provenance(results.tokens("wiki"))
+    assert provenance.model == "abc" and json.loads(provenance.settings)["path"] == folder
+    tensor = read_tokens(results, "wiki")
+    assert tensor.shape == (7, 64) and str(tensor.dtype) == "torch.int64"
+    assert tensor.flatten().tolist() == stream.tolist()
+
+
+def test_same_seed_same_bytes_other_seed_other_windows(results, folder):
+    def written(seed):
+        write_tokens("search", "search", FileText(path=folder, sequence_length=16, tokens=64, seed=seed), results)
+        return results.tokens("search").read_bytes(), read_tokens(results, "search").tolist()
+
+    first, again, other = written(0), written(0), written(1)
+    assert first == again
+    assert first[1] != other[1]
+
+
+def test_evaluation_takes_the_first_windows_whatever_the_seed(results, folder):
+    def windows(name, **wanted):
+        write_tokens(name, "evaluation", FileText(path=folder, sequence_length=16, **wanted), results)
+        return read_tokens(results, name).tolist()
+
+    whole = windows("whole")
+    assert windows("part", tokens=64, seed=5) == whole[:4]
+
+
+def test_chosen_windows_come_from_all_over_the_text(results, folder):
+    write_tokens("search", "search", FileText(path=folder, sequence_length=40, tokens=320), results)
+    names = {name for row in read_table(results.tokens("search"), TOKENS)["documents"] for name in row}
+    assert len(names) > 8
+
+
+def test_a_stream_is_read_no_further_than_its_buffer_and_its_tokens(monkeypatch):
+    monkeypatch.setattr(tokens_module, "BUFFER", 20)
+    read = []
+
+    def endless():
+        while True:
+            read.append(len(read))
+            yield Document(f"x:{read[-1]}", f"{read[-1]:039d}")
+
+    wanted = HubText(id="x", tokens=800, sequence_length=80, seed=3)
+    windows = make_windows(Corpus("x", endless(), order="stream"), byte_tokenizer(), wanted, "data.search")
+    assert len(windows) == 10 and len(read) <= 20 + 800 // 40 + 1
+    used = [name for window in windows for name in window.documents]
+    assert used != sorted(used)
+
+
+def test_a_field_convention_limits_the_windows_unless_tokens_says_more():
+    corpus = Corpus("c4", [Document("c4/validation", "x" * 1000)], order="text", usual_windows=5)
+    for tokens, expected in ((None, 5), (800, 10)):
+        wanted = HubText(id="x", tokens=tokens, sequence_length=80)
+        assert len(make_windows(corpus, byte_tokenizer(), wanted, "data.evaluation.c4")) == expected
+
+
+def test_special_tokens_are_those_of_the_tokenizer():
+    assert document_separator(byte_tokenizer(bos=True)) is None  # <s> opens each document
+    assert document_separator(byte_tokenizer()) == END_OF_TEXT  # <|im_end|> ends a turn, not a document
+    assert document_separator(byte_tokenizer(end_of_text=False)) == EOS
+    corpus = Corpus("x", [Document("a", "AAAA"), Document("empty", " \n"), Document("b", "BBBB")], order="text")
+    wanted = HubText(id="x", sequence_length=9)
+    (window,) = make_windows(corpus, byte_tokenizer(), wanted, "data.search")
+    assert byte_tokenizer().decode(window.tokens) == "AAAA<|endoftext|>BBBB" and window.documents == ("a", "b")
+    (window,) = make_windows(corpus, byte_tokenizer(bos=True), wanted, "data.search")
+    assert byte_tokenizer().decode(window.tokens) == "<s>AAAA<s>BBB"
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([64, 512]), st.integers(1, 20))
+def test_embedded_roles_share_no_topic_for_any_seed_and_size(seed, length, count):
+    from evopress.data.sources import open_corpus
+
+    tokenizer, seen = byte_tokenizer(), {}
+    for role in ("calibration", "search", "evaluation"):
+        wanted = PythonDocs(seed=seed, sequence_length=length, tokens=count * length)
+        for window in make_windows(open_corpus(wanted, role), tokenizer, wanted, "data"):
+            for name in window.documents:
+                assert seen.setdefault(name, role) == role
+
+
+def test_too_much_asked_says_how_much_there_is(results, folder):
+    told = r"data\.search: asks for 640 tokens, but .*texts has 480, which fill 7 sequences of 64: set tokens to 448"
+    with pytest.raises(DataError, match=told):
+        write_tokens("search", "search", FileText(path=folder, sequence_length=64, tokens=640), results)
+    with pytest.raises(DataError, match=r"data\.evaluation\.mine: .* has 480 tokens, fewer than one sequence of 2048"):
+        write_tokens("mine", "evaluation", FileText(path=folder), results)
+    assert not results.tokens("search").exists() and not results.tokens("mine").exists()
+
+
+def test_empty_text_names_the_source(results, tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    with pytest.raises(DataError, match=r"data\.calibration: .*empty\.txt holds no text"):
+        write_tokens("calibration", "calibration", FileText(path=str(tmp_path / "empty.txt"), tokens=2048), results)
+    assert not results.tokens("calibration").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, folder):
+    wanted = FileText(path=folder, sequence_length=64)
+    small = make_results(tmp_path / "small", vocab_size=END_OF_TEXT)
+    with pytest.raises(
+        ModelError, match=r"gives token 258 \('<\|endoftext\|>'\), but the model's vocabulary ends at 257"
+    ):
+        write_tokens("search", "search", wanted, small)
+    assert not small.tokens("search").exists()
+    write_tokens("search", "search", wanted, make_results(tmp_path / "enough", vocab_size=END_OF_TEXT + 1))
+
+
+def test_a_missing_tokenizer_or_model_is_named(results, folder, tmp_path):
+    for file in results.model.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="holds no tokenizer"):
+        write_tokens("search", "search", FileText(path=folder, sequence_length=64), results)
+    with pytest.raises(ArtifactError, match=r"model\.json: missing"):
+        write_tokens("search", "search", FileText(path=folder), Results(tmp_path / "other"))
+
+
+def test_rows_of_different_length_are_damage(results, folder):
+    import pandas as pd
+
+    from evopress.artifacts.provenance import Provenance
+    from evopress.artifacts.tables import write_table
+
+    frame = pd.DataFrame({"sequence": [0, 1], "documents": [["a"], ["a"]], "tokens": [[1, 2], [3]]})
+    write_table(frame, results.tokens("search"), TOKENS, Provenance("calibration", "{}", "abc"))
+    with pytest.raises(ArtifactError, match="differ in length"):
+        read_tokens(results, "search")
