@@ -96,7 +96,7 @@ def input_groups(
 
 def _ids(model: PreTrainedModel) -> Tensor:
     """A few tokens, on the device of the embedding (blocks may be on the meta device)."""
-    device = model.get_input_embeddings().weight.device
+    device = next(model.get_input_embeddings().parameters()).device
     return torch.zeros((1, _TOKENS), dtype=torch.long, device=device)
 
 

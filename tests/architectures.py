@@ -1,0 +1,81 @@
+"""Tiny random models of every architecture that is tested, a few hundred kilobytes each."""
+
+from pathlib import Path
+
+import torch
+import transformers
+
+LENGTH = 12
+"""Tokens of a test sequence: longer than the sliding windows below."""
+
+_SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GEMMA = {**_SIZES, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
+_ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+_OPT = {
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+    "max_position_embeddings": 64,
+    "word_embed_proj_dim": 32,
+    "pad_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+}
+
+CONFIGS: dict[str, tuple[str, dict]] = {
+    "llama": ("LlamaConfig", _SIZES),
+    "llama-tied": ("LlamaConfig", {**_SIZES, "tie_word_embeddings": True}),
+    "llama-bias": ("LlamaConfig", {**_SIZES, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("MistralConfig", {**_SIZES, "sliding_window": 4}),
+    "phi3": ("Phi3Config", {**_SIZES, "sliding_window": None}),
+    "phi3-sliding": ("Phi3Config", {**_SIZES, "sliding_window": 4}),
+    "qwen2": ("Qwen2Config", _SIZES),
+    "qwen2-sliding": (
+        "Qwen2Config",
+        {**_SIZES, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3Config", {**_SIZES, "head_dim": 8}),
+    "gemma2": ("Gemma2Config", {**_GEMMA, "layer_types": _ALTERNATING}),
+    "gemma3": ("Gemma3TextConfig", {**_GEMMA, "layer_types": _ALTERNATING}),
+    "opt": ("OPTConfig", _OPT),
+    "opt-350m": ("OPTConfig", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+}
+
+
+def build(name: str, seed: int = 0) -> transformers.PreTrainedModel:
+    """A float32 model with random weights, large enough that masks and soft-capping show in the logits."""
+    kind, values = CONFIGS[name]
+    torch.manual_seed(seed)
+    config = getattr(transformers, kind)(**values, initializer_range=0.2) if kind != "OPTConfig" else None
+    config = config or transformers.OPTConfig(**values, init_std=0.2)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms and biases start as ones and zeros, which would hide a mix-up
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.requires_grad_(False)
+
+
+def save(model: transformers.PreTrainedModel, folder: Path, **options: object) -> Path:
+    """Save ``model`` as a Hugging Face folder."""
+    model.save_pretrained(folder, **options)
+    return folder
+
+
+def tokens(count: int = 3, length: int = LENGTH, vocabulary: int = 96, seed: int = 1) -> torch.Tensor:
+    """Random token ids [count, length]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, vocabulary, (count, length), generator=generator)
