@@ -23,7 +23,7 @@ def argument_parser(about: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--results", required=True, type=_results, help="folder of the run, results/<name>")
     parser.add_argument("--compute", default=ComputeSettings(), type=_compute, help="the `compute` settings as JSON")
-    parser.add_argument("--threads", type=int, help="CPU threads, unless the compute settings say")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--log", type=Path, help="file to log to")
     return parser
 
@@ -52,7 +52,7 @@ def run(parser: argparse.ArgumentParser, stage: Callable[[argparse.Namespace], N
         arguments = parser.parse_args()
         setup_logging(arguments.log)
         signal.signal(signal.SIGTERM, _leave)
-        _set_threads(arguments.compute.threads or arguments.threads)
+        _set_threads(arguments.compute.threads)
         stage(arguments)
     except EvopressError as error:
         log.error("%s", error)

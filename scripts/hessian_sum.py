@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 from evopress.compression.hessian import sum_hessians
+
 from evopress.script import argument_parser, run
 
 

@@ -2,8 +2,9 @@
 
 from argparse import Namespace
 
-from evopress.config.model import ModelSettings
 from evopress.models.sources import prepare_model
+
+from evopress.config.model import ModelSettings
 from evopress.script import argument_parser, run, settings_argument
 
 

@@ -8,7 +8,13 @@ from evopress.script import argument_parser, run
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    evaluate_perplexity(arguments.results, arguments.search, arguments.datasets, arguments.compute)
+    evaluate_perplexity(
+        arguments.results,
+        arguments.search,
+        arguments.datasets,
+        arguments.compute,
+        trust_remote_code=arguments.trust_remote_code,
+    )
 
 
 if __name__ == "__main__":

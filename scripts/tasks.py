@@ -9,7 +9,13 @@ from evopress.script import argument_parser, run, settings_argument
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    evaluate_tasks(arguments.results, arguments.search, arguments.settings, arguments.compute)
+    evaluate_tasks(
+        arguments.results,
+        arguments.search,
+        arguments.settings,
+        arguments.compute,
+        trust_remote_code=arguments.trust_remote_code,
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from evopress.script import argument_parser, run, settings_argument
 def main(arguments: Namespace) -> None:
     """Run the stage."""
     role: Role = "evaluation" if arguments.dataset not in ("calibration", "search") else arguments.dataset
-    write_tokens(arguments.dataset, role, arguments.settings, arguments.results)
+    write_tokens(
+        arguments.dataset, role, arguments.settings, arguments.results, trust_remote_code=arguments.trust_remote_code
+    )
 
 
 if __name__ == "__main__":

@@ -3,8 +3,12 @@
 Snakemake reruns a job whose slice has changed, so whatever cannot change a result stays out.
 """
 
+from pathlib import Path
+
 from evopress.config.data import TextSettings
+from evopress.config.evaluation import TaskSettings
 from evopress.config.settings import Settings
+from evopress.errors import ConfigError
 
 
 def model_slice(settings: Settings) -> str:
@@ -42,3 +46,18 @@ def search_slice(settings: Settings, search: str) -> str:
 def tasks_slice(settings: Settings) -> str:
     """lm-eval tasks."""
     return settings.evaluation.tasks.model_dump_json()
+
+
+def task_files(tasks: TaskSettings) -> list[str]:
+    """Files of the folder of own tasks: inputs of their evaluation, so that an edited task runs again.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if tasks.include_path is None:
+        return []
+    folder = Path(tasks.include_path)
+    if not folder.is_dir():
+        raise ConfigError(f"evaluation.tasks.include_path: {tasks.include_path!r} is not a folder")
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sorted(path.as_posix() for path in files if not path.name.startswith("."))

@@ -1,0 +1,70 @@
+# Settings, paths, and what the rules of all stages share. Cluster jobs parse this too: nothing heavy is imported here.
+
+import re
+import sys
+from pathlib import Path
+
+import yaml
+from snakemake.exceptions import WorkflowError
+
+from evopress.artifacts.paths import DENSE, Results, manifest_path
+from evopress.config import slices
+from evopress.config.closure import code_closure
+from evopress.config.settings import Settings, lay_over
+from evopress.errors import EvopressError
+from evopress.models.block_count import count_blocks
+
+try:
+    if not config.get("complete"):
+        config = lay_over(yaml.safe_load(Path("config/config.yaml").read_text(encoding="utf-8")), config)
+    SETTINGS = Settings.load(config)
+    BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
+    TASK_FILES = slices.task_files(SETTINGS.evaluation.tasks)
+except EvopressError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = Results(Path("results") / SETTINGS.name)
+LOGS = RESULTS.root / "logs"
+SEARCHES = list(SETTINGS.searches)
+EVALUATION_SETS = list(SETTINGS.data.evaluation)
+
+
+wildcard_constraints:
+    block=r"\d+",
+    shard=r"\d+",
+    dataset="|".join(map(re.escape, ["calibration", "search", *EVALUATION_SETS])),
+    variants="|".join(map(re.escape, SETTINGS.variants)) or "(?!)",
+    search="|".join(map(re.escape, SEARCHES)) or "(?!)",
+
+
+def interpreter(wildcards, threads):
+    return sys.executable
+
+
+def common(wildcards, threads):
+    compute = SETTINGS.compute.model_copy(update={"threads": SETTINGS.compute.threads or threads})
+    trust = ["--trust-remote-code"] if SETTINGS.model.trust_remote_code else []
+    return ["--results", RESULTS.root, "--compute", compute.model_dump_json(), *trust]
+
+
+# Parameters of every script. Snakemake takes functions of `threads` for derived values and does not rerun a job when
+# they change: another environment, device or number of cores leaves the results as they are.
+SCRIPT = {"python": interpreter, "common": common}
+MANY_THREADS = 16  # for jobs that run alone; Snakemake gives no more than `--cores`
+
+
+def code(script):
+    """The script and the modules it uses: inputs of its rule, so that an edit reruns it."""
+    return code_closure(Path("scripts") / script)
+
+
+def with_manifest(*tensors):
+    """Inputs that stand for safetensors files: they must be there, but small manifests tell whether they changed."""
+    return [*map(ancient, tensors), *map(manifest_path, tensors)]
+
+
+def searched_variants(wildcards):
+    """Inputs that stand for all blocks of the variants that a search picks from."""
+    variants = SETTINGS.searches[wildcards.search].variants
+    tensors = [RESULTS.variant_tensors(variants, block) for block in BLOCKS]
+    return [*with_manifest(*tensors), *(RESULTS.variant_table(variants, block) for block in BLOCKS)]

@@ -1,0 +1,18 @@
+# The dense model, whatever its source, as a Hugging Face folder.
+
+
+rule model:
+    input:
+        code=code("model.py"),
+    output:
+        RESULTS.model_manifest,
+        RESULTS.layers,
+    log:
+        LOGS / "model.log",
+    params:
+        **SCRIPT,
+        settings=lambda wildcards: slices.model_slice(SETTINGS),
+    message:
+        "Fetching the model"
+    shell:
+        "{params.python:q} scripts/model.py {params.common:q} --settings {params.settings:q}" " --log {log:q}"

@@ -1,0 +1,25 @@
+# The comparison of all searches.
+
+
+rule report:
+    input:
+        RESULTS.model_manifest,
+        RESULTS.layers,
+        [RESULTS.configuration(search) for search in SEARCHES],
+        [RESULTS.trace(search) for search in SEARCHES],
+        [RESULTS.stitched_manifest(search) for search in SEARCHES],
+        [RESULTS.perplexity(search) for search in [DENSE, *SEARCHES]],
+        [RESULTS.tasks(search) for search in [DENSE, *SEARCHES]],
+        code=code("report.py"),
+    output:
+        RESULTS.report,
+        RESULTS.summary,
+    log:
+        LOGS / "report.log",
+    params:
+        **SCRIPT,
+        searches=SEARCHES,
+    message:
+        "Report"
+    shell:
+        "{params.python:q} scripts/report.py {params.common:q} --searches {params.searches:q}" " --log {log:q}"

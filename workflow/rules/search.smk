@@ -1,0 +1,24 @@
+# One level per unit, chosen by each named search.
+
+
+rule search:
+    input:
+        RESULTS.model_manifest,
+        RESULTS.layers,
+        RESULTS.tokens("search"),
+        searched_variants,
+        code=code("search.py"),
+    output:
+        RESULTS.configuration("{search}"),
+        RESULTS.trace("{search}"),
+    log:
+        LOGS / "search" / "{search}.log",
+    threads: MANY_THREADS
+    params:
+        **SCRIPT,
+        settings=lambda wildcards: slices.search_slice(SETTINGS, wildcards.search),
+    message:
+        "Search {wildcards.search}"
+    shell:
+        "{params.python:q} scripts/search.py {params.common:q} --name {wildcards.search:q}"
+        " --settings {params.settings:q} --log {log:q}"
