@@ -1,0 +1,75 @@
+"""What is known of the dense model beside its numbers: name, origin, license."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evopress.artifacts.paths import Results
+from evopress.errors import ArtifactError
+
+_INHERITED = ("license", "license_name", "license_link", "language")
+"""Keys of the original's model card that hold for a compressed version too."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Name and origin of the dense model."""
+
+    name: str
+    origin: str
+    """Where it came from, as a line of text."""
+    hub_id: str | None = None
+    """Repository on the hub, if it came from there."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """Entries of the original's card that a compressed version inherits."""
+
+
+def read_model_facts(results: Results) -> ModelFacts:
+    """Facts from ``model.json`` and from the original's model card, where it has one.
+
+    Raises:
+        ArtifactError: ``model.json`` is missing or damaged.
+    """
+    path = results.model_manifest
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        source = manifest.get("source", {})
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing; run the stage that writes it (model)") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path}: damaged ({error!r}); delete it and run again to remake it") from error
+    return model_facts(source if isinstance(source, dict) else {}, read_card(results.model / "README.md"))
+
+
+def model_facts(source: dict[str, Any], card: dict[str, Any]) -> ModelFacts:
+    """Facts from the manifest's description of the source and the YAML header of the original's card."""
+    inherited = {key: card[key] for key in _INHERITED if key in card}
+    kind = source.get("source")
+    if kind == "hub":
+        revision = str(source.get("commit") or source.get("revision"))
+        return ModelFacts(_stem(source["id"]), f"{source['id']} at {revision}", str(source["id"]), inherited)
+    if kind == "pypi":
+        origin = f"{source['file']} in {source['package']} {source['version']} (PyPI)"
+        return ModelFacts(_stem(source["file"]), origin, None, inherited)
+    if kind in ("folder", "gguf"):
+        return ModelFacts(_stem(source["path"]), f"{kind} {source['path']}", None, inherited)
+    return ModelFacts("model", "unknown", None, inherited)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """YAML header of a model card; nothing where there is no card or none that can be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.startswith("---\n"):
+            return {}
+        header = yaml.safe_load(text[4:].split("\n---", 1)[0])
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
+def _stem(path: str) -> str:
+    return Path(path).name.removesuffix(".gguf") or "model"

@@ -1,0 +1,134 @@
+"""The comparison table: the dense model and every search, with size, perplexity, divergence and task metrics."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from evopress.accounting import Size, compressed_size, dense_size
+from evopress.artifacts.configuration import read_configuration
+from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.paths import DENSE, Results
+from evopress.artifacts.tables import PERPLEXITY, TASKS, read_provenance, read_table
+from evopress.errors import ArtifactError
+from evopress.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Column:
+    """A quantity that models are compared in."""
+
+    title: str
+    subtitle: str
+    digits: int
+    better: str = ""
+    """``low``, ``high``, or nothing where no value is better than another."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value, and its standard error where one is known."""
+
+    value: float
+    stderr: float = math.nan
+
+    def noise(self, other: "Cell") -> float:
+        """Standard error of the difference to another cell; 0 where none is known."""
+        return math.hypot(*(stderr for stderr in (self.stderr, other.stderr) if not math.isnan(stderr)))
+
+    def text(self, digits: int) -> str:
+        """Rounded, with the standard error if there is one."""
+        text = f"{self.value:,.{digits}f}" if math.isfinite(self.value) else str(self.value)
+        return text if math.isnan(self.stderr) else f"{text} ±{self.stderr:.{digits}f}"
+
+
+@dataclass
+class Comparison:
+    """Models by name, in order, with a cell for each column that they were measured in."""
+
+    columns: list[Column] = field(default_factory=list)
+    rows: dict[str, dict[Column, Cell]] = field(default_factory=dict)
+
+    def put(self, model: str, column: Column, cell: Cell) -> None:
+        """Set a cell; columns keep the order in which they first come."""
+        if column not in self.columns:
+            self.columns.append(column)
+        self.rows.setdefault(model, {})[column] = cell
+
+    def is_best(self, model: str, column: Column) -> bool:
+        """Whether all other compressed models are worse, by more than the standard error of the difference."""
+        if model == DENSE or not column.better or column not in self.rows[model]:
+            return False
+        own = self.rows[model][column]
+        others = [cells[column] for name, cells in self.rows.items() if name not in (DENSE, model) and column in cells]
+        sign = 1 if column.better == "low" else -1
+        return bool(others) and all(sign * (other.value - own.value) > own.noise(other) for other in others)
+
+    def text(self, model: str, column: Column) -> str:
+        """Text of a cell; a dash where the model was not measured."""
+        cell = self.rows[model].get(column)
+        return "-" if cell is None else cell.text(column.digits)
+
+
+BITS = Column("bits", "per weight", 2)
+SIZE = Column("packed size", "MB", 1)
+
+
+def compare(results: Results, searches: Sequence[str]) -> Comparison:
+    """Read what was measured of the dense model and of each search.
+
+    Raises:
+        ArtifactError: an artifact is missing, damaged, or of another model.
+    """
+    comparison = Comparison()
+    checkpoint = Checkpoint(results.model)
+    configurations = {search: read_configuration(results, search) for search in searches}
+    first = next(iter(configurations.values()), None)
+    _put_size(comparison, DENSE, dense_size(checkpoint, first))
+    for search, configuration in configurations.items():
+        _put_size(comparison, search, compressed_size(checkpoint, configuration))
+    models = [DENSE, *searches]
+    tables = {model: _checked(results, results.perplexity(model), PERPLEXITY) for model in models}
+    for title, key, digits in (("perplexity", "perplexity", 2), ("KL", "kl", 4)):
+        for model, table in tables.items():
+            for row in table.to_dict("records"):
+                comparison.put(model, Column(title, row["dataset"], digits, "low"), Cell(row[key]))
+    for model in models:
+        _put_tasks(comparison, results, model)
+    return comparison
+
+
+def _put_size(comparison: Comparison, model: str, size: Size) -> None:
+    comparison.put(model, BITS, Cell(size.bits))
+    comparison.put(model, SIZE, Cell(size.total_bytes / 1e6))
+
+
+def _put_tasks(comparison: Comparison, results: Results, model: str) -> None:
+    table = _checked(results, results.tasks(model), TASKS)
+    better = _higher_is_better(results.tasks_json(model))
+    for row in table.to_dict("records"):
+        task, metric = row["task"], row["metric"]
+        name = metric if row["filter"] == "none" else f"{metric} ({row['filter']})"
+        column = Column(task, name, 3, "high" if better.get(task, {}).get(metric, True) else "low")
+        comparison.put(model, column, Cell(row["value"], row["stderr"]))
+
+
+def _higher_is_better(path: Path) -> dict[str, dict[str, bool]]:
+    """What lm-eval's JSON says of each task's metrics."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("higher_is_better", {})
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing; run the stage that writes it") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path}: damaged ({error!r}); delete it and run again to remake it") from error
+
+
+def _checked(results: Results, path: Path, schema: pa.Schema) -> pd.DataFrame:
+    """A table, after checking that it was made for the model in ``results``."""
+    table = read_table(path, schema)
+    require_same_model(results, read_provenance(path), path)
+    return table

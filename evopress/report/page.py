@@ -1,0 +1,111 @@
+"""The report: one HTML file that works offline, and the summary for the terminal."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from evopress.artifacts.atomic import write_text
+from evopress.artifacts.configuration import read_configuration
+from evopress.artifacts.model_facts import read_model_facts
+from evopress.artifacts.paths import DENSE, Results
+from evopress.artifacts.tables import TRACE, read_provenance, read_table
+from evopress.report.comparison import compare
+from evopress.report.plots import level_map, search_curve
+from evopress.report.summary import summary
+from evopress.versions import versions
+from evopress.yaml_text import to_yaml
+
+TEMPLATE = Path(__file__).with_suffix(".html.j2")
+FITNESS = {"kl": "KL (nats)", "topk_kl": "top-k KL (nats)", "perplexity": "perplexity"}
+
+
+@dataclass(frozen=True)
+class SearchSection:
+    """What the report says of one search."""
+
+    name: str
+    strategy: str
+    asked: str
+    reached: str
+    generations: int
+    curve: Markup | None
+    level_map: Markup | None
+    level: str
+    """The one level of a configuration that has no other."""
+
+
+def write_report(results: Results, searches: Sequence[str]) -> None:
+    """Write report.html and summary.txt.
+
+    Raises:
+        ArtifactError: an artifact is missing, damaged, of another model, or the report cannot be written.
+    """
+    facts = read_model_facts(results)
+    comparison = compare(results, searches)
+    configurations = {search: read_configuration(results, search) for search in searches}
+    values = sorted({value for configuration in configurations.values() for value in configuration["value"]})
+    sections = [_section(results, search, configurations[search], values) for search in searches]
+    page = _environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
+    html = page.render(
+        run=results.root.name,
+        facts=facts,
+        dense=DENSE,
+        comparison=comparison,
+        sections=sections,
+        settings=to_yaml(recorded_settings(results, searches)),
+        versions=versions(),
+    )
+    write_text(results.report, html)
+    title = f"{facts.name}, compressed ({results.root})"
+    write_text(results.summary, summary(comparison, results, title, searches))
+
+
+def recorded_settings(results: Results, searches: Sequence[str]) -> dict[str, Any]:
+    """Settings as the artifacts themselves record them: of the texts, the variants and the searches.
+
+    Raises:
+        ArtifactError: a table has no readable provenance.
+    """
+    made: dict[str, Any] = {"texts": {}, "variants": {}, "searches": {}}
+    for path in sorted((results.root / "tokens").glob("*.parquet")):
+        made["texts"][path.stem] = _settings_of(path)
+    for search in searches:
+        made["searches"][search] = _settings_of(results.configuration(search))
+        for name, rows in read_configuration(results, search).groupby("variants"):
+            made["variants"][str(name)] = _settings_of(results.variant_table(str(name), int(rows["block"].min())))
+    return made
+
+
+def _settings_of(path: Path) -> Any:
+    return json.loads(read_provenance(path).settings)
+
+
+def _section(results: Results, search: str, configuration: pd.DataFrame, values: list[float]) -> SearchSection:
+    settings = _settings_of(results.configuration(search))
+    trace = read_table(results.trace(search), TRACE)
+    levels = sorted(set(configuration["level"]))
+    curve = None
+    if trace["accepted"].any():
+        fitness = str(settings.get("fitness", "fitness"))
+        curve = Markup(search_curve(trace, search, FITNESS.get(fitness, fitness)))  # noqa: S704 (matplotlib escapes)
+    several = len(levels) > 1
+    return SearchSection(
+        name=search,
+        strategy=str(settings.get("strategy", "unknown")),
+        asked=f"{settings['target']:g}" if isinstance(settings.get("target"), int | float) else "not stated",
+        reached=f"{configuration['cost'].sum() / configuration['parameters'].sum():.4f}",
+        generations=int(trace["generation"].max()) if len(trace) else 0,
+        curve=curve,
+        level_map=Markup(level_map(configuration, search, values)) if several else None,  # noqa: S704
+        level="" if several else levels[0],
+    )
+
+
+def _environment() -> Environment:
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -1,0 +1,58 @@
+"""The comparison as plain text, for the end of a run on a terminal."""
+
+from collections.abc import Sequence
+
+from evopress.artifacts.paths import Results
+from evopress.report.comparison import Column, Comparison
+
+WIDTH = 100
+
+
+def summary(comparison: Comparison, results: Results, title: str, searches: Sequence[str]) -> str:
+    """Title, comparison table, and where the models and the report lie; no table line is longer than WIDTH."""
+    lines = [title, ""]
+    for columns in _fit(comparison):
+        lines += [*_table(comparison, columns), ""]
+    if any(comparison.is_best(model, column) for model in comparison.rows for column in comparison.columns):
+        lines += ["* better than every other compressed model, by more than the standard error of the difference", ""]
+    places = {f"model {search}": results.stitched(search) for search in searches} | {"report": results.report}
+    width = max(map(len, places))
+    lines += [f"{name:<{width}}  {path}" for name, path in places.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _fit(comparison: Comparison) -> list[list[Column]]:
+    """Cut the columns into tables that are no wider than WIDTH, each of at least one column."""
+    tables: list[list[Column]] = []
+    first = max(map(len, ["model", *comparison.rows]))
+    filled = 0
+    for column in comparison.columns:
+        width = 2 + max(map(len, _cells(comparison, column)))
+        if not tables or filled + width > WIDTH:
+            tables.append([])
+            filled = first
+        tables[-1].append(column)
+        filled += width
+    return tables
+
+
+def _table(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
+    """Two lines of header, a rule, and a line for each model; numbers aligned by their last digit."""
+    names = ["", "model", *comparison.rows]
+    width = max(map(len, names))
+    texts = [_cells(comparison, column) for column in columns]
+    widths = [max(map(len, text)) for text in texts]
+    lines = []
+    for number, name in enumerate(names):
+        cells = (f"  {text[number]:>{size}}" for text, size in zip(texts, widths, strict=True))
+        lines.append(f"{name:<{width}}{''.join(cells)}".rstrip())
+    return [*lines[:2], "-" * (width + sum(widths) + 2 * len(widths)), *lines[2:]]
+
+
+def _cells(comparison: Comparison, column: Column) -> list[str]:
+    """Header lines and values of a column; a star marks the best, a blank keeps the others in line."""
+    values = [
+        comparison.text(model, column) + ("*" if comparison.is_best(model, column) else " ")
+        for model in comparison.rows
+    ]
+    return [f"{column.title} ", f"{column.subtitle} ", *values]
