@@ -6,10 +6,14 @@ from pydantic import Field, model_validator
 
 from evopress.config.base import Name, Section
 
+Count = Annotated[int, Field(ge=1)]
+
 
 class _Strategy(Section):
     variants: Name = Field(description="Which section of `variants` the levels come from.")
-    target: float = Field(description="Budget: average bits per weight over the searched layers.")
+    target: float = Field(
+        gt=0, allow_inf_nan=False, description="Budget: average bits per weight over the searched layers."
+    )
 
 
 class UniformSettings(_Strategy):
@@ -24,8 +28,8 @@ class EvolutionSettings(_Strategy):
     strategy: Literal["evolution"] = "evolution"
     generations: int = Field(150, ge=1)
     offspring: int = Field(128, ge=1, description="Candidates made in each generation (lambda).")
-    survivors: tuple[int, ...] = Field((16, 4, 1), description="Candidates kept by each selection step, ending in 1.")
-    tokens: tuple[int, ...] = Field((2048, 16384, 131072), description="Tokens on which each step judges.")
+    survivors: tuple[Count, ...] = Field((16, 4, 1), description="Candidates kept by each selection step, ending in 1.")
+    tokens: tuple[Count, ...] = Field((2048, 16384, 131072), description="Tokens on which each step judges.")
     fitness: Literal["kl", "topk_kl", "perplexity"] = "kl"
     top_k: int = Field(100, ge=1, description="For topk_kl: tokens of the dense model's distribution kept apart.")
     group_rule: Literal["size", "name", "none"] = Field("size", description="Which layers may trade levels.")
@@ -37,10 +41,16 @@ class EvolutionSettings(_Strategy):
     def _check_steps(self) -> "EvolutionSettings":
         if len(self.survivors) != len(self.tokens):
             raise ValueError(
-                f"survivors has {len(self.survivors)} steps and tokens has {len(self.tokens)}: give one of each per step"
+                f"survivors has {len(self.survivors)} steps and tokens has {len(self.tokens)}: give one each per step"
             )
         if self.survivors[-1:] != (1,):
             raise ValueError(f"survivors must end in 1 (the next parent), got {list(self.survivors)}")
+        if any(later > earlier for earlier, later in zip(self.survivors, self.survivors[1:], strict=False)):
+            raise ValueError(f"survivors must not grow from step to step, got {list(self.survivors)}")
+        if self.survivors[0] > self.offspring:
+            raise ValueError(f"survivors: the first step keeps {self.survivors[0]} of only {self.offspring} offspring")
+        if self.fitness == "perplexity" and min(*self.tokens, self.initial_tokens) < 2:
+            raise ValueError("tokens: perplexity predicts the next token, so each step needs at least 2")
         return self
 
 

@@ -1,0 +1,102 @@
+"""Fitness of many candidates on a minibatch: the Evaluator that runs a model."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evopress.search.counters import Counters
+from evopress.search.forward import Check, advance
+from evopress.search.memory import MemoryPlan
+from evopress.search.minibatch import Minibatch, draw_minibatch
+from evopress.search.objectives import Objective, next_tokens
+from evopress.search.selection import Judgement
+from evopress.search.weights import VariantBlocks
+
+
+class ModelEvaluator:
+    """Judges candidates by what the model with their levels predicts; the same numbers as one full pass for each."""
+
+    def __init__(
+        self,
+        blocks: VariantBlocks,
+        tokens: Tensor,
+        dense: Tensor | None,
+        objective: Objective,
+        memory: MemoryPlan,
+        counters: Counters,
+        check: Check,
+    ) -> None:
+        """Hold what all evaluations share.
+
+        Args:
+            blocks: the model with its variants.
+            tokens: [sequences, L] search tokens.
+            dense: [sequences, L, H] final hidden states of the dense model on them, if the objective needs it.
+            objective: fitness of a token.
+            memory: sizes of chunks.
+            counters: counts the work.
+            check: called between chunks; raises if the search should stop.
+        """
+        self.blocks, self.tokens, self.dense = blocks, tokens, dense
+        self.objective, self.memory, self.counters, self.check = objective, memory, counters, check
+
+    def draw(self, tokens: int, rng: np.random.Generator) -> Minibatch:
+        """Minibatch of exactly ``tokens`` tokens."""
+        sequences, length = self.tokens.shape
+        return draw_minibatch(tokens, sequences, length, rng)
+
+    @torch.inference_mode()
+    def evaluate(self, candidates: NDArray[np.int16], minibatch: Minibatch) -> list[Judgement]:
+        """Judge each of ``candidates`` [C, units] on the same tokens."""
+        distinct, inverse = np.unique(candidates, axis=0, return_inverse=True)
+        sums = np.zeros((len(distinct), len(minibatch.sequences)))
+        for part, sequences, length in self._chunks(len(distinct), minibatch):
+            rows = torch.tensor(minibatch.sequences[sequences])
+            ids = self.tokens[rows, :length].to(self.blocks.model.device)
+            finals = advance(self.blocks, distinct[part], ids, self.memory.run_tokens, self.counters, self.check)
+            sums[part, sequences] = self._score(finals, ids, rows)
+        positions = np.array(minibatch.lengths) - self.objective.positions_lost
+        self.counters.candidate_tokens += len(candidates) * minibatch.tokens
+        fitness = sums.sum(axis=1) / positions.sum()
+        means = sums / np.maximum(positions, 1)
+        return [Judgement(float(fitness[i]), tuple(means[i].tolist())) for i in inverse.reshape(-1)]
+
+    def _chunks(self, candidates: int, minibatch: Minibatch) -> Iterator[tuple[slice, slice, int]]:
+        """Cut (candidates, sequences) so that hidden states fit in memory; candidates are parted last.
+
+        Candidates are in lexicographic order, so a part shares its prefixes.
+        """
+        model = self.blocks.model
+        for start, end, length in minibatch.segments():
+            room = self.memory.states(length, model.hidden_size, model.dtype.itemsize)
+            part = min(candidates, room)
+            step = max(1, room // part)
+            for first in range(start, end, step):
+                for head in range(0, candidates, part):
+                    yield slice(head, min(head + part, candidates)), slice(first, min(first + step, end)), length
+
+    def _score(self, finals: list[Tensor], ids: Tensor, rows: Tensor) -> NDArray[np.float64]:
+        """Sums over the tokens of each sequence, [C, S]; the dense model's logits are made once for all candidates."""
+        model, (sequences, length) = self.blocks.model, ids.shape
+        flat = [final.flatten(0, 1) for final in finals]
+        dense = self.dense[rows, :length].flatten(0, 1) if self.dense is not None else None
+        targets = next_tokens(ids)
+        scores = torch.empty((len(finals), len(targets)), dtype=torch.float32, device=model.device)
+        for tokens in even_slices(len(targets), self.memory.score_tokens):
+            teacher = targets.new_empty(0) if dense is None else model.logits(dense[tokens].to(model.device)[None])[0]
+            prepared = self.objective.prepare(teacher, targets[tokens])
+            del teacher
+            for index, hidden in enumerate(flat):
+                self.check()
+                scores[index, tokens] = self.objective.score(prepared, model.logits(hidden[tokens][None])[0])
+        self.counters.head_tokens += len(targets) * (len(finals) + (dense is not None))
+        return scores.double().unflatten(1, (sequences, length)).sum(-1).cpu().numpy()
+
+
+def even_slices(total: int, most: int) -> list[slice]:
+    """Cut ``total`` into as few slices of at most ``most`` as possible, of nearly equal size."""
+    count = -(-total // most)
+    return [slice(i * total // count, (i + 1) * total // count) for i in range(count)]

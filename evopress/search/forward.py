@@ -1,0 +1,132 @@
+"""Run many candidates through the model together, block by block, computing shared prefixes once."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evopress.models.blockwise import BlockInputs, BlockwiseModel
+from evopress.progress import progress
+from evopress.search.counters import Counters
+from evopress.search.prefixes import BlockPlan, plan_block
+from evopress.search.weights import VariantBlocks
+
+Check = Callable[[], None]
+"""Called between pieces of work; raises if the search should stop."""
+
+
+@torch.inference_mode()
+def advance(
+    blocks: VariantBlocks,
+    candidates: NDArray[np.int16],
+    ids: Tensor,
+    run_tokens: int,
+    counters: Counters,
+    check: Check,
+) -> list[Tensor]:
+    """Final hidden states of each candidate on the same tokens.
+
+    Args:
+        blocks: runs a block at given levels.
+        candidates: [C, units], distinct.
+        ids: [S, L] tokens.
+        run_tokens: tokens that pass a block at once (at least one sequence).
+        counters: counts the work.
+        check: called between runs.
+
+    Returns:
+        C tensors [S, L, H].
+    """
+    hidden, inputs = blocks.model.embed(ids)
+    states: list[Tensor | None] = [hidden]
+    del hidden  # the list alone holds states, so that one is freed after its last use
+    state_of = np.zeros(len(candidates), dtype=np.int64)
+    for block, units in enumerate(blocks.units_of):
+        plan = plan_block(state_of, candidates[:, units])
+        blocks.enter(block)
+        states = _pass_block(blocks, block, plan, states, inputs, run_tokens, check)
+        blocks.leave(block)
+        state_of = plan.state_of
+        counters.block_tokens += len(states) * ids.numel()
+        counters.block_tokens_alone += len(candidates) * ids.numel()
+    return [_present(states[state]) for state in state_of]
+
+
+def _pass_block(
+    blocks: VariantBlocks,
+    block: int,
+    plan: BlockPlan,
+    states: list[Tensor | None],
+    inputs: BlockInputs,
+    run_tokens: int,
+    check: Check,
+) -> list[Tensor | None]:
+    """States after a block; each state before it is dropped as soon as nothing needs it."""
+    uses = np.bincount(plan.parents, minlength=len(states))
+    after: list[Tensor | None] = []
+    for levels, members in plan.groups():
+        parents = plan.parents[members.start : members.stop].tolist()
+        sequences, length = _present(states[parents[0]]).shape[:2]
+        step = max(1, run_tokens // (sequences * length))
+        for start in range(0, len(parents), step):
+            check()
+            batch = parents[start : start + step]
+            inside = [_present(states[parent]) for parent in batch]
+            for parent in batch:
+                uses[parent] -= 1
+                if not uses[parent]:
+                    states[parent] = None
+            after += _run_batch(blocks, block, levels, inside, inputs, max(1, run_tokens // length))
+    return after
+
+
+def _run_batch(
+    blocks: VariantBlocks,
+    block: int,
+    levels: Sequence[int],
+    states: list[Tensor],
+    inputs: BlockInputs,
+    most_sequences: int,
+) -> list[Tensor]:
+    """Run several states as one batch, or one state in pieces where its sequences are too many for one run."""
+    sequences = len(states[0])
+    if len(states) > 1:
+        return list(blocks.run(block, levels, torch.cat(states), inputs).split(sequences))
+    if sequences <= most_sequences:
+        return [blocks.run(block, levels, states[0], inputs)]
+    pieces = states[0].split(most_sequences)
+    return [torch.cat([blocks.run(block, levels, piece, inputs) for piece in pieces])]
+
+
+def _present(state: Tensor | None) -> Tensor:
+    assert state is not None, "a state was dropped before its last use"
+    return state
+
+
+@torch.inference_mode()
+def dense_hidden_states(model: BlockwiseModel, tokens: Tensor, run_tokens: int, check: Check) -> Tensor:
+    """Final hidden states of the dense model, [sequences, L, H] in host memory; holds one block at a time.
+
+    Args:
+        model: its blocks are loaded and unloaded one after another.
+        tokens: [sequences, L].
+        run_tokens: tokens that pass a block at once (at least one sequence).
+        check: called between runs.
+    """
+    rows = max(1, run_tokens // tokens.shape[1])
+    batches = list(tokens.split(rows))
+    embedded = [model.embed(batch) for batch in batches]
+    inputs = embedded[0][1]
+    hidden = torch.cat([states.cpu() for states, _ in embedded])
+    del embedded
+    with progress("dense model", len(model.blocks) * tokens.numel(), "block tokens") as bar:
+        for block in range(len(model.blocks)):
+            model.load_block(block)
+            for piece in hidden.split(rows):
+                check()
+                piece.copy_(model.run_block(block, piece.to(model.device), inputs))
+                bar.advance(piece.shape[0] * piece.shape[1])
+            model.unload_block(block)
+    return hidden

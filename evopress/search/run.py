@@ -1,0 +1,119 @@
+"""The search stage: from variants to a configuration and its trace."""
+
+import hashlib
+import json
+
+import pandas as pd
+from torch import Tensor
+
+from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.paths import Results
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.tables import CONFIGURATION, TRACE, read_provenance, write_table
+from evopress.artifacts.variants import VariantStore
+from evopress.config.compute import ComputeSettings
+from evopress.config.search import EvolutionSettings, SearchSettings
+from evopress.data.tokens import read_tokens
+from evopress.device import resolve_device
+from evopress.models.blockwise import BlockwiseModel
+from evopress.progress import log
+from evopress.search.fitness import ModelEvaluator
+from evopress.search.resume import ResumeFolder
+from evopress.search.space import Candidate, Space, make_space, units_from_variants
+from evopress.search.strategies.evolution import check_tokens, evolve, model_evaluator
+from evopress.search.strategies.uniform import uniform_candidate
+from evopress.search.termination import stop_on_sigterm
+from evopress.search.trace import trace_table
+
+
+def run_search(
+    results: Results,
+    name: str,
+    settings: SearchSettings,
+    compute: ComputeSettings,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Choose a level for every unit; write ``results.configuration(name)`` and ``results.trace(name)``.
+
+    A search that was killed goes on from its last finished generation. On SIGTERM the process exits with code 143.
+
+    Raises:
+        ConfigError: the target, the levels and the text do not allow the search.
+        ArtifactError: variants or tokens are missing, damaged or of another model.
+        SearchError: no candidate has a fitness.
+    """
+    where = f"searches.{name}"
+    store = VariantStore(results, settings.variants)
+    rule = settings.group_rule if isinstance(settings, EvolutionSettings) else "none"
+    space = make_space(units_from_variants(store.table, rule), settings.target, where)
+    resume = ResumeFolder(results.resume(name), _digest(results, settings, store.table))
+    if isinstance(settings, EvolutionSettings):
+        chosen, records = _evolve(results, name, settings, compute, store, space, resume, trust_remote_code)
+    else:
+        chosen, records = uniform_candidate(space, settings.target, f"{where}.target"), []
+    provenance = Provenance("search", settings.model_dump_json(), read_model_fingerprint(results))
+    write_table(trace_table(records), results.trace(name), TRACE, provenance)
+    configuration = configuration_table(space, chosen, settings.variants)
+    write_table(configuration, results.configuration(name), CONFIGURATION, provenance)
+    resume.remove()
+    average = space.cost_of(chosen) / sum(unit.parameters for unit in space.units)
+    log.info("search %s: %d units, %.4f bits per weight on average", name, len(space.units), average)
+
+
+def configuration_table(space: Space, candidate: Candidate, variants: str) -> pd.DataFrame:
+    """Table with the CONFIGURATION schema."""
+    rows = [
+        (
+            unit.name,
+            unit.block,
+            unit.layer,
+            variants,
+            level.label,
+            level.value,
+            level.cost,
+            unit.parameters,
+            level.bytes,
+        )
+        for unit, level in ((unit, unit.levels[index]) for unit, index in zip(space.units, candidate, strict=True))
+    ]
+    return pd.DataFrame(rows, columns=CONFIGURATION.names)
+
+
+def _evolve(
+    results: Results,
+    name: str,
+    settings: EvolutionSettings,
+    compute: ComputeSettings,
+    store: VariantStore,
+    space: Space,
+    resume: ResumeFolder,
+    trust_remote_code: bool,
+) -> tuple[Candidate, list[dict]]:
+    where = f"searches.{name}"
+    path = results.tokens("search")
+    require_same_model(results, read_provenance(path), path)
+    tokens = read_tokens(results, "search")
+    check_tokens(settings, tokens.numel(), where)
+    with stop_on_sigterm() as check:
+
+        def make_evaluator() -> ModelEvaluator:
+            device = resolve_device(compute.device)
+            model = BlockwiseModel.from_folder(
+                results.model, device, resident=False, trust_remote_code=trust_remote_code
+            )
+
+            def unpack(block: int, layer: str, level: str) -> Tensor:
+                return store.weight(block, layer, level, model.device, model.dtype)
+
+            return model_evaluator(model, space, unpack, tokens, settings, compute, where, check)
+
+        return evolve(space, settings, make_evaluator, resume, name, check)
+
+
+def _digest(results: Results, settings: SearchSettings, table: pd.DataFrame) -> str:
+    """Identify everything that the result of a search depends on."""
+    blocks = [results.variant_table(settings.variants, int(block)) for block in sorted(table["block"].unique())]
+    made_by = [read_provenance(path).dumps() for path in [*blocks, results.tokens("search")]]
+    content = json.dumps([settings.model_dump_json(), made_by, table.to_json(double_precision=15)])
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,0 +1,107 @@
+"""Multi-step selection: few tokens for many candidates, many tokens for the few that are left.
+
+arXiv 2410.14649, algorithm 1: each step draws fresh tokens; the parent is admitted to the last step only, so it is
+compared where the judgement is surest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evopress.search.minibatch import Minibatch
+from evopress.search.space import Candidate
+from evopress.search.trace import PARENT, TraceRow
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Fitness of one candidate on one minibatch; lower is better."""
+
+    fitness: float
+    """Mean over tokens."""
+    by_sequence: tuple[float, ...]
+    """Mean over the tokens of each sequence."""
+
+
+class Evaluator(Protocol):
+    """Judges candidates; the search knows nothing else of models, tokens or bits."""
+
+    def draw(self, tokens: int, rng: np.random.Generator) -> Minibatch:
+        """Draw exactly ``tokens`` tokens."""
+        ...
+
+    def evaluate(self, candidates: NDArray[np.int16], minibatch: Minibatch) -> list[Judgement]:
+        """Judge each of ``candidates`` [C, units] on the same minibatch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One selection step."""
+
+    survivors: int
+    tokens: int
+
+
+Known = dict[tuple[bytes, Minibatch], Judgement]
+"""Judgements made so far, by candidate and tokens."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The winner, and each judgement that led to it."""
+
+    winner: Candidate
+    judgement: Judgement
+    rows: list[TraceRow]
+
+
+def select(
+    offspring: NDArray[np.int16],
+    parent: Candidate | None,
+    steps: Sequence[Step],
+    evaluator: Evaluator,
+    known: Known,
+    rng: np.random.Generator,
+    generation: int,
+) -> Selection:
+    """Choose the best of ``offspring`` [n, units] and ``parent``.
+
+    Args:
+        offspring: distinct candidates.
+        parent: admitted to the last step, where it wins ties; None if there is none.
+        steps: tokens and survivors, ending in one survivor.
+        evaluator: judges.
+        known: judgements that need not be made again; those made here are added.
+        rng: draws the minibatches.
+        generation: for the trace.
+    """
+    left, rows = list(range(len(offspring))), []
+    for number, step in enumerate(steps):
+        minibatch = evaluator.draw(step.tokens, rng)
+        if number == len(steps) - 1 and parent is not None:
+            left = [PARENT, *left]
+        candidates = np.array([offspring[i] if i != PARENT else parent for i in left], dtype=np.int16)
+        judged = judge(candidates, minibatch, evaluator, known)
+        # Stable, with NaN last: of equals the first stays, and the parent comes first.
+        order = np.argsort([judgement.fitness for judgement in judged], kind="stable")[: step.survivors]
+        last = number == len(steps) - 1
+        rows += [
+            TraceRow(generation, number, i, minibatch, judgement.fitness, judgement.by_sequence, last and k == order[0])
+            for k, (i, judgement) in enumerate(zip(left, judged, strict=True))
+        ]
+        left = sorted(left[k] for k in order)
+    return Selection(candidates[order[0]], judged[order[0]], rows)
+
+
+def judge(candidates: NDArray[np.int16], minibatch: Minibatch, evaluator: Evaluator, known: Known) -> list[Judgement]:
+    """Judge candidates together, except those that were judged on the very same tokens before."""
+    keys = [(candidate.tobytes(), minibatch) for candidate in candidates]
+    new = [index for index, key in enumerate(keys) if key not in known]
+    if new:
+        judged = evaluator.evaluate(candidates[new], minibatch)
+        known.update({keys[index]: judgement for index, judgement in zip(new, judged, strict=True)})
+    return [known[key] for key in keys]

@@ -1,0 +1,182 @@
+"""Selection and the evolutionary loop on toy objectives: no model, no bits."""
+
+import json
+import zlib
+
+import numpy as np
+import pytest
+
+from evopress.errors import SearchError
+from evopress.search.evolution import State, first_state, next_generation
+from evopress.search.initial import even_candidate
+from evopress.search.minibatch import Minibatch, draw_minibatch
+from evopress.search.resume import ResumeFolder
+from evopress.search.selection import Judgement, Step, select
+from evopress.search.space import Level, Space, Unit, make_space
+from evopress.search.trace import PARENT
+
+
+class Linear:
+    """Fitness is a weighted sum of levels, plus noise that shrinks with the number of tokens."""
+
+    def __init__(self, weights, noise=0.0, sequences=64, length=16):
+        self.weights, self.noise, self.sequences, self.length = np.asarray(weights), noise, sequences, length
+        self.calls: list[tuple[int, int]] = []
+
+    def draw(self, tokens, rng):
+        return draw_minibatch(tokens, self.sequences, self.length, rng)
+
+    def evaluate(self, candidates, minibatch):
+        self.calls.append((len(candidates), minibatch.tokens))
+        exact = candidates @ self.weights
+        seeds = [zlib.crc32(candidate.tobytes() + repr(minibatch).encode()) for candidate in candidates]
+        noise = [np.random.default_rng(seed).normal() * self.noise / minibatch.tokens**0.5 for seed in seeds]
+        return [Judgement(float(value + extra), (float(value + extra),)) for value, extra in zip(exact, noise)]
+
+
+def bit_strings(units: int, ones: int) -> Space:
+    """Each unit is dropped (0) or kept (1), with exactly ``ones`` kept."""
+    levels = (Level("0", 0.0, 0, 0), Level("1", 1.0, 1, 1))
+    made = [Unit(f"u{i}", i, "layer", "all", 1, levels) for i in range(units)]
+    return make_space(made, ones / units + 1e-6, "searches.x")
+
+
+def rng(seed=0):
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def test_the_optimum_of_a_linear_objective_is_found():
+    weights = np.arange(20.0)
+    space, evaluator, source = bit_strings(20, 12), Linear(weights), rng()
+    state, _ = first_state(space, 8, 16, evaluator, source)
+    for _ in range(60):
+        state, _ = next_generation(state, space, 16, [Step(1, 16)], evaluator, source)
+    assert state.parent.tolist() == [1] * 12 + [0] * 8  # the twelve cheapest
+    assert state.generation == 60
+
+
+def test_fitness_never_rises_without_noise():
+    space, evaluator, source = bit_strings(16, 8), Linear(np.random.default_rng(3).random(16)), rng()
+    state, rows = first_state(space, 4, 16, evaluator, source)
+    best = [next(row.fitness for row in rows if row.accepted)]
+    for _ in range(20):
+        state, rows = next_generation(state, space, 6, [Step(3, 16), Step(1, 64)], evaluator, source)
+        best.append(next(row.fitness for row in rows if row.accepted))
+    assert best == sorted(best, reverse=True)
+
+
+def test_steps_narrow_the_field_and_admit_the_parent_last():
+    space, evaluator = bit_strings(12, 6), Linear(np.ones(12), noise=1.0)
+    parent = first_state(space, 2, 16, evaluator, rng())[0].parent
+    evaluator.calls.clear()
+    state = State(0, parent)
+    steps = [Step(5, 32), Step(2, 100), Step(1, 512)]
+    _, rows = next_generation(state, space, 9, steps, evaluator, rng(1))
+    assert evaluator.calls == [(9, 32), (5, 100), (3, 512)]
+    by_step = [[row for row in rows if row.step == step] for step in range(3)]
+    assert [len(step) for step in by_step] == [9, 5, 3]
+    for earlier, later, step in zip(by_step, by_step[1:], steps):
+        best = sorted(earlier, key=lambda row: row.fitness)[: step.survivors]
+        assert {row.candidate for row in later} - {PARENT} == {row.candidate for row in best}
+    assert [row.candidate for row in rows if row.candidate == PARENT] == [PARENT]
+    assert by_step[2][0].candidate == PARENT
+    winner = min(by_step[2], key=lambda row: row.fitness)
+    assert [row.candidate for row in rows if row.accepted] == [winner.candidate]
+    assert len({row.minibatch for row in rows}) == 3
+
+
+def test_the_parent_wins_ties_and_nan_never_wins():
+    parent = np.array([1, 0, 1, 0], dtype=np.int16)
+    children = np.array([[0, 1, 1, 0], [0, 1, 0, 1]], dtype=np.int16)
+    chosen = select(children, parent, [Step(1, 16)], Linear(np.zeros(4)), {}, rng(), 1)
+    assert (chosen.winner == parent).all()
+    broken = Linear(np.array([np.nan, 1, 1, 1]))
+    assert chosen.rows[0].candidate == PARENT
+    assert select(children, None, [Step(1, 16)], broken, {}, rng(), 1).winner.tolist()  # all NaN: reported by the loop
+    with pytest.raises(SearchError, match="NaN"):
+        next_generation(State(0, parent), bit_strings(4, 2), 3, [Step(1, 16)], broken, rng())
+
+
+def test_a_candidate_is_not_judged_twice_on_the_same_tokens():
+    space, evaluator = bit_strings(10, 5), Linear(np.arange(10.0), sequences=4, length=16)
+    source, state = rng(), State(0, np.array([0] * 5 + [1] * 5, dtype=np.int16))
+    everything = 64
+    for _ in range(3):
+        state, rows = next_generation(state, space, 4, [Step(2, everything), Step(1, everything)], evaluator, source)
+        # Both steps see all tokens: the survivors are known, and so is the parent after the first generation.
+        assert [row.step for row in rows].count(1) == 3
+    assert evaluator.calls == [(4, 64), (1, 64), (4, 64), (4, 64)]
+
+
+def test_no_other_candidate_leaves_the_parent_without_judging():
+    space, evaluator = bit_strings(3, 3), Linear(np.ones(3))
+    state, rows = next_generation(State(4, np.ones(3, np.int16)), space, 8, [Step(1, 16)], evaluator, rng())
+    assert state.generation == 5 and rows == [] and evaluator.calls == []
+
+
+def test_minibatches_hold_exactly_the_tokens_asked_for():
+    source = rng()
+    for tokens in (1, 15, 16, 17, 100, 160):
+        batch = draw_minibatch(tokens, 10, 16, source)
+        assert batch.tokens == tokens == sum(batch.lengths)
+        assert len(set(batch.sequences)) == len(batch.sequences) and max(batch.sequences) < 10
+        assert all(length == 16 for length in batch.lengths[:-1]) and 0 < batch.lengths[-1] <= 16
+        covered = [position for start, end, _ in batch.segments() for position in range(start, end)]
+        assert covered == list(range(len(batch.lengths)))
+        assert all({*batch.lengths[start:end]} == {length} for start, end, length in batch.segments())
+    assert draw_minibatch(160, 10, 16, source) == draw_minibatch(160, 10, 16, source)
+
+
+def test_all_sequences_are_drawn_equally_often():
+    source = rng()
+    counts = np.bincount([s for _ in range(2000) for s in draw_minibatch(48, 8, 16, source).sequences], minlength=8)
+    np.testing.assert_allclose(counts, 750, atol=100)  # five standard deviations
+
+
+def run_with_restarts(folder, stops, generations=12):
+    """Search, forgetting everything but the resume folder after each generation in ``stops``."""
+    space, evaluator = bit_strings(14, 7), Linear(np.arange(14.0), noise=5.0, sequences=8)
+    steps = [Step(3, 40), Step(1, 128)]
+    resume, source = ResumeFolder(folder, "digest"), rng(5)
+    state, rows = first_state(space, 4, 32, evaluator, source)
+    resume.save(state, source, rows)
+    while state.generation < generations:
+        if state.generation in stops:
+            resume, source = ResumeFolder(folder, "digest"), rng(99)
+            state = resume.load(source)
+        state, rows = next_generation(state, space, 5, steps, evaluator, source)
+        resume.save(state, source, rows)
+    return state.parent.tolist(), json.dumps(resume.records(generations))
+
+
+def test_restarts_change_nothing(tmp_path):
+    plain = run_with_restarts(tmp_path / "a", stops=())
+    assert run_with_restarts(tmp_path / "b", stops=(0, 3, 4, 9, 11)) == plain
+
+
+def test_known_judgements_survive_a_restart_exactly(tmp_path):
+    batch = Minibatch((0, 2), (4, 3))
+    state = State(2, np.array([0, 3], np.int16), {batch: Judgement(0.1 + 0.2, (1 / 3, float("nan")))})
+    resume, source = ResumeFolder(tmp_path, "digest"), rng()
+    for generation in range(3):
+        resume.save(State(generation, state.parent, state.known), source, [])
+    loaded = resume.load(rng(1))
+    assert loaded.generation == 2 and loaded.parent.dtype == np.int16 and loaded.parent.tolist() == [0, 3]
+    assert repr(loaded.known) == repr(state.known)
+
+
+@pytest.mark.parametrize("damage", ["digest", "truncated", "trace", "nothing there"])
+def test_a_resume_folder_that_does_not_fit_is_not_used(tmp_path, damage):
+    resume, source = ResumeFolder(tmp_path / "resume", "digest"), rng()
+    if damage != "nothing there":
+        resume.save(State(0, even_candidate(bit_strings(4, 2))), source, [])
+    state_file = tmp_path / "resume" / "state.json"
+    if damage == "digest":
+        resume = ResumeFolder(tmp_path / "resume", "other settings")
+    elif damage == "truncated":
+        state_file.write_text(state_file.read_text()[:-20])
+    elif damage == "trace":
+        (tmp_path / "resume" / "trace_000000.jsonl").unlink()
+    before = source.bit_generator.state
+    assert resume.load(source) is None
+    assert source.bit_generator.state == before
