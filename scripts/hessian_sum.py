@@ -3,7 +3,6 @@
 from argparse import Namespace
 
 from evopress.compression.hessian import sum_hessians
-
 from evopress.script import argument_parser, run
 
 

@@ -3,7 +3,6 @@
 from argparse import Namespace
 
 from evopress.compression.hessian import accumulate_hessians
-
 from evopress.config.variants import HessianSettings
 from evopress.script import argument_parser, run, settings_argument
 

@@ -2,18 +2,19 @@
 
 from argparse import Namespace
 
-from evopress.models.sources import prepare_model
-
 from evopress.config.model import ModelSettings
+from evopress.models.sources import prepare_model
 from evopress.script import argument_parser, run, settings_argument
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    prepare_model(arguments.settings, arguments.results)
+    settings = arguments.settings.model_copy(update={"blocks": arguments.blocks})
+    prepare_model(settings, arguments.results)
 
 
 if __name__ == "__main__":
     parser = argument_parser(__doc__)
     settings_argument(parser, ModelSettings, "model")
+    parser.add_argument("--blocks", type=int, help="number of blocks that the other jobs were planned for")
     run(parser, main)

@@ -3,7 +3,6 @@
 from argparse import Namespace
 
 from evopress.compression.variants import make_variants
-
 from evopress.config.variants import VariantSettings
 from evopress.script import argument_parser, run, settings_argument
 

@@ -3,8 +3,11 @@
 Snakemake reruns a job whose slice has changed, so whatever cannot change a result stays out.
 """
 
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from evopress.artifacts.paths import DENSE, Results, manifest_path
 from evopress.config.data import TextSettings
 from evopress.config.evaluation import TaskSettings
 from evopress.config.settings import Settings
@@ -46,6 +49,27 @@ def search_slice(settings: Settings, search: str) -> str:
 def tasks_slice(settings: Settings) -> str:
     """lm-eval tasks."""
     return settings.evaluation.tasks.model_dump_json()
+
+
+def perplexity_slice(settings: Settings) -> str:
+    """Names of the evaluation sets."""
+    return json.dumps({"datasets": list(settings.data.evaluation)})
+
+
+def expected_slices(settings: Settings, results: Results, blocks: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    """One artifact of each job, with the slice that should have made it."""
+    yield results.layers, model_slice(settings)
+    for dataset in ("calibration", "search", *settings.data.evaluation):
+        yield results.tokens(dataset), tokens_slice(settings, dataset)
+    for block in blocks:
+        yield manifest_path(results.hessian(block)), hessians_slice(settings)
+        for variants in settings.variants:
+            yield results.variant_table(variants, block), variants_slice(settings, variants)
+    for search in settings.searches:
+        yield results.configuration(search), search_slice(settings, search)
+    for model in (DENSE, *settings.searches):
+        yield results.perplexity(model), perplexity_slice(settings)
+        yield results.tasks(model), tasks_slice(settings)
 
 
 def task_files(tasks: TaskSettings) -> list[str]:

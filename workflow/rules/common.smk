@@ -6,7 +6,10 @@ from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.io import IOFile
+from snakemake.persistence.file import FilePersistence
 
+from evopress.artifacts.origin import require_settings
 from evopress.artifacts.paths import DENSE, Results, manifest_path
 from evopress.config import slices
 from evopress.config.closure import code_closure
@@ -14,16 +17,27 @@ from evopress.config.settings import Settings, lay_over
 from evopress.errors import EvopressError
 from evopress.models.block_count import count_blocks
 
+
+def unrecorded(artifacts):
+    """Those that exist, though Snakemake has no record of a job that made them or was about to."""
+    records = FilePersistence(nolock=True)
+    for path, settings in artifacts:
+        if path.exists() and not records.metadata(IOFile(path)) and not records._filter_incomplete_keys([str(path)]):
+            yield path, settings
+
+
 try:
     if not config.get("complete"):
         config = lay_over(yaml.safe_load(Path("config/config.yaml").read_text(encoding="utf-8")), config)
     SETTINGS = Settings.load(config)
+    RESULTS = Results(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
     TASK_FILES = slices.task_files(SETTINGS.evaluation.tasks)
+    if workflow.is_main_process:
+        require_settings(unrecorded(slices.expected_slices(SETTINGS, RESULTS, BLOCKS)), RESULTS.root)
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
 
-RESULTS = Results(Path("results") / SETTINGS.name)
 LOGS = RESULTS.root / "logs"
 SEARCHES = list(SETTINGS.searches)
 EVALUATION_SETS = list(SETTINGS.data.evaluation)

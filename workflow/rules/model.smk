@@ -12,7 +12,8 @@ rule model:
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.model_slice(SETTINGS),
+        blocks=len(BLOCKS),
     message:
         "Fetching the model"
     shell:
-        "{params.python:q} scripts/model.py {params.common:q} --settings {params.settings:q}" " --log {log:q}"
+        "{params.python:q} scripts/model.py {params.common:q} --settings {params.settings:q} --blocks {params.blocks}" " --log {log:q}"
