@@ -10,7 +10,11 @@ Dtype = Literal["source", "float32", "bfloat16", "float16"]
 
 
 class _Model(Section):
-    dtype: Dtype = Field("source", description="Type of the weights; `source` keeps what the checkpoint holds.")
+    dtype: Dtype = Field(
+        "source",
+        description="Type of the weights; `source` keeps what the checkpoint holds. A GGUF file does not tell what it "
+        "was quantized from: there, `source` is bfloat16.",
+    )
     blocks: int | None = Field(
         None, ge=1, description="Number of transformer blocks; needed only where no config.json can be read beforehand."
     )

@@ -1,0 +1,71 @@
+"""Number of blocks of a model that is not prepared yet; imports nothing heavy, since every parse of the workflow asks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings
+from evopress.errors import ConfigError, ModelError
+
+_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def count_blocks(settings: ModelSettings) -> int:
+    """`model.blocks` if set, else the number in the model's config.json or GGUF header.
+
+    A hub model's config.json is taken from the local cache if it is there, and fetched otherwise.
+
+    Raises:
+        ConfigError: the number must be set, since it cannot be read beforehand.
+        ModelError: a local file is missing or damaged.
+    """
+    if settings.blocks is not None:
+        return settings.blocks
+    if isinstance(settings, GgufModel):
+        return _from_gguf(Path(settings.path))
+    if isinstance(settings, FolderModel):
+        return _from_config(Path(settings.path) / "config.json")
+    if isinstance(settings, HubModel):
+        return _from_config(_hub_config(settings))
+    raise ConfigError("model.blocks: set the number of transformer blocks; a wheel cannot be read beforehand")
+
+
+def _from_gguf(path: Path) -> int:
+    from evopress.models.gguf_header import read_gguf_header
+
+    header = read_gguf_header(path)
+    count = header.get(f"{header.get('general.architecture')}.block_count")
+    if not isinstance(count, int) or count < 1:
+        raise ConfigError(f"model.blocks: {path} does not give its number of blocks; set it")
+    return count
+
+
+def _from_config(path: Path) -> int:
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: missing; is this a folder in the Hugging Face layout?") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: damaged, not JSON ({error}); fetch the model again") from error
+    for section in (config.get("text_config"), config) if isinstance(config, dict) else ():
+        for key in _KEYS:
+            count = section.get(key) if isinstance(section, dict) else None
+            if isinstance(count, int) and count > 0:
+                return count
+    raise ConfigError(f"model.blocks: {path} does not give the number of transformer blocks; set it")
+
+
+def _hub_config(settings: HubModel) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(settings.id, "config.json", revision=settings.revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        return Path(hf_hub_download(settings.id, "config.json", revision=settings.revision))
+    except Exception as error:  # the hub's client raises errors of several libraries
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"model.blocks: config.json of {settings.id} cannot be fetched ({reason}); set the number of blocks, "
+            "or fetch the model beforehand with `hf download`"
+        ) from error

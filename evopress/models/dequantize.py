@@ -1,0 +1,58 @@
+"""A GGUF file turned into an ordinary Hugging Face folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from evopress.errors import ModelError, UnsupportedArchitectureError
+from evopress.models.gguf_header import read_gguf_header
+
+_SHARD = "5GB"
+
+
+def dequantize(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Write weights in ``dtype``, config, tokenizer with chat template, and generation config to ``folder``.
+
+    Takes memory for the weights in float32.
+
+    Raises:
+        ModelError: the file is damaged, or lacks what a tokenizer needs.
+        UnsupportedArchitectureError: transformers cannot read this architecture from GGUF.
+    """
+    disable_progress_bar()  # of transformers, whose bars would fill the log
+    name = read_gguf_header(gguf).get("general.architecture", "unknown architecture")
+    model = _load(gguf, str(name))
+    clean = _without_quantization(model, dtype)
+    clean.save_pretrained(folder, max_shard_size=_SHARD)
+    model.generation_config.save_pretrained(folder)
+    try:
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    except Exception as error:  # foreign parsers meet foreign data
+        raise ModelError(f"{gguf}: its tokenizer cannot be read ({error})") from error
+
+
+def _load(gguf: Path, name: str) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    except ValueError as error:
+        if "not supported" in str(error):
+            raise UnsupportedArchitectureError(f"{name}: transformers cannot read it from GGUF: {error}") from error
+        raise ModelError(f"{gguf}: damaged or cut short ({error}); fetch it again") from error
+    except (RuntimeError, LookupError, TypeError, OSError, AttributeError) as error:
+        raise ModelError(f"{gguf}: damaged or cut short ({error}); fetch it again") from error
+
+
+def _without_quantization(model: Any, dtype: torch.dtype) -> Any:
+    """The same model without the marks of its origin, which keep transformers from saving it."""
+    values = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+    config = type(model.config).from_dict(values)
+    with init_empty_weights(include_buffers=False):
+        clean = type(model)._from_config(config, dtype=dtype)
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    clean.load_state_dict(state, assign=True)
+    clean.tie_weights()
+    return clean

