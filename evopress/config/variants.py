@@ -20,7 +20,8 @@ class GptqSettings(Section):
     bits: tuple[int, ...] = Field((2, 3, 4, 5, 6), min_length=1, description="Bit-widths to offer, from 2 to 8.")
     group_size: int | None = Field(64, ge=1, description="Inputs that share a scale; null is one scale per channel.")
     symmetric: bool = Field(False, description="Grid symmetric about zero, without a zero point.")
-    activation_order: bool = Field(False, description="Quantize columns by decreasing Hessian diagonal.")
+    activation_order: bool = Field(True, description="Quantize columns by decreasing Hessian diagonal.")
+    clip_search: bool = Field(True, description="Clip each group's range where that rounds with less error.")
     damping: float = Field(0.01, gt=0, lt=1, description="Share of the mean Hessian diagonal added to the diagonal.")
     block_size: int = Field(128, ge=1, description="Columns between two lazy updates of the remaining ones.")
     exclude: tuple[str, ...] = Field((), description="Patterns of layer names that stay dense, as in `*.down_proj`.")
@@ -36,3 +37,4 @@ class GptqSettings(Section):
 
 
 VariantSettings = GptqSettings
+"""Settings of any method; they differ in `method`."""

@@ -1,0 +1,266 @@
+"""GPTQ (arXiv 2210.17323) for all bit-widths of a layer in one sweep over its columns.
+
+Rows of a linear layer are independent given the Hessian, so levels are stacked beside rows and share one Cholesky
+factor. The sweep uses the form of GPTQ that QuIP (arXiv 2307.13304) calls LDLQ and proves equal: with the Hessian
+H = R R^T, R upper triangular, column j is rounded after adding the deviations of the columns before it,
+
+    w'_j = w_j + sum over i < j of (w_i - q_i) R_ij / R_jj.
+
+It needs no inverse, and the sums over i are matrix products: columns are visited in nested chunks, and each chunk first
+collects what the columns before it, within the enclosing chunk, contribute.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evopress.compression.grid import SCALE_DTYPE, fit_grid, highest_codes
+from evopress.errors import CompressionError
+
+_INNER_CHUNK = 16
+"""Columns that are updated one vector at a time; measured to be the fastest on a CPU."""
+_DAMPING_LIMIT = 10.0
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """All levels of a linear layer, columns in their original order."""
+
+    codes: Tensor
+    """uint8 [levels, rows, columns]."""
+    scales: Tensor
+    """float16 [levels, rows, groups]."""
+    zeros: Tensor
+    """uint8 [levels, rows, groups]."""
+    errors: Tensor
+    """Rows of tr(dW H dW^T), with the Hessian as given (no damping); float64 [levels, rows]."""
+    damping: float
+    """Damping with which Cholesky succeeded."""
+
+    @property
+    def weights(self) -> Tensor:
+        """Dequantized weights, float32 [levels, rows, columns]."""
+        levels, rows, groups = self.scales.shape
+        codes = self.codes.view(levels, rows, groups, -1).float()
+        return ((codes - self.zeros[..., None].float()) * self.scales[..., None].float()).view(levels, rows, -1)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Cholesky factor of a damped Hessian, in the order in which columns are visited."""
+
+    feedback: Tensor
+    """R_ij / R_jj, unit upper triangular, float32 [columns, columns]."""
+    curvature: Tensor
+    """R_jj^2: what a squared rounding error of column j costs, float32 [columns]."""
+    shift: float
+    """What was added to the diagonal."""
+    damping: float
+
+
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    bits: Sequence[int],
+    group_size: int | None = None,
+    symmetric: bool = False,
+    activation_order: bool = False,
+    damping: float = 0.01,
+    block_size: int = 128,
+    clip_search: bool = False,
+    rows_at_once: int | None = None,
+) -> Quantized:
+    """Quantize a linear layer at several bit-widths, compensating each column's error in the columns after it.
+
+    Without activation order, a group's grid is fitted when the sweep reaches it, to the compensated weights. With it,
+    columns are visited by decreasing Hessian diagonal, so grids are fitted beforehand to the groups of the original
+    order. A dead input (zero Hessian diagonal) never influences the output: its weights become zero.
+
+    Args:
+        weight: [rows, columns]; layers with the same input may be stacked by rows, which changes nothing.
+        hessian: X^T X over the calibration tokens, [columns, columns].
+        bits: bit-widths, the levels.
+        group_size: inputs that share a scale; None is all of them.
+        symmetric: grids without a zero point.
+        activation_order: visit columns by decreasing Hessian diagonal.
+        damping: share of the mean Hessian diagonal added to the diagonal; raised tenfold while Cholesky fails.
+        block_size: columns between two updates by the columns of all earlier blocks.
+        clip_search: fit each grid with the best clipping of its range, weighted by curvature.
+        rows_at_once: rows per sweep, to bound memory (about 12 bytes x levels x rows x columns); None is all.
+
+    Raises:
+        CompressionError: the group size does not divide the columns, Cholesky fails at any damping, or a weight is
+            beyond float16 scales.
+    """
+    columns = weight.shape[1]
+    group = check_group_size(group_size, columns)
+    dead = hessian.diagonal() == 0
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if activation_order else None
+    factor = factorize(hessian if order is None else hessian[order][:, order], damping)
+    live = weight.float().masked_fill(dead, 0.0)
+    sweeps = [
+        _Sweep(rows, factor, torch.tensor(bits), group, symmetric, order, block_size, clip_search).run()
+        for rows in live.split(rows_at_once or weight.shape[0])
+    ]
+    codes, scales, zeros, errors = (torch.cat(parts, dim=1) for parts in zip(*sweeps, strict=True))
+    return Quantized(codes, scales, zeros, errors, factor.damping)
+
+
+def check_group_size(group_size: int | None, columns: int) -> int:
+    """Inputs per group.
+
+    Raises:
+        CompressionError: it does not divide ``columns``; the message offers the nearest sizes that do.
+    """
+    if group_size is None:
+        return columns
+    if columns % group_size == 0:
+        return group_size
+    divisors = [d for d in range(1, columns + 1) if columns % d == 0]
+    near = sorted({max(d for d in divisors if d < group_size), min((d for d in divisors if d > group_size), default=1)})
+    offers = " or ".join(str(d) for d in near if d > 1) or str(columns)
+    raise CompressionError(
+        f"group_size {group_size} does not divide the {columns} input features; {offers} does, null is one per channel"
+    )
+
+
+def factorize(hessian: Tensor, damping: float) -> Factor:
+    """Factorize the damped Hessian as R R^T, in float64: with few tokens it is close to singular.
+
+    Raises:
+        CompressionError: Cholesky fails even when the damping is many times the mean diagonal.
+    """
+    damped = hessian.to(torch.float64, copy=True)
+    diagonal = damped.diagonal()
+    dead = diagonal == 0
+    scale = float(diagonal[~dead].mean()) if not bool(dead.all()) else 1.0
+    diagonal[dead] = 1.0
+    share = damping
+    shift = 0.0
+    while share <= _DAMPING_LIMIT:
+        diagonal += share * scale - shift
+        shift = share * scale
+        # Cholesky of the matrix with both axes reversed, reversed again, is the upper triangular R.
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        if not int(failed):
+            upper = lower.flip(0, 1)
+            pivots = upper.diagonal()
+            return Factor((upper / pivots).float(), pivots.square().float(), shift, share)
+        share *= 10
+    raise CompressionError(
+        f"Cholesky of the Hessian fails even with damping {share / 10:g}; calibrate on more tokens or exclude the layer"
+    )
+
+
+class _Sweep:
+    """One pass over the columns for all levels of some rows.
+
+    Buffers are laid out [columns, levels, rows], so that a column of all levels and rows is contiguous. ``panel`` holds
+    for columns to come the compensated weights, for columns done the deviation w - q of the original weights.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        factor: Factor,
+        bits: Tensor,
+        group: int,
+        symmetric: bool,
+        order: Tensor | None,
+        block_size: int,
+        clip_search: bool,
+    ) -> None:
+        rows, columns = weight.shape
+        levels, groups, device = len(bits), columns // group, weight.device
+        self.factor, self.group, self.order = factor, group, order
+        self.symmetric, self.clip_search = symmetric, clip_search
+        self.highest = highest_codes(bits.to(device))[:, None]
+        self.highest_by_row = self.highest.expand(levels, rows).contiguous()
+        self.scales = torch.empty(groups, levels, rows, device=device)
+        self.inverse_scales, self.zeros = torch.empty_like(self.scales), torch.empty_like(self.scales)
+        self.original = weight.t().contiguous()
+        self.group_of = [column // group for column in range(columns)]
+        if order is not None:
+            self._fit_groups()
+            self.original = self.original[order]
+            self.group_of = [self.group_of[column] for column in order.tolist()]
+        self.panel = self.original[:, None].repeat(1, levels, 1)
+        self.codes = torch.empty(columns, levels, rows, dtype=torch.uint8, device=device)
+        self.losses = torch.zeros(levels, rows, device=device)
+        self.rounded, self.error = torch.empty_like(self.losses), torch.empty_like(self.losses)
+        self.curvature = factor.curvature.tolist()
+        self.chunks = _chunks(block_size, None if order is not None else group)
+
+    def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Codes, scales, zeros and errors, in the layout of `Quantized`."""
+        columns = len(self.codes)
+        self._visit(0, columns, self.chunks)
+        # The sum of R_jj^2 e_j^2 is the error under the damped Hessian; the damping's share is taken off again.
+        damped = self.losses.double()
+        errors = (damped - self.factor.shift * self.panel.square_().sum(0).double()).clamp(min=0.0)
+        codes = self.codes if self.order is None else self.codes[torch.argsort(self.order)]
+        return _inputs_last(codes), _inputs_last(self.scales.to(SCALE_DTYPE)), _inputs_last(self.zeros.byte()), errors
+
+    def _visit(self, start: int, stop: int, chunks: Sequence[int]) -> None:
+        """Quantize columns ``start`` to ``stop``, to which all columns before ``start`` have contributed."""
+        width, finer = chunks[0], chunks[1:]
+        flat = self.panel.view(len(self.panel), -1)
+        for begin in range(start, stop, width):
+            end = min(begin + width, stop)
+            if begin > start:
+                flat[begin:end].addmm_(self.factor.feedback[start:begin, begin:end].t(), flat[start:begin])
+            if width == self.group and self.order is None:
+                self._fit_group(begin // width, self.panel[begin:end], self.factor.curvature[begin:end])
+            if finer:
+                self._visit(begin, end, finer)
+            else:
+                self._quantize_column(begin)
+
+    def _quantize_column(self, column: int) -> None:
+        group = self.group_of[column]
+        rounded, error = self.rounded, self.error
+        torch.addcmul(self.zeros[group], self.panel[column], self.inverse_scales[group], out=rounded)
+        torch.minimum(rounded.round_().clamp_(min=0.0), self.highest_by_row, out=rounded)
+        self.codes[column].copy_(rounded)
+        rounded.sub_(self.zeros[group]).mul_(self.scales[group])
+        torch.sub(self.panel[column], rounded, out=error)
+        self.losses.addcmul_(error, error, value=self.curvature[column])
+        torch.sub(self.original[column], rounded, out=self.panel[column])
+
+    def _fit_groups(self) -> None:
+        """Fit all grids to the original weights in their original order."""
+        assert self.order is not None
+        importance = self.factor.curvature[torch.argsort(self.order)]
+        for index, (values, weights) in enumerate(
+            zip(self.original.split(self.group), importance.split(self.group), strict=True)
+        ):
+            self._fit_group(index, values[:, None], weights)
+
+    def _fit_group(self, index: int, values: Tensor, importance: Tensor) -> None:
+        grid = fit_grid(
+            values, self.highest, symmetric=self.symmetric, importance=importance, clip_search=self.clip_search
+        )
+        self.scales[index], self.zeros[index] = grid.scales, grid.zeros
+        torch.reciprocal(grid.scales, out=self.inverse_scales[index])
+
+
+def _inputs_last(tensor: Tensor) -> Tensor:
+    """[inputs, levels, rows] to [levels, rows, inputs], as the transpose of a matrix: torch copies that in tiles."""
+    return tensor.flatten(1).t().contiguous().view(*tensor.shape[1:], len(tensor))
+
+
+def _chunks(block_size: int, group: int | None) -> list[int]:
+    """Widths of nested chunks, wide to narrow, ending in 1; a group whose grid is fitted underway is one of them."""
+    if group is None:
+        widths = [block_size, _INNER_CHUNK, 1]
+    elif group >= block_size:
+        widths = [group, block_size, _INNER_CHUNK, 1]
+    else:
+        widths = [block_size // group * group, group, _INNER_CHUNK, 1]
+    narrower = [widths[0]]
+    for width in widths[1:]:
+        if width < narrower[-1]:
+            narrower.append(width)
+    return narrower

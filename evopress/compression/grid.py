@@ -1,0 +1,94 @@
+"""Min-max quantization grids, fitted for several bit-widths at once.
+
+A grid is a scale and an integer zero point per group of inputs and output row; code ``q`` stands for the weight
+``(q - zero) * scale``. Scales are rounded to float16, as they are stored, *before* anything is quantized with them, so
+that unpacked weights are the very weights whose errors GPTQ has compensated.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evopress.errors import CompressionError
+
+SCALE_DTYPE = torch.float16
+CLIP_RATIOS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
+"""Shares of the min-max range that a clip search tries."""
+_SMALLEST_SCALE = 2.0**-24  # the smallest positive float16: a group of zeros gets it, and decodes to exact zeros
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Grids of one group of inputs, for every level and row."""
+
+    scales: Tensor
+    """Float32 values that float16 represents exactly, [levels, rows]."""
+    zeros: Tensor
+    """Zero points as float32 integers, [levels, rows]."""
+
+
+def highest_codes(bits: Tensor) -> Tensor:
+    """Highest code of each bit-width: 2^bits - 1 (float32, same shape)."""
+    return torch.exp2(bits.float()) - 1
+
+
+def fit_grid(
+    values: Tensor, highest: Tensor, *, symmetric: bool, importance: Tensor | None = None, clip_search: bool = False
+) -> Grid:
+    """Fit grids to one group of weights.
+
+    Args:
+        values: weights [inputs of the group, levels, rows] (levels may be 1 and broadcast), float32.
+        highest: highest code of each level, [levels, 1].
+        symmetric: centre the grid on zero (zero point 2^(bits-1)); otherwise it spans min to max, zero included.
+        importance: cost of a squared error at each input, [inputs of the group]; used by the clip search only.
+        clip_search: choose the share of the range (`CLIP_RATIOS`) with the least weighted squared rounding error.
+
+    Raises:
+        CompressionError: a weight is too large for a float16 scale.
+    """
+    low, high = values.amin(0).clamp(max=0.0), values.amax(0).clamp(min=0.0)
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    if not clip_search:
+        return _span(low, high, highest, symmetric)
+    weight = torch.ones_like(values[:, 0, 0]) if importance is None else importance
+    best = _span(low, high, highest, symmetric)
+    least = _rounding_error(values, best, highest, weight)
+    for ratio in CLIP_RATIOS:
+        grid = _span(low * ratio, high * ratio, highest, symmetric)
+        error = _rounding_error(values, grid, highest, weight)
+        better = error < least
+        least = torch.where(better, error, least)
+        best = Grid(torch.where(better, grid.scales, best.scales), torch.where(better, grid.zeros, best.zeros))
+    return best
+
+
+def _rounding_error(values: Tensor, grid: Grid, highest: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sum of squared rounding errors over a group's inputs, [levels, rows]."""
+    scaled = torch.addcmul(grid.zeros, values, grid.scales.reciprocal())
+    residual = torch.round(scaled).clamp_(min=0.0)
+    torch.minimum(residual, highest, out=residual).sub_(scaled).square_()
+    return (weight @ residual.flatten(1)).view_as(grid.scales) * grid.scales.square()
+
+
+def _span(low: Tensor, high: Tensor, highest: Tensor, symmetric: bool) -> Grid:
+    """Grid from ``low`` <= 0 to ``high`` >= 0 (each [levels, rows]) with float16 scales."""
+    scales = ((high - low) / highest).clamp(min=_SMALLEST_SCALE).to(SCALE_DTYPE).float()
+    if not bool(torch.isfinite(scales).all()):
+        raise CompressionError("a weight is too large for a float16 scale; exclude the layer or take more bits")
+    if symmetric:
+        return Grid(scales, ((highest + 1) / 2).expand_as(scales))
+    return Grid(scales, torch.round(-low / scales).clamp(min=0.0).minimum(highest))
+
+
+def quantize(values: Tensor, grid: Grid, highest: Tensor) -> Tensor:
+    """Codes (float32 integers) of ``values`` [..., levels, rows], rounded to nearest."""
+    return torch.round(values / grid.scales + grid.zeros).clamp(min=0.0).minimum(highest)
+
+
+def dequantize(codes: Tensor, grid: Grid) -> Tensor:
+    """Weights that ``codes`` [..., levels, rows] stand for."""
+    return (codes - grid.zeros) * grid.scales

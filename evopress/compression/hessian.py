@@ -1,0 +1,177 @@
+"""The Hessians stage: X^T X of every distinct layer input, accumulated block by block over the calibration tokens.
+
+The Hessian of a layer's squared output error with respect to one row of its weights is 2 X^T X; the factor is left out.
+Plain sums add up over token shards. Each block gets the dense model's activations, so blocks do not depend on how those
+before them will be compressed.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.paths import Results
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.tables import LAYERS, read_provenance, read_table
+from evopress.artifacts.tensors import read_manifest, read_tensors, write_tensors
+from evopress.config.compute import ComputeSettings
+from evopress.config.variants import HessianSettings
+from evopress.data.tokens import read_tokens
+from evopress.device import resolve_device
+from evopress.errors import ArtifactError, CompressionError, ConfigError
+from evopress.models.blockwise import BlockInputs, BlockwiseModel
+from evopress.progress import log, progress
+
+_PANEL = 256
+"""Columns of a panel of the symmetric product; narrower saves more of the lower triangle but multiplies slower."""
+_TOKENS_AT_ONCE = 4096
+"""Tokens run through a block together, at most (but at least one sequence)."""
+
+
+def accumulate(hessian: Tensor, inputs: Tensor) -> None:
+    """Add X^T X to the upper triangle of ``hessian`` in place; `symmetrize` fills in the rest once at the end.
+
+    Args:
+        hessian: float32 [columns, columns].
+        inputs: layer inputs X of any floating type, [..., columns]; multiplied in float32.
+    """
+    x = inputs.flatten(0, -2).float()
+    for start in range(0, x.shape[1], _PANEL):
+        stop = start + _PANEL
+        hessian[start:stop, start:].addmm_(x[:, start:stop].t(), x[:, start:])
+
+
+def symmetrize(hessian: Tensor) -> Tensor:
+    """The symmetric matrix whose upper triangle is that of ``hessian``."""
+    return hessian.triu() + hessian.triu(1).t()
+
+
+def accumulate_hessians(
+    results: Results,
+    settings: HessianSettings,
+    compute: ComputeSettings,
+    shard: int,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Accumulate the Hessians of all blocks over one shard of the calibration tokens, and write each block's when done.
+
+    With a single shard the files are those that the variants read; otherwise `sum_hessians` adds the shards up.
+
+    Raises:
+        ArtifactError: model, layers or tokens are missing, damaged or of another model; the disk is full.
+        CompressionError: an input of a layer is not finite; the message names the layer.
+        ConfigError: there are more shards than sequences.
+    """
+    tokens_path = results.tokens("calibration")
+    require_same_model(results, read_provenance(tokens_path), tokens_path)
+    require_same_model(results, read_provenance(results.layers), results.layers)
+    tokens = shard_of(read_tokens(results, "calibration"), shard, settings.shards)
+    layers = read_table(results.layers, LAYERS)
+    model = BlockwiseModel.from_folder(
+        results.model, resolve_device(compute.device), resident=False, trust_remote_code=trust_remote_code
+    )
+    text = json.loads(read_provenance(tokens_path).settings)
+    made_by = json.dumps({"calibration": text, "hessians": settings.model_dump(mode="json")}, sort_keys=True)
+    provenance = Provenance("hessians", made_by, read_model_fingerprint(results))
+    facts = {"tokens": tokens.numel(), "sequences": len(tokens)}
+    with progress("Hessians", len(model.blocks), "blocks") as bar:
+        for block, hessians in propagate(model, tokens, layers):
+            path = results.hessian(block) if settings.shards == 1 else results.hessian_shard(shard, block)
+            write_tensors(hessians, path, provenance, facts)
+            bar.advance()
+    log.info("Hessians of %d blocks from %d tokens (shard %d)", len(model.blocks), tokens.numel(), shard)
+
+
+def shard_of(tokens: Tensor, shard: int, shards: int) -> Tensor:
+    """Contiguous part ``shard`` of ``shards`` nearly equal parts of the sequences [S, L].
+
+    Raises:
+        ConfigError: there are fewer sequences than shards.
+    """
+    if len(tokens) < shards:
+        raise ConfigError(f"hessians.shards: {shards} shards of {len(tokens)} calibration sequences; lower it")
+    return tokens.tensor_split(shards)[shard]
+
+
+def propagate(model: BlockwiseModel, tokens: Tensor, layers: pd.DataFrame) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Run ``tokens`` [S, L] through the dense model; after each block, yield its index and its Hessians by input group.
+
+    Hidden states wait on the host in the model's dtype; one block's weights are loaded at a time.
+
+    Raises:
+        CompressionError: an input of a layer is not finite.
+    """
+    chunks, inputs = _embed(model, tokens)
+    for block in range(len(model.blocks)):
+        groups = layers.loc[layers["block"] == block].drop_duplicates("input_group")
+        widths = dict(zip(groups["input_group"], groups["columns"], strict=True))
+        last = block + 1 == len(model.blocks)
+        model.load_block(block)
+        with _hooks(model.blocks[block], widths, model.device) as hessians:
+            for index, hidden in enumerate(chunks):
+                output = model.run_block(block, hidden.to(model.device), inputs)
+                chunks[index] = hidden[:0] if last else output.to("cpu")
+        model.unload_block(block)
+        yield block, {name: _finished(hessian, model.block_names[block], name) for name, hessian in hessians.items()}
+
+
+def _embed(model: BlockwiseModel, tokens: Tensor) -> tuple[list[Tensor], BlockInputs]:
+    """Hidden states before the first block, in chunks on the host, and the inputs of the blocks."""
+    chunks = []
+    for part in tokens.split(max(1, _TOKENS_AT_ONCE // tokens.shape[1])):
+        hidden, inputs = model.embed(part)
+        chunks.append(hidden.to("cpu"))
+    return chunks, inputs
+
+
+@contextmanager
+def _hooks(block: nn.Module, widths: Mapping[str, int], device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """Accumulate the inputs of the named layers while the block runs; one layer stands for all of its input group."""
+    hessians = {name: torch.zeros(width, width, device=device) for name, width in widths.items()}
+
+    handles = [
+        block.get_submodule(name).register_forward_pre_hook(partial(_observe, hessian))
+        for name, hessian in hessians.items()
+    ]
+    try:
+        yield hessians
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _observe(hessian: Tensor, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    accumulate(hessian, args[0])
+
+
+def _finished(hessian: Tensor, block: str, layer: str) -> Tensor:
+    """Whole Hessian on the host, after a check."""
+    if not bool(torch.isfinite(hessian).all()):
+        raise CompressionError(
+            f"{block}.{layer}: NaN or infinity among its inputs; check the model's weights, or take another model.dtype"
+        )
+    return symmetrize(hessian).cpu()
+
+
+def sum_hessians(results: Results, block: int, shards: int) -> None:
+    """Add up the Hessians of one block over all shards.
+
+    Raises:
+        ArtifactError: a shard is missing, damaged, or made by other settings than the first.
+    """
+    paths = [results.hessian_shard(shard, block) for shard in range(shards)]
+    manifests = [read_manifest(path) for path in paths]
+    for path, manifest in zip(paths, manifests, strict=True):
+        if manifest["provenance"] != manifests[0]["provenance"]:
+            raise ArtifactError(f"{path}: made by other settings than {paths[0]}; delete {path.parent} and run again")
+    total = read_tensors(paths[0])
+    for path in paths[1:]:
+        total = {name: total[name] + hessian for name, hessian in read_tensors(path).items()}
+    facts = {fact: sum(manifest["facts"][fact] for manifest in manifests) for fact in ("tokens", "sequences")}
+    write_tensors(total, results.hessian(block), Provenance(**manifests[0]["provenance"]), facts)

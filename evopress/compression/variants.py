@@ -1,0 +1,161 @@
+"""The variants stage: all levels of all linear layers of one block, from its Hessians and its weights."""
+
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.paths import Results
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, write_table
+from evopress.artifacts.tensors import read_tensors, verify, write_tensors
+from evopress.compression.methods import Variant, compress
+from evopress.compression.packing import tensor_name
+from evopress.config.compute import ComputeSettings
+from evopress.config.variants import VariantSettings
+from evopress.device import resolve_device
+from evopress.errors import ArtifactError, CompressionError, ConfigError
+from evopress.models.checkpoint import Checkpoint
+from evopress.progress import log, progress
+
+
+def make_variants(results: Results, name: str, settings: VariantSettings, compute: ComputeSettings, block: int) -> None:
+    """Compress the linear layers of one block to every level; write the packed tensors and their table.
+
+    Reads the block's Hessians and weights by name; the model itself is not built. The table is written last.
+
+    Raises:
+        ArtifactError: Hessians or layers are missing, damaged or of another model; the disk is full.
+        CompressionError: a layer cannot be compressed as asked; the message names it.
+        ConfigError: a pattern of ``exclude`` matches no layer, or the device is not there.
+        ModelError: a weight cannot be read.
+    """
+    layers = included_layers(results, name, settings, block)
+    manifest = verify(results.hessian(block))
+    calibrated = Provenance(**manifest["provenance"])
+    require_same_model(results, calibrated, results.hessian(block))
+    device = resolve_device(compute.device)
+    checkpoint = Checkpoint(results.model)
+    variants: list[Variant] = []
+    with progress(f"variants {name}, block {block}", len(layers), "layers") as bar:
+        for group, members in layers.groupby("input_group", sort=False):
+            hessian = _hessian(results, block, str(group)).to(device)
+            weights = _weights(checkpoint, members, device)
+            variants += _compress(weights, hessian, settings, members, compute.memory_gb * 1e9)
+            bar.advance(len(members))
+    provenance = Provenance("variants", settings.model_dump_json(), read_model_fingerprint(results))
+    facts = {"hessians": json.loads(calibrated.settings), "tokens": manifest["facts"].get("tokens")}
+    _write(results, name, block, variants, layers, provenance, facts)
+
+
+def included_layers(results: Results, name: str, settings: VariantSettings, block: int) -> pd.DataFrame:
+    """Rows of the table of layers that belong to ``block`` and match no pattern of ``exclude``.
+
+    Raises:
+        ArtifactError: the table is missing, damaged, of another model, or has no such block.
+        ConfigError: a pattern matches no layer of the whole model.
+    """
+    require_same_model(results, read_provenance(results.layers), results.layers)
+    layers = read_table(results.layers, LAYERS)
+    if block not in set(layers["block"]):
+        raise ArtifactError(f"{results.layers}: has no block {block}; the model has {layers['block'].max() + 1} blocks")
+    for pattern in settings.exclude:
+        if not any(fnmatchcase(layer, pattern) for layer in layers["name"]):
+            raise ConfigError(
+                f"variants.{name}.exclude: {pattern!r} matches no layer; names look like {layers['name'].iloc[0]!r}"
+            )
+    excluded = layers["name"].map(lambda layer: any(fnmatchcase(layer, pattern) for pattern in settings.exclude))
+    return layers[(layers["block"] == block) & ~excluded.astype(bool)]
+
+
+def _hessian(results: Results, block: int, group: str) -> Tensor:
+    """Hessian of one input group; the file was verified before."""
+    return read_tensors(results.hessian(block), [group], check=False)[group]
+
+
+def _weights(checkpoint: Checkpoint, members: pd.DataFrame, device: torch.device) -> dict[str, Tensor]:
+    """Weights by the layer's name inside the block.
+
+    Raises:
+        CompressionError: a weight is not finite, or not of the shape that the table of layers says.
+    """
+    read = checkpoint.read([f"{layer}.weight" for layer in members["name"]], device=device)
+    weights = {}
+    for row in members.itertuples():
+        weight = read[f"{row.name}.weight"]
+        if weight.shape != (row.rows, row.columns):
+            raise CompressionError(f"{row.name}: weight {list(weight.shape)}, expected {[row.rows, row.columns]}")
+        if not bool(torch.isfinite(weight).all()):
+            raise CompressionError(f"{row.name}: NaN or infinity in the weights; fetch the model again or exclude it")
+        weights[str(row.layer)] = weight
+    return weights
+
+
+def _compress(
+    weights: Mapping[str, Tensor], hessian: Tensor, settings: VariantSettings, members: pd.DataFrame, memory: float
+) -> list[Variant]:
+    """Compress one input group; errors name its layers, the log tells how well each went."""
+    names = ", ".join(members["name"])
+    if not bool(torch.isfinite(hessian).all()):
+        raise CompressionError(f"{names}: NaN or infinity in the Hessian; delete the Hessians and run again")
+    if not bool(hessian.diagonal().any()):
+        raise CompressionError(f"{names}: no calibration token reached it; calibrate on more text, or exclude it")
+    try:
+        variants = compress(weights, hessian, settings, memory)
+    except CompressionError as error:
+        raise CompressionError(f"{names}: {error}") from error
+    for row in members.itertuples():
+        own = [variant for variant in variants if variant.layer == row.layer]
+        errors = ", ".join(f"{variant.level}: {variant.error:.2e}" for variant in own)
+        log.info("%s: relative output error by level %s; damping %g", row.name, errors, own[0].damping)
+    return variants
+
+
+def _write(
+    results: Results,
+    name: str,
+    block: int,
+    variants: list[Variant],
+    layers: pd.DataFrame,
+    provenance: Provenance,
+    facts: Mapping[str, object],
+) -> None:
+    """Write tensors, then the table: an old table must not stand beside new tensors."""
+    table = results.variant_table(name, block)
+    table.unlink(missing_ok=True)
+    tensors = {
+        tensor_name(variant.layer, variant.level, part): tensor
+        for variant in variants
+        for part, tensor in variant.parts.items()
+    }
+    write_tensors(tensors, results.variant_tensors(name, block), provenance, facts)
+    write_table(_table(variants, layers, block), table, VARIANTS, provenance)
+
+
+def _table(variants: list[Variant], layers: pd.DataFrame, block: int) -> pd.DataFrame:
+    """Rows of the VARIANTS schema."""
+    names = dict(zip(layers["layer"], layers["name"], strict=True))
+    return pd.DataFrame(
+        [
+            {
+                "block": block,
+                "layer": variant.layer,
+                "name": names[variant.layer],
+                "level": variant.level,
+                "value": variant.value,
+                "cost": variant.cost,
+                "parameters": variant.parameters,
+                "bits_per_weight": 8 * variant.bytes / variant.parameters,
+                "bytes": variant.bytes,
+                "error": variant.error,
+                "damping": variant.damping,
+                "format": variant.format,
+            }
+            for variant in variants
+        ],
+        columns=VARIANTS.names,
+    )
