@@ -9,9 +9,7 @@ from pathlib import Path
 
 from evopress.artifacts.paths import DENSE, Results, manifest_path
 from evopress.config.data import TextSettings
-from evopress.config.evaluation import TaskSettings
 from evopress.config.settings import Settings
-from evopress.errors import ConfigError
 
 
 def model_slice(settings: Settings) -> str:
@@ -19,16 +17,14 @@ def model_slice(settings: Settings) -> str:
     return settings.model.model_dump_json(exclude={"blocks"})
 
 
-def text_of(settings: Settings, dataset: str) -> TextSettings:
-    """Settings of ``calibration``, ``search`` or an evaluation set."""
-    if dataset == "calibration":
-        return settings.data.calibration
-    return settings.data.search if dataset == "search" else settings.data.evaluation[dataset]
+def texts(settings: Settings) -> dict[str, TextSettings]:
+    """Every text by the name of its file of tokens."""
+    return {"calibration": settings.data.calibration, "search": settings.data.search, **settings.data.evaluation}
 
 
 def tokens_slice(settings: Settings, dataset: str) -> str:
     """Text and windowing of one data set."""
-    return text_of(settings, dataset).model_dump_json()
+    return texts(settings)[dataset].model_dump_json()
 
 
 def hessians_slice(settings: Settings) -> str:
@@ -59,7 +55,7 @@ def perplexity_slice(settings: Settings) -> str:
 def expected_slices(settings: Settings, results: Results, blocks: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """One artifact of each job, with the slice that should have made it."""
     yield results.layers, model_slice(settings)
-    for dataset in ("calibration", "search", *settings.data.evaluation):
+    for dataset in texts(settings):
         yield results.tokens(dataset), tokens_slice(settings, dataset)
     for block in blocks:
         yield manifest_path(results.hessian(block)), hessians_slice(settings)
@@ -70,18 +66,3 @@ def expected_slices(settings: Settings, results: Results, blocks: Sequence[str])
     for model in (DENSE, *settings.searches):
         yield results.perplexity(model), perplexity_slice(settings)
         yield results.tasks(model), tasks_slice(settings)
-
-
-def task_files(tasks: TaskSettings) -> list[str]:
-    """Files of the folder of own tasks: inputs of their evaluation, so that an edited task runs again.
-
-    Raises:
-        ConfigError: there is no such folder.
-    """
-    if tasks.include_path is None:
-        return []
-    folder = Path(tasks.include_path)
-    if not folder.is_dir():
-        raise ConfigError(f"evaluation.tasks.include_path: {tasks.include_path!r} is not a folder")
-    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return sorted(path.as_posix() for path in files if not path.name.startswith("."))

@@ -11,7 +11,7 @@ from snakemake.persistence.file import FilePersistence
 
 from evopress.artifacts.origin import require_settings
 from evopress.artifacts.paths import DENSE, Results, manifest_path
-from evopress.config import slices
+from evopress.config import files, slices
 from evopress.config.closure import code_closure
 from evopress.config.settings import Settings, lay_over
 from evopress.errors import EvopressError
@@ -32,7 +32,8 @@ try:
     SETTINGS = Settings.load(config)
     RESULTS = Results(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
-    TASK_FILES = slices.task_files(SETTINGS.evaluation.tasks)
+    TASK_FILES = files.task_files(SETTINGS.evaluation.tasks)
+    TEXT_FILES = {name: files.text_files(text) for name, text in slices.texts(SETTINGS).items()}
     if workflow.is_main_process:
         require_settings(unrecorded(slices.expected_slices(SETTINGS, RESULTS, BLOCKS)), RESULTS.root)
 except EvopressError as error:
@@ -46,7 +47,7 @@ EVALUATION_SETS = list(SETTINGS.data.evaluation)
 wildcard_constraints:
     block=r"\d+",
     shard=r"\d+",
-    dataset="|".join(map(re.escape, ["calibration", "search", *EVALUATION_SETS])),
+    dataset="|".join(map(re.escape, TEXT_FILES)),
     variants="|".join(map(re.escape, SETTINGS.variants)) or "(?!)",
     search="|".join(map(re.escape, SEARCHES)) or "(?!)",
 

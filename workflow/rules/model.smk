@@ -3,6 +3,7 @@
 
 rule model:
     input:
+        files.model_files(SETTINGS.model),
         code=code("model.py"),
     output:
         RESULTS.model_manifest,
@@ -16,4 +17,5 @@ rule model:
     message:
         "Fetching the model"
     shell:
-        "{params.python:q} scripts/model.py {params.common:q} --settings {params.settings:q} --blocks {params.blocks}" " --log {log:q}"
+        "{params.python:q} scripts/model.py {params.common:q} --settings {params.settings:q} "
+        " --blocks {params.blocks} --log {log:q}"

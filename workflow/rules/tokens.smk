@@ -4,6 +4,7 @@
 rule tokens:
     input:
         RESULTS.model_manifest,
+        lambda wildcards: TEXT_FILES[wildcards.dataset],
         code=code("tokens.py"),
     output:
         RESULTS.tokens("{dataset}"),

@@ -1,0 +1,44 @@
+"""Files of the user's own that a stage reads: inputs of its jobs, so that a changed file makes them run again."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from evopress.config.data import FileText, TextSettings
+from evopress.config.evaluation import TaskSettings
+from evopress.config.model import FolderModel, GgufModel, ModelSettings
+from evopress.data.local import find_files
+from evopress.errors import ConfigError
+
+
+def model_files(model: ModelSettings) -> list[str]:
+    """The GGUF file or the files of the folder; none of a model that is fetched."""
+    if isinstance(model, FolderModel):
+        return _listed(Path(model.path).glob("*"))
+    return [model.path] if isinstance(model, GgufModel) else []
+
+
+def text_files(text: TextSettings) -> list[str]:
+    """Files of local text; none of a data set that is fetched.
+
+    Raises:
+        DataError: there are none where the settings say.
+    """
+    return _listed(find_files(text.path)) if isinstance(text, FileText) else []
+
+
+def task_files(tasks: TaskSettings) -> list[str]:
+    """Files of the folder of own tasks: inputs of their evaluation, so that an edited task runs again.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if tasks.include_path is None:
+        return []
+    folder = Path(tasks.include_path)
+    if not folder.is_dir():
+        raise ConfigError(f"evaluation.tasks.include_path: {tasks.include_path!r} is not a folder")
+    return _listed(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
+
+
+def _listed(paths: Iterable[Path]) -> list[str]:
+    return sorted(path.as_posix() for path in paths if path.is_file() and not path.name.startswith("."))
