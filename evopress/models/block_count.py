@@ -1,4 +1,4 @@
-"""Number of blocks of a model that is not prepared yet; imports nothing heavy, since every parse of the workflow asks."""
+"""Number of blocks of a model not yet prepared; imports nothing heavy, since every parse of the workflow asks."""
 
 import json
 from pathlib import Path

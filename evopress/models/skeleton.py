@@ -27,7 +27,10 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         name = (raw.get("architectures") or [raw.get("model_type", "unknown architecture")])[0]
-        raise UnsupportedArchitectureError(f"{name}: {folder}/config.json cannot be used: {_brief(error)}") from error
+        reason = _brief(error)
+        if "custom code" in reason:
+            reason = "it needs code that comes with it; read that code, then set model.trust_remote_code to true"
+        raise UnsupportedArchitectureError(f"{name}: {folder}/config.json cannot be used: {reason}") from error
 
 
 def build_skeleton(

