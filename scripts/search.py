@@ -9,7 +9,13 @@ from evopress.search.run import run_search
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    run_search(arguments.results, arguments.name, arguments.settings, arguments.compute)
+    run_search(
+        arguments.results,
+        arguments.name,
+        arguments.settings,
+        arguments.compute,
+        trust_remote_code=arguments.trust_remote_code,
+    )
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ import json
 import pandas as pd
 from torch import Tensor
 
+from evopress import __version__
 from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import CONFIGURATION, TRACE, read_provenance, write_table
+from evopress.artifacts.tensors import read_manifest, sha256
 from evopress.artifacts.variants import VariantStore
 from evopress.config.compute import ComputeSettings
 from evopress.config.search import EvolutionSettings, SearchSettings
@@ -47,7 +49,7 @@ def run_search(
     store = VariantStore(results, settings.variants)
     rule = settings.group_rule if isinstance(settings, EvolutionSettings) else "none"
     space = make_space(units_from_variants(store.table, rule), settings.target, where)
-    resume = ResumeFolder(results.resume(name), _digest(results, settings, store.table))
+    resume = ResumeFolder(results.resume(name), _digest(results, settings, space))
     if isinstance(settings, EvolutionSettings):
         chosen, records = _evolve(results, name, settings, compute, store, space, resume, trust_remote_code)
     else:
@@ -94,7 +96,7 @@ def _evolve(
     path = results.tokens("search")
     require_same_model(results, read_provenance(path), path)
     tokens = read_tokens(results, "search")
-    check_tokens(settings, tokens.numel(), where)
+    check_tokens(settings, space, tokens.numel(), where)
     with stop_on_sigterm() as check:
 
         def make_evaluator() -> ModelEvaluator:
@@ -111,9 +113,10 @@ def _evolve(
         return evolve(space, settings, make_evaluator, resume, name, check)
 
 
-def _digest(results: Results, settings: SearchSettings, table: pd.DataFrame) -> str:
+def _digest(results: Results, settings: SearchSettings, space: Space) -> str:
     """Identify everything that the result of a search depends on."""
-    blocks = [results.variant_table(settings.variants, int(block)) for block in sorted(table["block"].unique())]
-    made_by = [read_provenance(path).dumps() for path in [*blocks, results.tokens("search")]]
-    content = json.dumps([settings.model_dump_json(), made_by, table.to_json(double_precision=15)])
-    return hashlib.sha256(content.encode()).hexdigest()
+    blocks = sorted({unit.block for unit in space.units})
+    variants = [read_manifest(results.variant_tensors(settings.variants, block))["sha256"] for block in blocks]
+    read = [read_model_fingerprint(results), sha256(results.tokens("search")), *variants]
+    content = [__version__, settings.model_dump_json(), *read]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -31,7 +31,9 @@ class Linear:
         exact = candidates @ self.weights
         seeds = [zlib.crc32(candidate.tobytes() + repr(minibatch).encode()) for candidate in candidates]
         noise = [np.random.default_rng(seed).normal() * self.noise / minibatch.tokens**0.5 for seed in seeds]
-        return [Judgement(float(value + extra), (float(value + extra),)) for value, extra in zip(exact, noise)]
+        return [
+            Judgement(float(value + extra), (float(value + extra),)) for value, extra in zip(exact, noise, strict=True)
+        ]
 
 
 def bit_strings(units: int, ones: int) -> Space:
@@ -75,7 +77,7 @@ def test_steps_narrow_the_field_and_admit_the_parent_last():
     assert evaluator.calls == [(9, 32), (5, 100), (3, 512)]
     by_step = [[row for row in rows if row.step == step] for step in range(3)]
     assert [len(step) for step in by_step] == [9, 5, 3]
-    for earlier, later, step in zip(by_step, by_step[1:], steps):
+    for earlier, later, step in zip(by_step, by_step[1:], steps, strict=False):
         best = sorted(earlier, key=lambda row: row.fitness)[: step.survivors]
         assert {row.candidate for row in later} - {PARENT} == {row.candidate for row in best}
     assert [row.candidate for row in rows if row.candidate == PARENT] == [PARENT]

@@ -15,6 +15,7 @@ from evopress.search.counters import Counters
 from evopress.search.evolution import State, first_state, next_generation
 from evopress.search.fitness import ModelEvaluator
 from evopress.search.forward import Check, dense_hidden_states
+from evopress.search.initial import even_candidate
 from evopress.search.memory import plan_memory
 from evopress.search.objectives import make_objective
 from evopress.search.resume import ResumeFolder
@@ -24,14 +25,18 @@ from evopress.search.trace import TraceRow
 from evopress.search.weights import Unpack, VariantBlocks
 
 
-def check_tokens(settings: EvolutionSettings, available: int, where: str) -> None:
+def check_tokens(settings: EvolutionSettings, space: Space, available: int, where: str) -> None:
     """Refuse steps that ask for more tokens than the search text has.
+
+    ``initial_tokens`` matters only where the search cannot start uniform.
 
     Raises:
         ConfigError: with the setting and both numbers.
     """
     asked = {f"tokens[{step}]": tokens for step, tokens in enumerate(settings.tokens)}
-    for name, tokens in (asked | {"initial_tokens": settings.initial_tokens}).items():
+    if not space.fits(even_candidate(space)):
+        asked["initial_tokens"] = settings.initial_tokens
+    for name, tokens in asked.items():
         if tokens > available:
             raise ConfigError(
                 f"{where}.{name}: asks for {tokens} tokens, but the search text has {available}; lower it, or raise "

@@ -1,0 +1,244 @@
+"""The search stage on disk: artifacts, faults, and restarts that change no byte."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from finished_run import BLOCKS, FINGERPRINT, LAYERS, make_results, provenance, write_tokens
+
+from evopress.artifacts import atomic
+from evopress.artifacts.paths import Results
+from evopress.artifacts.tables import (
+    CONFIGURATION,
+    TOKENS,
+    TRACE,
+    VARIANTS,
+    read_provenance,
+    read_table,
+    write_table,
+)
+from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
+from evopress.artifacts.tensors import write_tensors
+from evopress.compression.variants import make_variants
+from evopress.config.compute import ComputeSettings
+from evopress.config.search import EvolutionSettings, SearchSettings, UniformSettings
+from evopress.config.variants import GptqSettings
+from evopress.errors import ArtifactError, ConfigError
+from evopress.models.blockwise import BlockwiseModel
+from evopress.models.structure import layer_table
+from evopress.search.fitness import ModelEvaluator
+from evopress.search.run import run_search
+
+COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
+SETTINGS = EvolutionSettings(
+    variants="gptq",
+    target=3.0,
+    generations=6,
+    offspring=6,
+    survivors=(3, 1),
+    tokens=(18, 48),
+    initial_candidates=4,
+    initial_tokens=12,
+)
+MIXED = SETTINGS.model_copy(update={"target": 2.7, "seed": 3})
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """A tiny model with search tokens and real variants, without any search."""
+    results = make_results(tmp_path_factory.mktemp("search"))
+    write_tokens(results, "search", sequences=6)
+    model = BlockwiseModel.from_folder(results.model, torch.device("cpu"))
+    layers = layer_table(model.model)
+    write_table(layers, results.layers, LAYER_SCHEMA, provenance())
+    for block in range(BLOCKS):
+        rows = layers[layers["block"] == block].drop_duplicates("input_group")
+        hessians = {row.input_group: torch.eye(row.columns) for row in rows.itertuples()}
+        write_tensors(hessians, results.hessian(block), provenance(), {"tokens": 1})
+        make_variants(results, "gptq", GptqSettings(bits=(2, 3, 4), group_size=8), COMPUTE, block)
+    return results
+
+
+@pytest.fixture
+def results(prepared: Results, tmp_path: Path) -> Results:
+    """The prepared run under a root of its own, so that searches do not meet."""
+    own = Results(tmp_path / "run")
+    own.root.mkdir()
+    for path in prepared.root.iterdir():
+        (own.root / path.name).symlink_to(path)
+    return own
+
+
+def artifacts(results: Results, name: str = "q") -> tuple[bytes, bytes]:
+    return results.configuration(name).read_bytes(), results.trace(name).read_bytes()
+
+
+def test_evolution_writes_a_configuration_within_budget_and_its_trace(results: Results) -> None:
+    run_search(results, "q", SETTINGS, COMPUTE)
+    configuration = read_table(results.configuration("q"), CONFIGURATION)
+    layers = read_table(results.layers, LAYER_SCHEMA)
+    assert sorted(configuration["unit"]) == sorted(layers["name"])
+    assert set(configuration["variants"]) == {"gptq"}
+    assert configuration["cost"].sum() == 3 * layers["parameters"].sum()
+    assert not (configuration["level"] == "3").all(), "the search should have left its start"
+    variants = {
+        (row.name, row.level): (row.value, row.cost, row.bytes)
+        for block in range(BLOCKS)
+        for row in read_table(results.variant_table("gptq", block), VARIANTS).itertuples()
+    }
+    for row in configuration.itertuples():
+        assert variants[row.unit, row.level] == (row.value, row.cost, row.bytes)
+    assert not results.resume("q").exists()
+    for path in (results.configuration("q"), results.trace("q")):
+        made_by = read_provenance(path)
+        assert (made_by.stage, made_by.model) == ("search", FINGERPRINT)
+        assert json.loads(made_by.settings) == json.loads(SETTINGS.model_dump_json())
+
+
+def test_the_trace_holds_every_judgement(results: Results) -> None:
+    run_search(results, "q", MIXED, COMPUTE)
+    trace = read_table(results.trace("q"), TRACE)
+    counts = trace.groupby(["generation", "step"]).size().to_dict()
+    assert counts == {(0, 0): 4} | {(g, s): n for g in range(1, 7) for s, n in ((0, 6), (1, 4))}
+    assert (trace.groupby("generation")["accepted"].sum() == 1).all()
+    assert set(trace.loc[trace["candidate"] == -1, "step"]) == {1}
+    assert set(trace["tokens"]) == {12, 18, 48}
+    for row in trace.itertuples():
+        lengths = np.diff([*range(0, row.tokens, 12), row.tokens])
+        assert len(row.sequences) == len(row.fitness_by_sequence) == len(lengths)
+        assert row.fitness == pytest.approx(np.dot(row.fitness_by_sequence, lengths) / row.tokens, rel=1e-6)
+
+
+def test_uniform_writes_its_level_and_an_empty_trace(results: Results) -> None:
+    run_search(results, "u", UniformSettings(variants="gptq", target=3.0), COMPUTE)
+    configuration = read_table(results.configuration("u"), CONFIGURATION)
+    assert len(configuration) == BLOCKS * len(LAYERS) and set(configuration["level"]) == {"3"}
+    assert read_table(results.trace("u"), TRACE).empty
+
+
+@pytest.mark.parametrize("fitness", ["topk_kl", "perplexity"])
+@pytest.mark.parametrize("rule", ["name", "none"])
+def test_other_fitness_and_groups_run(results: Results, fitness: str, rule: str) -> None:
+    changes = {"fitness": fitness, "group_rule": rule, "top_k": 5, "target": 2.5, "generations": 2}
+    run_search(results, "q", SETTINGS.model_copy(update=changes), COMPUTE)
+    configuration = read_table(results.configuration("q"), CONFIGURATION)
+    assert configuration["cost"].sum() <= 2.5 * configuration["parameters"].sum()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": 1.5}, "searches.q.target: 1.5 bits is below the lowest level (2)"),
+        ({"target": 4.25}, "searches.q.target: 4.25 bits is above the highest level (4)"),
+        ({"tokens": (18, 73)}, "searches.q.tokens[1]: asks for 73 tokens, but the search text has 72"),
+        ({"fitness": "topk_kl", "top_k": 65}, "searches.q.top_k: 65 is more than the vocabulary has (64)"),
+    ],
+)
+def test_bad_settings_leave_nothing_behind(results: Results, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        run_search(results, "q", SETTINGS.model_copy(update=changes), COMPUTE)
+    assert str(error.value).startswith(message)
+    assert not results.configuration("q").exists() and not results.trace("q").exists()
+
+
+def test_tokens_of_another_model_are_refused(results: Results) -> None:
+    path = results.tokens("search")
+    tokens = read_table(path, TOKENS)
+    (results.root / "tokens").unlink()
+    write_table(tokens, path, TOKENS, provenance(fingerprint="0" * 64))
+    with pytest.raises(ArtifactError, match="made for another model"):
+        run_search(results, "q", SETTINGS, COMPUTE)
+
+
+# --- death and restart ---------------------------------------------------------------------------------------------
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["evopress.search.run", "evopress.search.fitness"])
+
+
+def _search_and_die(root: str, settings: SearchSettings, moment: tuple[str, int, int] | None) -> None:
+    """Run the search; at the given call of the given function, send the process a signal."""
+    torch.set_num_threads(1)
+    if moment is not None:
+        place, call, number = moment
+        holder, name = {"judging": (ModelEvaluator, "evaluate"), "writing": (atomic, "_sync")}[place]
+        function, calls = getattr(holder, name), itertools.count(1)
+
+        def dying(*args, **kwargs):
+            if next(calls) == call:
+                os.kill(os.getpid(), number)
+            return function(*args, **kwargs)
+
+        setattr(holder, name, dying)
+    run_search(Results(Path(root)), "q", settings, COMPUTE)
+
+
+def search_in_process(
+    results: Results, settings: SearchSettings, moment: tuple[str, int, int] | None = None
+) -> int | None:
+    process = CONTEXT.Process(target=_search_and_die, args=(str(results.root), settings, moment))
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None, "the search hangs"
+    return process.exitcode
+
+
+def fresh(results: Results, name: str) -> Results:
+    own = Results(results.root.parent / name)
+    own.root.mkdir()
+    for path in results.root.iterdir():
+        (own.root / path.name).symlink_to(path.resolve())
+    return own
+
+
+def test_killed_at_any_moment_and_restarted_ends_with_the_same_bytes(results: Results) -> None:
+    whole = fresh(results, "whole")
+    assert search_in_process(whole, MIXED) == 0
+    # Two syncs a write, two writes a generation, two artifacts at the end: 4 x 7 + 4 = 32 calls.
+    for number, moments in enumerate(
+        [
+            [("judging", 1), ("judging", 4), ("judging", 1), ("judging", 9)],
+            [("writing", 2), ("writing", 6), ("writing", 7), ("writing", 13)],
+            [("writing", 30), ("writing", 2)],
+        ]
+    ):
+        killed = fresh(results, f"killed{number}")
+        for moment in moments:
+            assert search_in_process(killed, MIXED, (*moment, signal.SIGKILL)) == -signal.SIGKILL
+            assert not killed.configuration("q").exists()
+        assert search_in_process(killed, MIXED) == 0
+        assert artifacts(killed) == artifacts(whole)
+        assert not killed.resume("q").exists()
+
+
+def test_sigterm_saves_and_leaves_and_the_next_run_goes_on(results: Results) -> None:
+    whole, stopped = fresh(results, "whole"), fresh(results, "stopped")
+    assert search_in_process(whole, SETTINGS) == 0
+    assert search_in_process(stopped, SETTINGS, ("judging", 6, signal.SIGTERM)) == 128 + signal.SIGTERM
+    assert not stopped.configuration("q").exists()
+    assert json.loads((stopped.resume("q") / "state.json").read_text())["generation"] == 2
+    assert search_in_process(stopped, SETTINGS) == 0
+    assert artifacts(stopped) == artifacts(whole)
+
+
+def test_a_restart_with_other_settings_starts_anew(results: Results) -> None:
+    whole, changed = fresh(results, "whole"), fresh(results, "changed")
+    assert search_in_process(whole, SETTINGS) == 0
+    assert search_in_process(changed, MIXED, ("judging", 6, signal.SIGKILL)) == -signal.SIGKILL
+    assert search_in_process(changed, SETTINGS) == 0
+    assert artifacts(changed) == artifacts(whole)
+
+
+def test_less_memory_changes_nothing_but_rounding(results: Results) -> None:
+    run_search(results, "plenty", SETTINGS, COMPUTE)
+    run_search(results, "scarce", SETTINGS, ComputeSettings(device="cpu", memory_gb=2e-5))
+    tables = [read_table(results.trace(name), TRACE) for name in ("plenty", "scarce")]
+    np.testing.assert_allclose(*(table["fitness"] for table in tables), rtol=1e-3)
+    chosen = [read_table(results.configuration(name), CONFIGURATION)["level"].tolist() for name in ("plenty", "scarce")]
+    assert chosen[0] == chosen[1]
