@@ -158,7 +158,7 @@ class _Sweep:
     """One pass over the columns for all levels of some rows.
 
     Buffers are laid out [columns, levels, rows], so that a column of all levels and rows is contiguous. ``panel`` holds
-    for columns to come the compensated weights, for columns done the deviation w - q of the original weights.
+    for columns to come the weights plus what columns done have fed back, for columns done the deviation w - q.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class _Sweep:
             if begin > start:
                 flat[begin:end].addmm_(self.factor.feedback[start:begin, begin:end].t(), flat[start:begin])
             if width == self.group and self.order is None:
-                self._fit_group(begin // width, self.panel[begin:end], self.factor.curvature[begin:end])
+                self._fit_group(begin // width, self._compensated(begin, end), self.factor.curvature[begin:end])
             if finer:
                 self._visit(begin, end, finer)
             else:
@@ -228,6 +228,17 @@ class _Sweep:
         torch.sub(self.panel[column], rounded, out=error)
         self.losses.addcmul_(error, error, value=self.curvature[column])
         torch.sub(self.original[column], rounded, out=self.panel[column])
+
+    def _compensated(self, begin: int, end: int) -> Tensor:
+        """What GPTQ holds for a group when it reaches it: weights that undo all earlier deviations if left unrounded.
+
+        The panel is not it: there, a column lacks what the unrounded columns before it in the group would feed back.
+        """
+        original = self.original[begin:end, None]
+        fed_back = (self.panel[begin:end] - original).flatten(1)
+        lower = self.factor.feedback[begin:end, begin:end].t()
+        changes = torch.linalg.solve_triangular(lower, fed_back, upper=False, unitriangular=True)
+        return original + changes.view_as(self.panel[begin:end])
 
     def _fit_groups(self) -> None:
         """Fit all grids to the original weights in their original order."""

@@ -1,0 +1,98 @@
+"""Quantization grids."""
+
+import pytest
+import torch
+
+from evopress.compression.grid import dequantize, fit_grid, highest_codes, quantize
+from evopress.errors import CompressionError
+
+BITS = torch.tensor([2, 3, 4, 8])
+
+
+def weights(rows: int = 5, inputs: int = 16, seed: int = 0) -> torch.Tensor:
+    """[inputs, 1, rows], with a few outliers."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(inputs, 1, rows, generator=generator)
+    values[0, 0, 0] = 8.0
+    return values
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_rounding_error_is_at_most_half_a_step(symmetric):
+    values, highest = weights(), highest_codes(BITS)[:, None]
+    grid = fit_grid(values, highest, symmetric=symmetric)
+    codes = quantize(values, grid, highest)
+    assert codes.shape == (16, 4, 5) and (codes >= 0).all() and (codes <= highest).all()
+    error = (dequantize(codes, grid) - values).abs()
+    # A rounded zero point and a rounded scale may clip the ends by half a step and by one part in 2^11 each; a symmetric
+    # grid has no code for its upper end, which is half a step above the last.
+    assert (error <= grid.scales * 1.001 + 2**-11 * values.abs().amax(0)).all()
+    inside = (codes > 0) & (codes < highest)
+    assert (error <= grid.scales * 0.5001)[inside].all()
+
+
+def test_scales_are_what_float16_stores():
+    grid = fit_grid(weights(), highest_codes(BITS)[:, None], symmetric=False)
+    assert torch.equal(grid.scales.half().float(), grid.scales)
+    assert torch.equal(grid.zeros, grid.zeros.round())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_zero_is_represented_exactly(symmetric):
+    """A pruned weight or a dead input must decode to zero, whatever the range."""
+    values = torch.rand(16, 1, 3) + 1.0
+    values[3] = 0.0
+    highest = highest_codes(BITS)[:, None]
+    grid = fit_grid(values, highest, symmetric=symmetric)
+    assert (dequantize(quantize(values, grid, highest), grid)[3] == 0).all()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_group_of_zeros(symmetric):
+    values, highest = torch.zeros(8, 1, 2), highest_codes(BITS)[:, None]
+    grid = fit_grid(values, highest, symmetric=symmetric, clip_search=True)
+    assert (dequantize(quantize(values, grid, highest), grid) == 0).all()
+
+
+def test_levels_together_equal_levels_alone():
+    values = weights()
+    together = fit_grid(values, highest_codes(BITS)[:, None], symmetric=False, clip_search=True)
+    for index, bits in enumerate(BITS):
+        alone = fit_grid(values, highest_codes(bits.view(1, 1)), symmetric=False, clip_search=True)
+        assert torch.equal(alone.scales[0], together.scales[index])
+        assert torch.equal(alone.zeros[0], together.zeros[index])
+
+
+def test_clip_search_never_rounds_worse_by_its_own_measure():
+    values, highest = weights(rows=64), highest_codes(BITS)[:, None]
+    importance = torch.rand(16) + 0.1
+
+    def error(clip: bool) -> torch.Tensor:
+        grid = fit_grid(values, highest, symmetric=False, importance=importance, clip_search=clip)
+        residual = dequantize(quantize(values, grid, highest), grid) - values
+        return torch.einsum("ilr,i->lr", residual.square(), importance)
+
+    clipped, spanned = error(True), error(False)
+    assert (clipped <= spanned * (1 + 1e-5)).all()
+    assert clipped[0].sum() < 0.9 * spanned[0].sum()  # at 2 bits it pays
+
+
+def test_clip_search_protects_important_inputs():
+    """An outlier that matters keeps its place; one that does not is clipped."""
+    values, highest = weights(rows=1), highest_codes(torch.tensor([[2]]))
+    matters = torch.full((16,), 1e-3)
+    matters[0] = 1e3
+    ignored = torch.ones(16)
+    ignored[0] = 1e-6
+
+    def outlier(importance: torch.Tensor) -> float:
+        grid = fit_grid(values, highest, symmetric=False, importance=importance, clip_search=True)
+        return float(dequantize(quantize(values, grid, highest), grid)[0, 0, 0])
+
+    assert outlier(matters) > 6.5
+    assert outlier(ignored) < 5.5
+
+
+def test_weights_beyond_float16_scales():
+    with pytest.raises(CompressionError, match="too large for a float16 scale"):
+        fit_grid(torch.full((4, 1, 1), 1e9), highest_codes(torch.tensor([[2]])), symmetric=False)
