@@ -42,6 +42,20 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     "mistral": ("MistralConfig", {**_SIZES, "sliding_window": 4}),
     "phi3": ("Phi3Config", {**_SIZES, "sliding_window": None}),
     "phi3-sliding": ("Phi3Config", {**_SIZES, "sliding_window": 4}),
+    "phi3-longrope": (
+        "Phi3Config",
+        {
+            **_SIZES,
+            "sliding_window": None,
+            "original_max_position_embeddings": 8,  # a test sequence takes the long factors, a single token the short
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [1.0, 2.0, 4.0, 8.0],
+            },
+        },
+    ),
     "qwen2": ("Qwen2Config", _SIZES),
     "qwen2-sliding": (
         "Qwen2Config",

@@ -114,6 +114,8 @@ def open_safetensors(path: Path) -> AbstractContextManager[Any]:
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError:
+        if path.is_symlink():
+            raise ModelError(f"{path}: links to {path.readlink()}, which is gone; bring it back") from None
         raise ModelError(f"{path}: missing; fetch the model again") from None
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: damaged or cut short ({error}); fetch the model again") from error
@@ -138,7 +140,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _weight_files(folder: Path) -> dict[str, str]:
     """File of each stored tensor; the index wins where there is one, as in transformers' own order of names."""
-    if (folder / SINGLE).exists():
+    if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
         with open_safetensors(folder / SINGLE) as stream:
             return dict.fromkeys(stream.keys(), SINGLE)
     if not (folder / INDEX).exists():

@@ -82,6 +82,12 @@ def test_lost_shard_is_named(sharded: Path) -> None:
         Checkpoint(sharded)
 
 
+def test_link_to_weights_that_are_gone(tmp_path: Path) -> None:
+    (tmp_path / SINGLE).symlink_to("/no/such/model.safetensors")
+    with pytest.raises(ModelError, match=r"links to /no/such/model\.safetensors, which is gone"):
+        Checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize(
     "header",
     [
