@@ -36,27 +36,25 @@ def read_model_facts(results: Results) -> ModelFacts:
     path = results.model_manifest
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        source = manifest.get("source", {})
+        source, origin = manifest["source"], manifest.get("origin", {})
+        return model_facts({**source, **origin}, read_card(results.model / "README.md"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: missing; run the stage that writes it (model)") from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: damaged ({error!r}); delete it and run again to remake it") from error
-    return model_facts(source if isinstance(source, dict) else {}, read_card(results.model / "README.md"))
 
 
 def model_facts(source: dict[str, Any], card: dict[str, Any]) -> ModelFacts:
-    """Facts from the manifest's description of the source and the YAML header of the original's card."""
+    """Facts from the settings of the source, with what pins it down, and the YAML header of the original's card."""
     inherited = {key: card[key] for key in _INHERITED if key in card}
     kind = source.get("source")
     if kind == "hub":
-        revision = str(source.get("commit") or source.get("revision"))
-        return ModelFacts(_stem(source["id"]), f"{source['id']} at {revision}", str(source["id"]), inherited)
+        revision = source.get("commit", source["revision"])
+        return ModelFacts(_stem(source["id"]), f"{source['id']} at {revision}", source["id"], inherited)
     if kind == "pypi":
         origin = f"{source['file']} in {source['package']} {source['version']} (PyPI)"
         return ModelFacts(_stem(source["file"]), origin, None, inherited)
-    if kind in ("folder", "gguf"):
-        return ModelFacts(_stem(source["path"]), f"{kind} {source['path']}", None, inherited)
-    return ModelFacts("model", "unknown", None, inherited)
+    return ModelFacts(_stem(source["path"]), f"{kind} {source['path']}", None, inherited)
 
 
 def read_card(path: Path) -> dict[str, Any]:

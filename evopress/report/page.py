@@ -14,7 +14,7 @@ from evopress.artifacts.atomic import write_text
 from evopress.artifacts.configuration import read_configuration
 from evopress.artifacts.model_facts import read_model_facts
 from evopress.artifacts.paths import DENSE, Results
-from evopress.artifacts.tables import TRACE, read_provenance, read_table
+from evopress.artifacts.tables import PERPLEXITY, TRACE, read_provenance, read_table
 from evopress.report.comparison import compare
 from evopress.report.plots import level_map, search_curve
 from evopress.report.summary import summary
@@ -73,8 +73,10 @@ def recorded_settings(results: Results, searches: Sequence[str]) -> dict[str, An
         ArtifactError: a table has no readable provenance.
     """
     made: dict[str, Any] = {"texts": {}, "variants": {}, "searches": {}}
-    for path in sorted((results.root / "tokens").glob("*.parquet")):
-        made["texts"][path.stem] = _settings_of(path)
+    held_out = read_table(results.perplexity(DENSE), PERPLEXITY)["dataset"]
+    for dataset in ("calibration", "search", *held_out):
+        if results.tokens(dataset).exists():  # without searches, there is none to search on
+            made["texts"][dataset] = _settings_of(results.tokens(dataset))
     for search in searches:
         made["searches"][search] = _settings_of(results.configuration(search))
         for name, rows in read_configuration(results, search).groupby("variants"):

@@ -7,6 +7,7 @@ makes no model again.
 import json
 import re
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -98,7 +99,9 @@ def escape(text: str) -> str:
 
 
 def _introduction(facts: ModelFacts, search: str, settings: dict[str, Any]) -> str:
-    origin = f"[{facts.hub_id}](https://huggingface.co/{facts.hub_id})" if facts.hub_id else escape(facts.origin)
+    origin = escape(facts.origin)
+    if facts.hub_id:
+        origin = f"[{escape(facts.hub_id)}](https://huggingface.co/{quote(facts.hub_id)})"
     how = {
         "evolution": f"found by the evolutionary search of [EvoPress]({PAPER})",
         "uniform": "the same for every layer",

@@ -1,0 +1,149 @@
+"""The model card: a header that the hub can read, true numbers, names that cannot break out."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+from finished_run import FINGERPRINT, LAYERS, make_results, provenance, tiny_model, write_configuration, write_model
+
+from evopress.accounting import compressed_size, dense_size
+from evopress.artifacts.model_facts import model_facts, read_card
+from evopress.artifacts.provenance import Provenance
+from evopress.artifacts.stitched import file_digests, write_stitched_manifest
+from evopress.artifacts.tables import PERPLEXITY, VARIANTS, write_table
+from evopress.errors import ArtifactError
+from evopress.models.checkpoint import Checkpoint
+from evopress.stitch.card import escape, levels_table, markdown_table, write_card
+
+
+@pytest.fixture
+def results(tmp_path):
+    results = make_results(tmp_path)
+    write_configuration(results, "evo")
+    write_table(
+        pd.DataFrame(columns=VARIANTS.names),
+        results.variant_table("gptq", 0),
+        VARIANTS,
+        provenance({"method": "gptq", "group_size": 64}),
+    )
+    results.stitched("evo").mkdir(parents=True)
+    write_stitched_manifest(
+        results, "evo", file_digests(results.stitched("evo")), Provenance("stitch", "{}", FINGERPRINT)
+    )
+    return results
+
+
+def _measure(results, search, perplexity, kl):
+    frame = pd.DataFrame([(search, "novels|x", perplexity, kl, 1234)], columns=PERPLEXITY.names)
+    write_table(frame, results.perplexity(search), PERPLEXITY, provenance())
+
+
+def _header(text):
+    assert text.startswith("---\n")
+    return yaml.safe_load(text[4:].split("\n---\n", 1)[0])
+
+
+def test_header_names_the_original_and_inherits_its_license(results):
+    (results.model / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en]\ntags: [x]\n---\n# Tiny\n")
+    write_card(results, "evo")
+    assert _header(results.card("evo").read_text()) == {
+        "base_model": "someone/tiny-llama",
+        "base_model_relation": "quantized",
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "language": ["en"],
+        "pipeline_tag": "text-generation",
+        "tags": ["evopress", "compressed"],
+    }
+
+
+def test_a_model_that_is_not_from_the_hub_claims_no_base_model(results):
+    write_model(results, tiny_model(), {"source": "gguf", "path": "/models/tiny.Q4.gguf"})
+    write_card(results, "evo")
+    text = results.card("evo").read_text()
+    assert "base_model" not in _header(text) and "license" not in _header(text)
+    assert "# tiny.Q4 at " in text
+
+
+def test_measured_perplexity_is_told_once_it_is_there(results):
+    write_card(results, "evo")
+    assert "Not measured yet." in results.card("evo").read_text()
+    _measure(results, "evo", 12.5, 0.25)
+    _measure(results, "dense", 10.0, 0.0)
+    write_card(results, "evo")
+    text = results.card("evo").read_text()
+    assert "| novels\\|x | 10.0000 | 12.5000 | 0.25000 | 1,234 |" in text and "Not measured" not in text
+
+
+def test_sizes_follow_from_the_configuration(results):
+    configuration = write_configuration(results, "evo", level="4")
+    checkpoint = Checkpoint(results.model)
+    size, dense = compressed_size(checkpoint, configuration), dense_size(checkpoint, configuration)
+    model = tiny_model()
+    every = sum(parameter.numel() for parameter in model.parameters())
+    searched = sum(model.get_parameter(f"{unit}.weight").numel() for unit in configuration["unit"])
+    assert (dense.bits, dense.total_bytes) == (32, 4 * every)
+    assert (size.bits, size.total_bytes) == (4, 4 * (every - searched) + searched // 2)
+    assert dense_size(checkpoint) == dense
+
+
+def test_budget_levels_settings_and_versions_are_in_the_card(results):
+    write_card(results, "evo")
+    text = results.card("evo").read_text()
+    assert "| bits per weight asked (compressed layers) | 3 |" in text
+    assert "strategy: evolution" in text and "group_size: 64" in text and "transformers 5" in text
+
+
+def test_levels_table_has_a_row_a_block_in_the_layers_own_order(results):
+    table = levels_table(write_configuration(results, "evo")).splitlines()
+    assert table[0] == "| block | " + " | ".join(LAYERS) + " |"
+    assert table[2] == "| 0 | 2 | 3 | 4 | 2 | 3 | 4 | 2 |"
+    assert table[3] == "| 1 | 3 | 4 | 2 | 3 | 4 | 2 | 3 |"
+
+
+def test_markdown_cannot_be_broken_by_names():
+    hostile = "a|b\n---\n<script>*x* `y` [z](http://x)"
+    cell = escape(hostile)
+    assert "\n" not in cell and "\\|" in cell and "\\<script\\>" in cell and "\\[z\\]" in cell
+    assert markdown_table(["a|b"], [["c|d"]]) == "| a\\|b |\n| --- |\n| c\\|d |"
+
+
+def test_hostile_origin_stays_inside_the_header(results):
+    evil = "x\n---\nlicense: mit"
+    write_model(results, tiny_model(), {"source": "hub", "id": evil, "revision": "main"})
+    write_card(results, "evo")
+    header = _header(results.card("evo").read_text())
+    assert header["base_model"] == evil and "license" not in header
+
+
+def test_only_the_card_is_written(results):
+    before = {path: path.stat().st_mtime_ns for path in results.root.rglob("*") if path.is_file()}
+    write_card(results, "evo")
+    after = {path: path.stat().st_mtime_ns for path in results.root.rglob("*") if path.is_file()}
+    assert set(after) - set(before) == {results.card("evo")}
+    assert all(after[path] == before[path] for path in before)
+
+
+def test_a_card_needs_a_stitched_model_of_this_model(results):
+    results.model_manifest.write_text(json.dumps({"fingerprint": "e" * 64}))
+    with pytest.raises(ArtifactError, match="was made for another model"):
+        write_card(results, "evo")
+
+
+@pytest.mark.parametrize(
+    "text", ["no header", "---\n: [\n---\n", "---\n- a\n---\n", "---\n!!python/object:os.x {}\n---\n"]
+)
+def test_an_unreadable_card_of_the_original_is_passed_over(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    assert read_card(tmp_path / "README.md") == {}
+
+
+def test_facts_of_every_kind_of_source():
+    assert (
+        model_facts({"source": "hub", "id": "a/b", "revision": "main", "commit": "c0ffee"}, {}).origin
+        == "a/b at c0ffee"
+    )
+    wheel = {"source": "pypi", "package": "llm-x", "version": "1.0", "file": "llm_x/X.Q4.gguf"}
+    assert model_facts(wheel, {}).name == "X.Q4" and model_facts(wheel, {}).hub_id is None
+    assert model_facts({"source": "folder", "path": "/models/tiny"}, {}).name == "tiny"

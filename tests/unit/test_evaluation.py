@@ -1,0 +1,240 @@
+"""Perplexity and divergence against plain formulas on the whole model, and lm-eval tasks without network."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from finished_run import FINGERPRINT, VOCABULARY, make_results, tiny_model, write_tokens
+
+from evopress.artifacts.provenance import Provenance
+from evopress.artifacts.stitched import file_digests, write_stitched_manifest
+from evopress.artifacts.tables import PERPLEXITY, TASKS, read_table
+from evopress.config.compute import ComputeSettings
+from evopress.config.evaluation import TaskSettings
+from evopress.errors import ArtifactError, ConfigError, ModelError
+from evopress.evaluation import hidden, perplexity
+from evopress.evaluation.perplexity import evaluate_perplexity
+from evopress.evaluation.task_files import check_names, write_overlays
+from evopress.evaluation.tasks import evaluate_tasks, task_rows
+
+COMPUTE = ComputeSettings(device="cpu")
+
+
+@pytest.fixture
+def results(tmp_path):
+    results = make_results(tmp_path)
+    write_tokens(results, "novels")
+    write_tokens(results, "letters", sequences=2, length=7, seed=1)
+    return results
+
+
+def _stitch(results, search, model):
+    """Put a finished model where the stitch stage would."""
+    folder = results.stitched(search)
+    shutil.copytree(results.model, folder)
+    model.save_pretrained(folder)
+    write_stitched_manifest(results, search, file_digests(folder), Provenance("stitch", "{}", FINGERPRINT))
+
+
+def _plain(model, teacher, tokens):
+    """Perplexity and mean KL from full logits in float64."""
+    with torch.no_grad():
+        log_q = model(tokens).logits[:, :-1].double().log_softmax(-1)
+        log_p = teacher(tokens).logits[:, :-1].double().log_softmax(-1)
+    nll = -log_q.gather(-1, tokens[:, 1:, None]).mean()
+    return nll.exp().item(), (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+
+
+@pytest.mark.parametrize("small_chunks", [False, True])
+def test_perplexity_and_kl_equal_those_of_full_logits(results, small_chunks, monkeypatch):
+    if small_chunks:  # chunks of logits that do not fall on the ends of windows, one sequence at a time
+        monkeypatch.setattr(perplexity, "LOGITS", 5 * VOCABULARY)
+        monkeypatch.setattr(hidden, "BATCH_TOKENS", 1)
+    dense, other = tiny_model(), tiny_model(seed=0)
+    for parameter in other.model.layers.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    _stitch(results, "evo", other)
+    datasets = {"novels": write_tokens(results, "novels"), "letters": write_tokens(results, "letters", 2, 7, 1)}
+    evaluate_perplexity(results, "dense", list(datasets), COMPUTE)
+    evaluate_perplexity(results, "evo", list(datasets), COMPUTE)
+    for search, model in (("dense", dense), ("evo", other)):
+        table = read_table(results.perplexity(search), PERPLEXITY).set_index("dataset")
+        assert list(table.index) == list(datasets) and set(table["search"]) == {search}
+        for dataset, tokens in datasets.items():
+            expected = _plain(model, dense, tokens)
+            assert table.loc[dataset, "perplexity"] == pytest.approx(expected[0], rel=1e-5)
+            assert table.loc[dataset, "kl"] == pytest.approx(expected[1], rel=1e-4, abs=1e-12)
+            assert table.loc[dataset, "tokens"] == tokens[:, 1:].numel()
+
+
+def test_the_dense_model_in_disguise_has_no_divergence_at_all(results):
+    _stitch(results, "same", tiny_model())
+    for search in ("dense", "same"):
+        evaluate_perplexity(results, search, ["novels"], COMPUTE)
+    dense, same = (read_table(results.perplexity(search), PERPLEXITY) for search in ("dense", "same"))
+    assert same["kl"].tolist() == [0.0] and same["perplexity"].tolist() == dense["perplexity"].tolist()
+
+
+def test_dense_hidden_states_must_come_first_and_from_the_same_tokens(results):
+    _stitch(results, "evo", tiny_model())
+    with pytest.raises(ArtifactError, match=r"hidden_novels\.json: missing"):
+        evaluate_perplexity(results, "evo", ["novels"], COMPUTE)
+    evaluate_perplexity(results, "dense", ["novels"], COMPUTE)
+    write_tokens(results, "novels", seed=9)
+    with pytest.raises(ArtifactError, match="was made from other tokens"):
+        evaluate_perplexity(results, "evo", ["novels"], COMPUTE)
+    assert not results.perplexity("evo").exists()
+
+
+def test_nan_weights_are_an_error_that_names_the_model(results):
+    model = tiny_model()
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    _stitch(results, "evo", model)
+    evaluate_perplexity(results, "dense", ["novels"], COMPUTE)
+    with pytest.raises(ModelError, match=r"models/evo: gives NaN on novels"):
+        evaluate_perplexity(results, "evo", ["novels"], COMPUTE)
+
+
+def test_a_model_of_another_origin_is_refused(results):
+    evaluate_perplexity(results, "dense", ["novels"], COMPUTE)
+    _stitch(results, "evo", tiny_model())
+    results.model_manifest.write_text(json.dumps({"fingerprint": "e" * 64}))
+    for search in ("dense", "evo"):
+        with pytest.raises(ArtifactError, match="was made for another model"):
+            evaluate_perplexity(results, search, ["novels"], COMPUTE)
+
+
+QUESTIONS = [
+    {"question": f"w{number + 2} w{number + 30}", "choices": ["w5", "w6", "w7"], "answer": number % 3}
+    for number in range(6)
+]
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {name}.jsonl}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "quiz.yaml").write_text(TASK.format(name="quiz"))
+    (folder / "quiz.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS)))
+    return folder
+
+
+def _plain_accuracy(model):
+    """Share of questions whose answer has the highest logit after the question (word wN is token N)."""
+    right = 0
+    for row in QUESTIONS:
+        question = torch.tensor([[int(word[1:]) for word in row["question"].split()]])
+        choices = torch.tensor([int(choice[1:]) for choice in row["choices"]])
+        with torch.no_grad():
+            right += int(model(question).logits[0, -1][choices].argmax()) == row["answer"]
+    return right / len(QUESTIONS)
+
+
+def test_a_local_task_runs_without_network_and_its_data_lie_beside_its_yaml(results, tasks, tmp_path, monkeypatch):
+    def refuse(self, address):
+        raise AssertionError(f"connects to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    settings = TaskSettings(names=("quiz",), include_path=str(tasks), batch_size=4)
+    evaluate_tasks(results, "dense", settings, COMPUTE)
+    table = read_table(results.tasks("dense"), TASKS)
+    assert table[["search", "task", "metric", "filter", "documents"]].to_numpy().tolist() == [
+        ["dense", "quiz", "acc", "none", 6]
+    ]
+    assert table["value"].tolist() == [pytest.approx(_plain_accuracy(tiny_model()))]
+    written = json.loads(results.tasks_json("dense").read_text())
+    assert written["results"]["quiz"]["acc,none"] == table["value"][0] and "samples" not in written
+
+
+def test_limit_and_standard_error_reach_the_table(results, tasks):
+    settings = TaskSettings(names=("quiz",), include_path=str(tasks), limit=4)
+    evaluate_tasks(results, "dense", settings, COMPUTE)
+    table = read_table(results.tasks("dense"), TASKS)
+    share = table["value"][0]
+    assert table["documents"].tolist() == [4]
+    assert table["stderr"][0] == pytest.approx((share * (1 - share) / 3) ** 0.5)
+
+
+def test_no_tasks_is_an_empty_table_and_an_empty_object(results):
+    evaluate_tasks(results, "dense", TaskSettings(), COMPUTE)
+    assert read_table(results.tasks("dense"), TASKS).empty
+    assert json.loads(results.tasks_json("dense").read_text()) == {}
+
+
+def test_an_unknown_task_is_an_error_that_offers_near_names():
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.tasks\.names: unknown task 'helaswag': did you mean 'hellaswag'"
+    ):
+        check_names(["arc_easy", "helaswag"], ["hellaswag", "arc_easy", "piqa"])
+    with pytest.raises(ConfigError, match=r"unknown task 'zzz': see"):
+        check_names(["zzz"], ["hellaswag"])
+
+
+def test_a_missing_folder_of_tasks_is_an_error(results, tmp_path):
+    settings = TaskSettings(names=("quiz",), include_path=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"evaluation\.tasks\.include_path: .*nowhere' is not a folder"):
+        evaluate_tasks(results, "dense", settings, COMPUTE)
+
+
+def test_overlays_leave_functions_hub_data_and_absolute_paths_alone(tmp_path):
+    folder, overlay = tmp_path / "tasks", tmp_path / "overlay"
+    folder.mkdir()
+    overlay.mkdir()
+    (folder / "a.yaml").write_text(
+        "task: a\ndataset_path: csv\ndoc_to_text: !function code.run\n"
+        "dataset_kwargs: {sep: ';', data_files: {test: [a.csv, /data/b.csv], train: 'https://x/c.csv'}}\n"
+    )
+    (folder / "hub.yaml").write_text("task: hub\ndataset_path: someone/set\ndataset_kwargs: {data_files: x.json}\n")
+    (folder / "group.yaml").write_text("group: g\ntask: [a, hub]\n")
+    (folder / "broken.yaml").write_text("task: [\n")
+    assert write_overlays(folder, overlay) == 1
+    assert yaml.safe_load((overlay / "0.yaml").read_text()) == {
+        "include": str(folder / "a.yaml"),
+        "dataset_kwargs": {
+            "sep": ";",
+            "data_files": {"test": [str(folder / "a.csv"), "/data/b.csv"], "train": "https://x/c.csv"},
+        },
+    }
+
+
+def test_rows_of_tasks_groups_and_filters():
+    outcome = {
+        "results": {
+            "t": {"alias": "t", "sample_len": 9, "em,strict": 0.5, "em_stderr,strict": 0.1, "em,loose": 0.75},
+        },
+        "groups": {"g": {"alias": "g", "sample_len": 9, "acc,none": 0.25, "acc_stderr,none": "N/A"}},
+        "n-samples": {"t": {"original": 20, "effective": 10}},
+    }
+    rows = task_rows(outcome, "evo").set_index(["task", "metric", "filter"])
+    assert rows.loc[("t", "em", "strict"), ["value", "stderr", "documents"]].tolist() == [0.5, 0.1, 10]
+    assert rows.loc[("t", "em", "loose"), "value"] == 0.75 and pd.isna(rows.loc[("t", "em", "loose"), "stderr"])
+    assert rows.loc[("g", "acc", "none"), ["value", "documents"]].tolist() == [0.25, 9]
+
+
+def test_the_task_that_ships_is_well_formed():
+    folder = Path(__file__).parents[2] / "config" / "tasks"
+    task = yaml.safe_load((folder / "everyday.yaml").read_text())
+    rows = [json.loads(line) for line in (folder / "everyday.jsonl").read_text().splitlines()]
+    assert (folder / task["dataset_kwargs"]["data_files"]["test"]).name == "everyday.jsonl"
+    assert len({row["question"] for row in rows}) == len(rows) == 40
+    assert all(len(set(row["choices"])) == 4 for row in rows)
+    # A model that always prefers one place must score no better than chance.
+    assert [sum(row["answer"] == place for row in rows) for place in range(4)] == [10, 10, 10, 10]
