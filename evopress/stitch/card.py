@@ -108,8 +108,8 @@ def _introduction(facts: ModelFacts, search: str, settings: dict[str, Any]) -> s
     }
     chosen = how.get(str(settings.get("strategy")), f"found by the strategy {settings.get('strategy')}")
     return (
-        f"A compressed version of {origin}. Every linear layer of its blocks has a level of compression; the levels "
-        f"are {chosen} (search `{search}`).\n\n"
+        f"A compressed version of {origin}. The linear layers listed below each have a level of compression; the rest "
+        f"is as in the original. The levels are {chosen} (search `{search}`).\n\n"
         "The weights are stored dequantized, in the type of the original, so the folder loads like the original, with "
         "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original. "
         "The packed size below is what the same numbers take with each layer stored at its level."
