@@ -198,7 +198,7 @@ def test_damping_rises_until_cholesky_succeeds():
 
 
 def test_hopeless_hessian():
-    with pytest.raises(CompressionError, match="Cholesky .* fails even with damping 10"):
+    with pytest.raises(CompressionError, match=r"Cholesky .* fails even with damping 10"):
         factorize(torch.full((4, 4), 100.0).fill_diagonal_(1.0), 0.01)
 
 

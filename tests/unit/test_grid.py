@@ -24,8 +24,8 @@ def test_rounding_error_is_at_most_half_a_step(symmetric):
     codes = quantize(values, grid, highest)
     assert codes.shape == (16, 4, 5) and (codes >= 0).all() and (codes <= highest).all()
     error = (dequantize(codes, grid) - values).abs()
-    # A rounded zero point and a rounded scale may clip the ends by half a step and by one part in 2^11 each; a symmetric
-    # grid has no code for its upper end, which is half a step above the last.
+    # A rounded zero point may clip the ends by half a step, a rounded scale by one part in 2^11; the upper end of a
+    # symmetric grid lies half a step above its last code.
     assert (error <= grid.scales * 1.001 + 2**-11 * values.abs().amax(0)).all()
     inside = (codes > 0) & (codes < highest)
     assert (error <= grid.scales * 0.5001)[inside].all()

@@ -1,0 +1,148 @@
+"""The Hessians stage: sums over tokens of every distinct layer input of the dense model."""
+
+from pathlib import Path
+
+import architectures
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from evopress.artifacts.atomic import write_text
+from evopress.artifacts.paths import Results, manifest_path
+from evopress.artifacts.provenance import Provenance
+from evopress.artifacts.tables import LAYERS, TOKENS, write_table
+from evopress.artifacts.tensors import read_manifest, read_tensors
+from evopress.compression import hessian
+from evopress.compression.hessian import accumulate, accumulate_hessians, sum_hessians, symmetrize
+from evopress.config.compute import ComputeSettings
+from evopress.config.variants import HessianSettings
+from evopress.errors import ArtifactError, CompressionError, ConfigError
+from evopress.models.structure import layer_table
+
+CPU = ComputeSettings(device="cpu")
+SEQUENCES = 5
+
+
+def prepare(root: Path, model, sequences: int = SEQUENCES) -> Results:
+    """A results folder up to the calibration tokens."""
+    results = Results(root)
+    architectures.save(model, results.model)
+    write_text(results.model_manifest, '{"fingerprint": "abc"}')
+    write_table(layer_table(model), results.layers, LAYERS, Provenance("model", "{}", "abc"))
+    rows = [row.astype(np.int32) for row in architectures.tokens(sequences).numpy()]
+    frame = pd.DataFrame({"sequence": range(sequences), "documents": [["d"]] * sequences, "tokens": rows})
+    write_table(frame, results.tokens("calibration"), TOKENS, Provenance("calibration", '{"source": "x"}', "abc"))
+    return results
+
+
+def expected_hessians(model, tokens: Tensor) -> dict[str, Tensor]:
+    """X^T X of every linear layer of the model, in float64, from one plain forward pass."""
+    sums: dict[str, Tensor] = {}
+
+    def observe(name: str):
+        def hook(module, args):
+            x = args[0].flatten(0, -2).double()
+            sums[name] = sums.get(name, 0) + x.t() @ x
+
+        return hook
+
+    layers = layer_table(model)["name"]
+    handles = [model.get_submodule(name).register_forward_pre_hook(observe(name)) for name in layers]
+    model(tokens)
+    for handle in handles:
+        handle.remove()
+    return sums
+
+
+@pytest.mark.parametrize("columns", [3, 40])
+def test_accumulate_sums_outer_products(columns, monkeypatch):
+    monkeypatch.setattr(hessian, "_PANEL", 16)
+    inputs = torch.randn(2, 7, columns)
+    total = torch.zeros(columns, columns)
+    accumulate(total, inputs[:1])
+    accumulate(total, inputs[1:])
+    x = inputs.flatten(0, 1).double()
+    assert torch.allclose(symmetrize(total).double(), x.t() @ x, atol=1e-4)
+
+
+def test_half_precision_inputs_are_multiplied_in_float32():
+    inputs = torch.full((4096, 1), 1.0, dtype=torch.bfloat16)
+    total = torch.zeros(1, 1)
+    accumulate(total, inputs)
+    accumulate(total, inputs[:1])
+    assert float(total) == 4097  # bfloat16 would round this to 4096
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "phi3"])
+def test_equals_a_plain_forward_pass(name, tmp_path, monkeypatch):
+    model = architectures.build(name)
+    results = prepare(tmp_path / "run", model)
+    monkeypatch.setattr(hessian, "_TOKENS_AT_ONCE", 2 * architectures.LENGTH)  # chunks of 2, 2 and 1 sequences
+    accumulate_hessians(results, HessianSettings(), CPU, 0)
+    expected = expected_hessians(model, architectures.tokens(SEQUENCES))
+    layers = layer_table(model)
+    for block, rows in layers.groupby("block"):
+        found = read_tensors(results.hessian(block))
+        assert set(found) == set(rows["input_group"])
+        for row in rows.itertuples():  # those that share an input must each agree with the one that is kept
+            value = found[row.input_group]
+            assert value.dtype == torch.float32
+            assert torch.equal(value, value.t())
+            assert torch.allclose(value.double(), expected[row.name], rtol=1e-4, atol=1e-3)
+        assert read_manifest(results.hessian(block))["facts"] == {"tokens": 60, "sequences": 5}
+
+
+def test_shards_add_up(tmp_path):
+    model = architectures.build("llama")
+    whole, sharded = prepare(tmp_path / "whole", model), prepare(tmp_path / "sharded", model)
+    accumulate_hessians(whole, HessianSettings(), CPU, 0)
+    for shard in range(3):
+        accumulate_hessians(sharded, HessianSettings(shards=3), CPU, shard)
+    assert not sharded.hessian(0).exists()
+    sum_hessians(sharded, 0, 3)
+    one, other = read_tensors(whole.hessian(0)), read_tensors(sharded.hessian(0))
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.allclose(one[name], other[name], rtol=1e-5, atol=1e-4)
+    assert read_manifest(sharded.hessian(0))["facts"] == {"tokens": 60, "sequences": 5}
+
+
+def test_shards_of_other_settings_are_refused(tmp_path):
+    results = prepare(tmp_path / "run", architectures.build("llama"))
+    accumulate_hessians(results, HessianSettings(shards=2), CPU, 0)
+    accumulate_hessians(results, HessianSettings(shards=3), CPU, 1)
+    with pytest.raises(ArtifactError, match="made by other settings"):
+        sum_hessians(results, 0, 2)
+    assert not results.hessian(0).exists()
+
+
+def test_missing_shard(tmp_path):
+    results = prepare(tmp_path / "run", architectures.build("llama"))
+    accumulate_hessians(results, HessianSettings(shards=2), CPU, 0)
+    with pytest.raises(ArtifactError, match=r"shard_1.*missing"):
+        sum_hessians(results, 0, 2)
+
+
+def test_more_shards_than_sequences(tmp_path):
+    results = prepare(tmp_path / "run", architectures.build("llama"), sequences=2)
+    with pytest.raises(ConfigError, match=r"hessians\.shards: 3 shards of 2"):
+        accumulate_hessians(results, HessianSettings(shards=3), CPU, 0)
+
+
+def test_infinite_activations_name_the_layer_and_leave_finished_blocks_whole(tmp_path):
+    model = architectures.build("llama")
+    model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
+    results = prepare(tmp_path / "run", model)
+    with pytest.raises(CompressionError, match=r"model\.layers\.1\.mlp\.down_proj: NaN or infinity"):
+        accumulate_hessians(results, HessianSettings(), CPU, 0)
+    read_tensors(results.hessian(0))
+    assert not manifest_path(results.hessian(1)).exists()
+
+
+def test_tokens_of_another_model(tmp_path):
+    results = prepare(tmp_path / "run", architectures.build("llama"))
+    write_text(results.model_manifest, '{"fingerprint": "other"}')
+    with pytest.raises(ArtifactError, match="another model"):
+        accumulate_hessians(results, HessianSettings(), CPU, 0)
