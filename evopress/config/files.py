@@ -7,14 +7,21 @@ from evopress.config.data import FileText, TextSettings
 from evopress.config.evaluation import TaskSettings
 from evopress.config.model import FolderModel, GgufModel, ModelSettings
 from evopress.data.local import find_files
-from evopress.errors import ConfigError
+from evopress.errors import ConfigError, ModelError
 
 
 def model_files(model: ModelSettings) -> list[str]:
-    """The GGUF file or the files of the folder; none of a model that is fetched."""
-    if isinstance(model, FolderModel):
-        return _listed(Path(model.path).glob("*"))
-    return [model.path] if isinstance(model, GgufModel) else []
+    """The GGUF file or the files of the folder; none of a model that is fetched.
+
+    Raises:
+        ModelError: there are none. (Snakemake would not mind while what it made of them earlier is there.)
+    """
+    if not isinstance(model, FolderModel | GgufModel):
+        return []
+    path = Path(model.path)
+    if not (found := _listed(path.glob("*") if path.is_dir() else [path])):
+        raise ModelError(f"model.path: {model.path!r} is not there, or empty; check the path")
+    return found
 
 
 def text_files(text: TextSettings) -> list[str]:

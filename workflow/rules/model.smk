@@ -3,7 +3,7 @@
 
 rule model:
     input:
-        files.model_files(SETTINGS.model),
+        MODEL_FILES,
         code=code("model.py"),
     output:
         RESULTS.model_manifest,

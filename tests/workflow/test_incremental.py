@@ -1,0 +1,220 @@
+"""Which jobs run again after a change: every setting, every module of the package, touched and edited files."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from planning import Checkout
+
+from evopress.config.generate import rows
+from evopress.config.settings import Settings
+
+REPORT = {"report"}
+TASKS = {"tasks evo", "tasks_dense"} | REPORT
+STITCH = {"stitch evo", "card evo", "perplexity evo", "tasks evo"} | REPORT
+SEARCH = {"search evo"} | STITCH
+VARIANTS = {"variants gptq"} | SEARCH
+HESSIANS = {"hessians"} | VARIANTS
+CALIBRATION = {"tokens calibration"} | HESSIANS
+TOKENS = {"tokens calibration", "tokens search", "tokens held"}
+SEARCH_TEXT = {"tokens search"} | SEARCH
+HELD_OUT = {"tokens held", "perplexity_dense", "perplexity evo", "card evo"} | REPORT
+MODEL = {"model"} | CALIBRATION | SEARCH_TEXT | HELD_OUT | TASKS
+OTHER_SEARCH = {"search other", "stitch other", "card other", "perplexity other", "tasks other"} | REPORT
+
+# Setting, another value, and what must run again. A setting of a kind that the run does not have is changed together
+# with the kind; its own part in the slice is checked in tests/unit/test_config.py.
+TEXT_CHANGES: list[tuple[str, Any]] = [
+    ("tokens", 256),
+    ("sequence_length", 16),
+    ("seed", 1),
+    ("path", "{sources}/other.txt"),
+    ("column", "body"),
+    ("source", "python_docs"),
+]
+CHANGES: list[tuple[str, Any, set[str]]] = [
+    ("complete", True, set()),
+    ("model.source", "gguf", MODEL),
+    ("model.path", "{sources}/copy", MODEL),
+    ("model.dtype", "bfloat16", MODEL),
+    ("model.trust_remote_code", True, MODEL),
+    ("model.blocks", 3, set()),
+    ("model.blocks", 2, MODEL),
+    *((f"data.calibration.{key}", value, CALIBRATION) for key, value in TEXT_CHANGES),
+    *((f"data.search.{key}", value, SEARCH_TEXT) for key, value in TEXT_CHANGES),
+    *((f"data.evaluation.held.{key}", value, HELD_OUT) for key, value in TEXT_CHANGES),
+    ("data.evaluation.more", {"source": "python_docs"}, HELD_OUT - {"tokens held"} | {"tokens more"}),
+    ("hessians.shards", 2, {"hessian_sum"} | HESSIANS),
+    ("variants.gptq.method", "gptq", set()),
+    ("variants.gptq.bits", [2, 3, 4, 5], VARIANTS),
+    ("variants.gptq.group_size", 8, VARIANTS),
+    ("variants.gptq.symmetric", True, VARIANTS),
+    ("variants.gptq.activation_order", False, VARIANTS),
+    ("variants.gptq.clip_search", False, VARIANTS),
+    ("variants.gptq.damping", 0.02, VARIANTS),
+    ("variants.gptq.block_size", 16, VARIANTS),
+    ("variants.gptq.exclude", ["*.down_proj"], VARIANTS),
+    ("variants.unused", {"bits": [2, 3]}, set()),
+    ("searches.evo.strategy", "uniform", SEARCH),
+    ("searches.evo.target", 2.5, SEARCH),
+    ("searches.evo.generations", 3, SEARCH),
+    ("searches.evo.offspring", 5, SEARCH),
+    ("searches.evo.survivors", [2, 1], SEARCH),
+    ("searches.evo.tokens", [128], SEARCH),
+    ("searches.evo.fitness", "perplexity", SEARCH),
+    ("searches.evo.top_k", 9, SEARCH),
+    ("searches.evo.group_rule", "none", SEARCH),
+    ("searches.evo.initial_candidates", 3, SEARCH),
+    ("searches.evo.initial_tokens", 32, SEARCH),
+    ("searches.evo.seed", 1, SEARCH),
+    ("searches.evo.variants", "second", {"variants second"} | SEARCH),
+    ("searches.other", {"strategy": "uniform", "variants": "gptq", "target": 3}, OTHER_SEARCH),
+    ("evaluation.tasks.names", [], TASKS),
+    ("evaluation.tasks.include_path", None, TASKS),
+    ("evaluation.tasks.num_fewshot", 1, TASKS),
+    ("evaluation.tasks.limit", 5, TASKS),
+    ("evaluation.tasks.batch_size", 4, TASKS),
+    ("compute.device", "cpu", set()),
+    ("compute.memory_gb", 2.0, set()),
+    ("compute.processes", 2, set()),
+    ("compute.threads", 1, set()),
+]
+# What must change with a setting to keep the settings valid.
+ALSO: dict[tuple[str, Any], dict[str, Any]] = {
+    ("model.source", "gguf"): {"model": {"source": "gguf", "path": "{sources}/model.gguf", "blocks": 3}},
+    ("searches.evo.strategy", "uniform"): {"searches.evo": {"strategy": "uniform", "variants": "gptq", "target": 3.0}},
+    ("searches.evo.variants", "second"): {"variants.second": {"bits": [2, 3, 4], "group_size": 8}},
+}
+
+
+def replaced(settings: dict[str, Any], path: str, value: Any, sources: Path) -> dict[str, Any]:
+    """Copy of the settings with another value at a dotted path."""
+    changed = deepcopy(settings)
+    *sections, last = path.split(".")
+    place = changed
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[last] = yaml.safe_load(yaml.safe_dump(value).replace("{sources}", str(sources)))
+    return changed
+
+
+def changed(settings: dict[str, Any], path: str, value: Any, sources: Path) -> dict[str, Any]:
+    """The same, with what must go with it."""
+    if path.endswith(".source") and path.startswith("data."):
+        section = path.removesuffix(".source")
+        return replaced(settings, section, {"source": value, "tokens": 512, "sequence_length": 32}, sources)
+    if path == "searches.evo.survivors":
+        settings = replaced(settings, "searches.evo.tokens", [64, 128], sources)
+    also = ALSO.get((path, value)) if isinstance(value, str) else None
+    for other, content in (also or {path: value}).items():
+        settings = replaced(settings, other, content, sources)
+    return replaced(settings, path, value, sources) if also else settings
+
+
+@contextmanager
+def edited(path: Path, more: bytes) -> Iterator[None]:
+    """Append to a file for a while; afterwards its content is the old one."""
+    before = path.read_bytes()
+    path.write_bytes(before + more)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(sources: Path) -> Path:
+    """Copies of the sources under other names, for settings that name them."""
+    shutil.copytree(sources / "model", sources / "copy", dirs_exist_ok=True)
+    shutil.copy(sources / "held.txt", sources / "other.txt")
+    (sources / "model.gguf").touch()
+    return sources
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), CHANGES, ids=[f"{path}={value}" for path, value, _ in CHANGES])
+def test_a_setting_repeats_what_depends_on_it(
+    finished: Checkout, settings: dict[str, Any], elsewhere: Path, path: str, value: Any, expected: set[str]
+) -> None:
+    assert finished.plan(changed(settings, path, value, elsewhere)) == expected
+
+
+def test_every_setting_is_in_the_table() -> None:
+    named = {path for path, _, _ in CHANGES} | {"name"}
+    kinds = {"", "folder", "file", "gptq", "evolution"}
+    wanted = {row.path for row in rows(Settings) if row.kind in kinds}
+    generic = {
+        path.replace(".held.", ".<name>.").replace(".gptq.", ".<name>.").replace(".evo.", ".<name>.") for path in named
+    }
+    assert wanted - generic == set()
+
+
+def test_another_name_repeats_everything(finished: Checkout, settings: dict[str, Any]) -> None:
+    assert finished.plan({**settings, "name": "other"}) == MODEL
+
+
+def test_nothing_changed_repeats_nothing(finished: Checkout, settings: dict[str, Any]) -> None:
+    assert finished.plan(settings) == set()
+    assert finished.plan(settings, cores=1) == set()
+
+
+def test_touched_files_repeat_nothing(finished: Checkout, settings: dict[str, Any], sources: Path) -> None:
+    touched = [path for part in (finished.root, sources) for path in part.rglob("*") if path.is_file()]
+    for path in touched:
+        if ".snakemake" not in path.parts:
+            os.utime(path)
+    assert finished.plan(settings) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("calibration.txt", CALIBRATION),
+        ("search.txt", SEARCH_TEXT),
+        ("held.txt", HELD_OUT),
+        ("model/config.json", MODEL),
+    ],
+)
+def test_an_edited_source_repeats_what_reads_it(
+    finished: Checkout, settings: dict[str, Any], sources: Path, name: str, expected: set[str]
+) -> None:
+    with edited(sources / name, b"\n"):
+        assert finished.plan(settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("evopress/errors.py", MODEL),
+        ("evopress/models/sources.py", MODEL),
+        ("evopress/config/data.py", TOKENS | CALIBRATION | SEARCH_TEXT | HELD_OUT),
+        ("evopress/data/windows.py", TOKENS | CALIBRATION | SEARCH_TEXT | HELD_OUT),
+        ("evopress/compression/hessian.py", HESSIANS),
+        ("evopress/compression/gptq.py", VARIANTS),
+        ("evopress/search/mutation.py", SEARCH),
+        ("evopress/search/strategies/uniform.py", SEARCH),
+        ("evopress/config/search.py", SEARCH),
+        ("evopress/stitch/run.py", STITCH),
+        ("evopress/stitch/card.py", {"card evo"}),
+        ("evopress/evaluation/perplexity.py", HELD_OUT - {"tokens held"}),
+        ("evopress/evaluation/tasks.py", TASKS),
+        ("config/tasks/everyday.jsonl", TASKS),
+        ("evopress/report/page.py", REPORT),
+        ("evopress/report/page.html.j2", REPORT),
+        ("scripts/report.py", REPORT),
+        ("evopress/config/settings.py", set()),
+        ("evopress/config/closure.py", set()),
+        ("config/config.yaml", set()),
+        ("workflow/profiles/default/config.yaml", set()),
+    ],
+)
+def test_an_edited_file_of_the_project_repeats_the_stages_that_use_it(
+    finished: Checkout, settings: dict[str, Any], name: str, expected: set[str]
+) -> None:
+    with edited(finished.root / name, b"\n"):
+        assert finished.plan(settings) == expected
