@@ -27,15 +27,17 @@ class VariantStore:
 
     def __init__(self, results: Results, variants: str, *, check: bool = True) -> None:
         self.results, self.variants = results, variants
-        blocks = sorted(int(block) for block in read_table(results.layers, LAYERS)["block"].unique())
+        layers = read_table(results.layers, LAYERS)
+        blocks = sorted(int(block) for block in layers["block"].unique())
         tables = [read_table(results.variant_table(variants, block), VARIANTS) for block in blocks]
         self.table: pd.DataFrame = pd.concat(tables, ignore_index=True)
         """Rows of the VARIANTS schema, in the order of blocks; layers that stay dense are absent."""
         if check:
             self._check(blocks)
         keys = zip(self.table["block"], self.table["layer"], self.table["level"], strict=True)
-        facts = zip(self.table["format"], self.table["parameters"], strict=True)
-        self._facts: dict[tuple[int, str, str], tuple[str, int]] = dict(zip(keys, facts, strict=True))
+        self._formats: dict[tuple[int, str, str], str] = dict(zip(keys, self.table["format"], strict=True))
+        shapes = zip(layers["block"], layers["layer"], layers["rows"], layers["columns"], strict=True)
+        self._shapes = {(block, layer): (int(rows), int(columns)) for block, layer, rows, columns in shapes}
         self._open: dict[int, tuple[Any, dict[tuple[str, str], list[str]]]] = {}
 
     def packed(self, block: int, layer: str, level: str) -> dict[str, Tensor]:
@@ -61,13 +63,11 @@ class VariantStore:
             ArtifactError: there is no such variant, or the file cannot be read.
         """
         parts = self.packed(block, layer, level)
-        form, parameters = self._facts[block, layer, level]
-        rows = len(parts["scales"])
-        return decode(form, parts, (rows, parameters // rows), dtype, device)
+        return decode(self._formats[block, layer, level], parts, self._shapes[block, layer], dtype, device)
 
     def _require(self, block: int, layer: str, level: str) -> None:
-        if (block, layer, level) not in self._facts:
-            levels = [known for *where, known in self._facts if where == [block, layer]]
+        if (block, layer, level) not in self._formats:
+            levels = [known for *where, known in self._formats if where == [block, layer]]
             raise ArtifactError(
                 f"variants {self.variants!r}: block {block} has no {layer} at level {level}; "
                 + (f"its levels are {', '.join(levels)}" if levels else "that layer stays dense")

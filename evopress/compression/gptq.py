@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evopress.compression.cholesky import damped_cholesky
 from evopress.compression.grid import SCALE_DTYPE, fit_grid, highest_codes
 from evopress.errors import CompressionError
 
 _INNER_CHUNK = 16
 """Columns that are updated one vector at a time; measured to be the fastest on a CPU."""
-_DAMPING_LIMIT = 10.0
 
 
 @dataclass(frozen=True)
@@ -127,31 +127,14 @@ def check_group_size(group_size: int | None, columns: int) -> int:
 
 
 def factorize(hessian: Tensor, damping: float) -> Factor:
-    """Factorize the damped Hessian as R R^T, in float64: with few tokens it is close to singular.
+    """Factorize the damped Hessian as R R^T.
 
     Raises:
         CompressionError: Cholesky fails even when the damping is many times the mean diagonal.
     """
-    damped = hessian.to(torch.float64, copy=True)
-    diagonal = damped.diagonal()
-    dead = diagonal == 0
-    scale = float(diagonal[~dead].mean()) if not bool(dead.all()) else 1.0
-    diagonal[dead] = 1.0
-    share = damping
-    shift = 0.0
-    while share <= _DAMPING_LIMIT:
-        diagonal += share * scale - shift
-        shift = share * scale
-        # Cholesky of the matrix with both axes reversed, reversed again, is the upper triangular R.
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-        if not int(failed):
-            upper = lower.flip(0, 1)
-            pivots = upper.diagonal()
-            return Factor((upper / pivots).float(), pivots.square().float(), shift, share)
-        share *= 10
-    raise CompressionError(
-        f"Cholesky of the Hessian fails even with damping {share / 10:g}; calibrate on more tokens or exclude the layer"
-    )
+    factor = damped_cholesky(hessian, damping)
+    pivots = factor.upper.diagonal()
+    return Factor((factor.upper / pivots).float(), pivots.square().float(), factor.shift, factor.damping)
 
 
 class _Sweep:

@@ -1,43 +1,18 @@
 """Compression methods: each turns layers that share an input into variants, whatever the method calls a level."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from evopress.compression.gptq import gptq
-from evopress.compression.packing import IntegerFormat, stored_bytes
+from evopress.compression.packing import IntegerFormat
+from evopress.compression.sparsity import sparse_variants
+from evopress.compression.variant import Variant
 from evopress.config.variants import GptqSettings, VariantSettings
 
 _BYTES_PER_CODE = 12
 """Peak memory of a sweep per level and weight: the float32 panel, a temporary of its size, codes and their copies."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One layer at one level, packed."""
-
-    layer: str
-    level: str
-    """Label, as in tables and names of tensors."""
-    value: float
-    """Bits, or sparsity."""
-    cost: int
-    """What a budget counts."""
-    parameters: int
-    """Weights of the layer."""
-    format: str
-    """How the parts decode (`packing.decode`)."""
-    parts: dict[str, Tensor]
-    error: float
-    """Relative output error tr(dW H dW^T) / tr(W H W^T)."""
-    damping: float
-
-    @property
-    def bytes(self) -> int:
-        """Exact size of the parts."""
-        return stored_bytes(self.parts)
 
 
 def compress(
@@ -54,7 +29,9 @@ def compress(
     Raises:
         CompressionError: the layers cannot be compressed as asked.
     """
-    return _gptq_variants(weights, hessian, settings, memory)
+    if isinstance(settings, GptqSettings):
+        return _gptq_variants(weights, hessian, settings, memory)
+    return sparse_variants(weights, hessian, settings, memory)
 
 
 def _gptq_variants(

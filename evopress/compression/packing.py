@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evopress.compression.sparse_packing import BITMASK, decode_bitmask
 from evopress.errors import ArtifactError
 
 _PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
@@ -123,14 +124,16 @@ def decode(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Weights [rows, columns] from their packed parts, computed in float32 on ``device`` and then cast to ``dtype``.
+    """Weights [rows, columns] from their packed parts, of any format, on ``device`` and in ``dtype``.
 
     The parts are moved before they are unpacked: packed they are smaller.
 
     Raises:
-        ArtifactError: the format is unknown.
+        ArtifactError: the format is unknown, or the parts do not fit each other.
     """
     moved = {name: part.to(device) for name, part in parts.items()}
+    if format == BITMASK:
+        return decode_bitmask(moved, shape, dtype)
     return IntegerFormat.parse(format).decode(moved, shape).to(dtype)
 
 

@@ -16,24 +16,13 @@ import torch
 from torch import Tensor
 
 from evopress.compression.cholesky import damped_cholesky
+from evopress.compression.pruned import Pruned
 from evopress.compression.sparse_masks import lowest, ranks
 from evopress.compression.sparsity_levels import SparsityLevel, portions
 from evopress.errors import CompressionError
 
 _INNER_CHUNK = 16
 """Columns that are updated one vector at a time."""
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """Some levels of some layers of the same shape."""
-
-    weights: Tensor
-    """With zeros, in the type of the given weights, [levels, layers, rows, columns]."""
-    kept: Tensor
-    """Which weights are kept (and may still be zero), bool [levels, layers, rows, columns]."""
-    errors: Tensor
-    """tr(dW H dW^T), with the Hessian as given (no damping), float64 [levels, layers]."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +53,13 @@ def inverse_factor(hessian: Tensor, damping: float) -> InverseFactor:
     return InverseFactor(feedback.float(), pivots.float(), hessian.diagonal() == 0, factor.shift, factor.damping)
 
 
-def sparsegpt(
-    weights: Tensor, factor: InverseFactor, levels: Sequence[SparsityLevel], block_size: int = 128
-) -> Pruned:
+def sparsegpt(weights: Tensor, factor: InverseFactor, levels: Sequence[SparsityLevel], block_size: int = 128) -> Pruned:
     """Prune layers to several sparsities, compensating each removed weight in the columns after it.
 
     Unstructured levels choose their mask per layer and block of columns, by the lowest (w R_jj)^2 of the compensated
     weights when the sweep reaches the block; each block gives up its share of the exact count. A pattern n:m chooses
-    among m neighbours when the sweep reaches them. Weights are rounded to the type in which they are stored before their
-    error is compensated. A dead input never influences the output: its weights go first.
+    among m neighbours when the sweep reaches them. Weights are rounded to the type in which they are stored before
+    their error is compensated. A dead input never influences the output: its weights go first.
 
     Args:
         weights: [layers, rows, columns], layers of the same input and shape.
@@ -187,7 +174,7 @@ class _Sweep:
 
 
 def _chunks(block_size: int, group: int | None) -> list[int]:
-    """Widths of nested chunks, wide to narrow, ending in 1; ``group`` neighbours that share a choice are one of them."""
+    """Widths of nested chunks, wide to narrow, ending in 1; a ``group`` of neighbours that compete is one of them."""
     widths = [block_size, _INNER_CHUNK, 1]
     if group is not None:
         widths = [-(-block_size // group) * group, _INNER_CHUNK // group * group, group, 1]

@@ -5,11 +5,11 @@ weights. Level 0 is the target sparsity; "+3" removes three steps more, "-3" thr
 """
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from evopress.config.variants import parse_pattern
 from evopress.errors import CompressionError
 
 
@@ -58,18 +58,6 @@ def removed_at(parameters: int, sparsity: float) -> int:
     return math.ceil(Fraction(str(sparsity)) * parameters)
 
 
-def parse_pattern(text: str) -> tuple[int, int]:
-    """Read ``n:m``: n of every m neighbouring inputs are kept.
-
-    Raises:
-        ValueError: it is no such pattern, or it keeps nothing or everything.
-    """
-    match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
-    if match is None or not int(match[1]) < int(match[2]):
-        raise ValueError(f"{text!r} is not a pattern n:m with 0 < n < m, as in 2:4 (two of every four weights are kept)")
-    return int(match[1]), int(match[2])
-
-
 def pattern_levels(parameters: int, columns: int, patterns: Sequence[str]) -> list[SparsityLevel]:
     """One level per n:m pattern, from the densest to the sparsest.
 
@@ -88,7 +76,7 @@ def pattern_levels(parameters: int, columns: int, patterns: Sequence[str]) -> li
 
 
 def portions(total: int, parts: Sequence[int]) -> list[int]:
-    """Cut ``total`` into shares proportional to ``parts`` that sum to it exactly and differ from even by less than 1."""
+    """Cut ``total`` into whole shares that sum to it, each less than 1 away from being proportional to its part."""
     return list(_portions(total, parts))
 
 

@@ -12,7 +12,9 @@ Count = Annotated[int, Field(ge=1)]
 class _Strategy(Section):
     variants: Name = Field(description="Which section of `variants` the levels come from.")
     target: float = Field(
-        gt=0, allow_inf_nan=False, description="Budget: average bits per weight over the searched layers."
+        gt=0,
+        allow_inf_nan=False,
+        description="Budget over the searched layers: average bits per weight at most, or average sparsity at least.",
     )
 
 
@@ -54,4 +56,14 @@ class EvolutionSettings(_Strategy):
         return self
 
 
-SearchSettings = Annotated[UniformSettings | EvolutionSettings, Field(discriminator="strategy")]
+class OwlSettings(_Strategy):
+    """OWL (arXiv 2310.05175): blocks whose weights have more outliers keep more; for sparsity variants."""
+
+    strategy: Literal["owl"] = "owl"
+    owl_lambda: float = Field(0.08, ge=0, lt=1, description="Most that a block's sparsity differs from the target.")
+    owl_m: float = Field(
+        5.0, gt=0, description="An outlier's score |w| ||x|| exceeds this many times the block's mean."
+    )
+
+
+SearchSettings = Annotated[UniformSettings | EvolutionSettings | OwlSettings, Field(discriminator="strategy")]

@@ -12,8 +12,8 @@ from evopress.config.compute import ComputeSettings
 from evopress.config.data import DataSettings
 from evopress.config.evaluation import EvaluationSettings
 from evopress.config.model import ModelSettings
-from evopress.config.search import EvolutionSettings, SearchSettings
-from evopress.config.variants import HessianSettings, VariantSettings
+from evopress.config.search import EvolutionSettings, OwlSettings, SearchSettings
+from evopress.config.variants import GptqSettings, HessianSettings, VariantSettings
 from evopress.errors import ConfigError
 
 ROLES = ("calibration", "search")
@@ -108,6 +108,11 @@ def _level_problems(where: str, search: SearchSettings, variants: Mapping[str, V
         near = get_close_matches(search.variants, variants, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(variants) or 'none'}"
         yield f"{where}.variants: no variants are named {search.variants!r}: {hint}"
+    elif not isinstance(made, GptqSettings):
+        if search.target >= 1:
+            yield f"{where}.target: {search.target:g} is no sparsity below 1, which is what {search.variants!r} offers"
+    elif isinstance(search, OwlSettings):
+        yield f"{where}.variants: OWL chooses sparsities, but {search.variants!r} is quantized; name pruned variants"
     elif search.target < min(made.bits):
         yield f"{where}.target: {search.target:g} bits is below the lowest level ({min(made.bits)})"
     elif search.target > max(made.bits):

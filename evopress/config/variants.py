@@ -1,6 +1,7 @@
 """How compressed variants of each linear layer are made."""
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -36,5 +37,64 @@ class GptqSettings(Section):
         return tuple(sorted(bits))
 
 
-VariantSettings = GptqSettings
-"""Settings of any method; they differ in `method`."""
+def parse_pattern(text: str) -> tuple[int, int]:
+    """Read ``n:m``: n of every m neighbouring inputs are kept.
+
+    Raises:
+        ValueError: it is no such pattern, or it keeps everything.
+    """
+    match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ValueError(
+            f"{text!r} is not a pattern n:m with 0 < n < m, as in 2:4 (two of every four weights are kept)"
+        )
+    return int(match[1]), int(match[2])
+
+
+class _SparsitySettings(Section):
+    """Which weights may go; the levels are the same whatever method chooses them."""
+
+    sparsity: float = Field(0.5, gt=0, lt=1, description="Level 0: the share of each layer's weights that become zero.")
+    step: int = Field(1_000_000, ge=1, description="Weights between two levels, the same for layers of every size.")
+    levels: int = Field(8, ge=0, description="Levels on either side of level 0, where a layer has room for them.")
+    patterns: tuple[str, ...] = Field(
+        (),
+        description="Patterns `n:m` (n of every m neighbouring weights are kept), one level each, in place of "
+        "`sparsity`, `step` and `levels`, which put zeros anywhere.",
+    )
+    exclude: tuple[str, ...] = Field((), description="Patterns of layer names that stay dense, as in `*.down_proj`.")
+
+    @field_validator("patterns")
+    @classmethod
+    def _check_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            parse_pattern(pattern)
+        if len(set(patterns)) != len(patterns):
+            raise ValueError(f"a pattern is named twice in {list(patterns)}")
+        return patterns
+
+
+class SparseGptSettings(_SparsitySettings):
+    """SparseGPT (arXiv 2301.00774): weights that are kept make up for those that go."""
+
+    method: Literal["sparsegpt"] = "sparsegpt"
+    damping: float = Field(0.01, gt=0, lt=1, description="Share of the mean Hessian diagonal added to the diagonal.")
+    block_size: int = Field(128, ge=1, description="Columns among which a mask is chosen and errors are made up for.")
+
+
+class WandaSettings(_SparsitySettings):
+    """Wanda (arXiv 2306.11695): in each output row, the least weights times the norm of their inputs go."""
+
+    method: Literal["wanda"] = "wanda"
+
+
+class MagnitudeSettings(_SparsitySettings):
+    """In each layer, the least weights go."""
+
+    method: Literal["magnitude"] = "magnitude"
+
+
+SparsitySettings = SparseGptSettings | WandaSettings | MagnitudeSettings
+"""Settings of the methods whose levels are sparsities."""
+VariantSettings = Annotated[GptqSettings | SparsitySettings, Field(discriminator="method")]
+"""Settings of any method."""

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evopress.search.mutation import ATTEMPTS, lower_to_budget, spend_slack
-from evopress.search.space import Candidate, Space
+from evopress.search.space import Candidate, Space, Unit
 
 
 def even_candidate(space: Space) -> Candidate:
@@ -16,10 +16,17 @@ def even_candidate(space: Space) -> Candidate:
     for members, budget in zip(space.members, space.group_budgets, strict=True):
         parameters = sum(space.units[unit].parameters for unit in members)
         for unit in members:
-            share = budget * space.units[unit].parameters  # compared without division: exact
-            enough = [i for i, level in enumerate(space.units[unit].levels) if level.cost * parameters >= share]
-            candidate[unit] = enough[0] if enough else space.top[unit]
+            candidate[unit] = _even_level(space.units[unit], budget * space.units[unit].parameters, parameters)
     return candidate
+
+
+def _even_level(unit: Unit, share: int, scale: int) -> int:
+    """The level that costs share/scale, give or take the fraction of 1 that its rounding took; else the next dearer."""
+    costs = [level.cost * scale for level in unit.levels]  # scaled instead of divided: exact
+    near = [index for index, cost in enumerate(costs) if abs(cost - share) < scale]
+    if len(near) == 1:
+        return near[0]
+    return next((index for index, cost in enumerate(costs) if cost >= share), len(costs) - 1)
 
 
 def initial_candidates(space: Space, count: int, rng: np.random.Generator) -> NDArray[np.int16]:

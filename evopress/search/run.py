@@ -8,13 +8,14 @@ from torch import Tensor
 
 from evopress import __version__
 from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.measure import average, measure_of
 from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import CONFIGURATION, TRACE, read_provenance, write_table
 from evopress.artifacts.tensors import read_manifest, sha256
 from evopress.artifacts.variants import VariantStore
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import EvolutionSettings, SearchSettings
+from evopress.config.search import EvolutionSettings, OwlSettings, SearchSettings
 from evopress.data.tokens import read_tokens
 from evopress.device import resolve_device
 from evopress.models.blockwise import BlockwiseModel
@@ -23,6 +24,7 @@ from evopress.search.fitness import ModelEvaluator
 from evopress.search.resume import ResumeFolder
 from evopress.search.space import Candidate, Space, make_space, units_from_variants
 from evopress.search.strategies.evolution import check_tokens, evolve, model_evaluator
+from evopress.search.strategies.owl import owl
 from evopress.search.strategies.uniform import uniform_candidate
 from evopress.search.termination import stop_on_sigterm
 from evopress.search.trace import trace_table
@@ -48,10 +50,13 @@ def run_search(
     where = f"searches.{name}"
     store = VariantStore(results, settings.variants)
     rule = settings.group_rule if isinstance(settings, EvolutionSettings) else "none"
-    space = make_space(units_from_variants(store.table, rule), settings.target, where)
+    measure = measure_of(store.table["value"])
+    space = make_space(units_from_variants(store.table, rule), settings.target, where, measure)
     resume = ResumeFolder(results.resume(name), _digest(results, settings, space))
     if isinstance(settings, EvolutionSettings):
         chosen, records = _evolve(results, name, settings, compute, store, space, resume, trust_remote_code)
+    elif isinstance(settings, OwlSettings):
+        chosen, records = owl(results, space, settings, resolve_device(compute.device), where), []
     else:
         chosen, records = uniform_candidate(space, settings.target, f"{where}.target"), []
     provenance = Provenance("search", settings.model_dump_json(), read_model_fingerprint(results))
@@ -59,8 +64,8 @@ def run_search(
     configuration = configuration_table(space, chosen, settings.variants)
     write_table(configuration, results.configuration(name), CONFIGURATION, provenance)
     resume.remove()
-    average = space.cost_of(chosen) / sum(unit.parameters for unit in space.units)
-    log.info("search %s: %d units, %.4f bits per weight on average", name, len(space.units), average)
+    reached = average(measure, space.cost_of(chosen), sum(unit.parameters for unit in space.units))
+    log.info("search %s: %d units, %s %.4f on average", name, len(space.units), measure, reached)
 
 
 def configuration_table(space: Space, candidate: Candidate, variants: str) -> pd.DataFrame:

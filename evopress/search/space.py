@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from evopress.artifacts.measure import Measure, average
 from evopress.errors import ConfigError
 
 GroupRule = Literal["size", "name", "none"]
@@ -119,14 +120,14 @@ def units_from_variants(table: pd.DataFrame, group_rule: GroupRule) -> tuple[Uni
     return tuple(sorted(units, key=lambda unit: unit.block))
 
 
-def make_space(units: Sequence[Unit], target: float, where: str, measure: str = "bits") -> Space:
-    """Set the budget: costs sum to at most floor(target x parameters), shared out among the groups.
+def make_space(units: Sequence[Unit], target: float, where: str, measure: Measure = "bits") -> Space:
+    """Set the budget: costs sum to at most what the target allows (`budget_for`), shared out among the groups.
 
     Args:
         units: what is searched, ordered by block.
-        target: average cost per parameter; need not be a whole number.
+        target: average bits (at most) or sparsity (at least); need not be a level.
         where: dotted path of the search's settings, for messages.
-        measure: what ``target`` counts, for messages.
+        measure: what ``target`` counts.
 
     Raises:
         ConfigError: there is nothing to search, or no choice of levels can meet the target.
@@ -137,32 +138,38 @@ def make_space(units: Sequence[Unit], target: float, where: str, measure: str = 
     groups: dict[str, list[Unit]] = {}
     for unit in units:
         groups.setdefault(unit.group, []).append(unit)
-    budget = budget_for(target, sum(unit.parameters for unit in units))
-    wanted = [budget_for(target, sum(unit.parameters for unit in group)) for group in groups.values()]
+    budget = budget_for(target, sum(unit.parameters for unit in units), measure)
+    wanted = [budget_for(target, sum(unit.parameters for unit in group), measure) for group in groups.values()]
     limits = [_cost_limits(group) for group in groups.values()]
     return Space(tuple(units), _share_out(budget, wanted, limits))
 
 
-def budget_for(target: float, parameters: int) -> int:
-    """Exact floor(target x parameters), with the target as it was written in decimal."""
-    return math.floor(Fraction(str(target)) * parameters)
+def budget_for(target: float, parameters: int, measure: Measure = "bits") -> int:
+    """Most bits, or most weights kept, that meet the target: exact, with the target as it was written in decimal."""
+    exact = Fraction(str(target))
+    return math.floor((exact if measure == "bits" else 1 - exact) * parameters)
 
 
-def check_target(units: Sequence[Unit], target: float, where: str, measure: str) -> None:
+def check_target(units: Sequence[Unit], target: float, where: str, measure: Measure) -> None:
     """Refuse a target that lies outside of what the levels allow.
 
     Raises:
         ConfigError: with the limit that is passed.
     """
     parameters = sum(unit.parameters for unit in units)
-    budget = budget_for(target, parameters)
+    budget = budget_for(target, parameters, measure)
     lowest, highest = _cost_limits(units)
+    cheap, dear = (("below", "lowest"), ("above", "highest"))
+    if measure == "sparsity":
+        cheap, dear = dear, cheap
     if budget < lowest:
-        bound = _describe([unit.levels[0] for unit in units], lowest / parameters, "lowest")
-        raise ConfigError(f"{where}: {target:g} {measure} is below the {bound}")
+        side, end = cheap
+        bound = _describe([unit.levels[0] for unit in units], average(measure, lowest, parameters), end)
+        raise ConfigError(f"{where}: {target:g} {measure} is {side} the {bound}")
     if budget > highest:
-        bound = _describe([unit.levels[-1] for unit in units], highest / parameters, "highest")
-        raise ConfigError(f"{where}: {target:g} {measure} is above the {bound}")
+        side, end = dear
+        bound = _describe([unit.levels[-1] for unit in units], average(measure, highest, parameters), end)
+        raise ConfigError(f"{where}: {target:g} {measure} is {side} the {bound}")
 
 
 def _describe(levels: Iterable[Level], average: float, which: str) -> str:

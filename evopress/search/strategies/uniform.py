@@ -11,7 +11,7 @@ def uniform_candidate(space: Space, target: float, where: str) -> Candidate:
 
     Args:
         space: units and levels.
-        target: value of a level, as in 3 bits.
+        target: value of a level, as in 3 bits; of a sparsity, up to the fraction of one weight.
         where: dotted path of the setting, for messages.
 
     Raises:
@@ -28,9 +28,9 @@ def uniform_candidate(space: Space, target: float, where: str) -> Candidate:
 
 def _level_at(unit: Unit, target: float, where: str) -> int:
     values = [level.value for level in unit.levels]
-    if target in values or len(values) == 1:
-        return values.index(target) if target in values else 0
-    below = [value for value in values if value < target][-1:]
-    above = [value for value in values if value > target][:1]
-    nearest = " or ".join(f"{value:g}" for value in [*below, *above])
-    raise ConfigError(f"{where}: {target:g} is not a level of {unit.name}; the nearest are {nearest}")
+    nearest = min(range(len(values)), key=lambda index: abs(values[index] - target))
+    if len(values) == 1 or abs(values[nearest] - target) * unit.parameters < 1:
+        return nearest
+    below, above = ([value for value in values if (value > target) == over] for over in (False, True))
+    offers = " or ".join(f"{value:g}" for value in [*sorted(below)[-1:], *sorted(above)[:1]])
+    raise ConfigError(f"{where}: {target:g} is not a level of {unit.name}; the nearest are {offers}")

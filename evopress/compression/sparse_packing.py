@@ -1,0 +1,56 @@
+"""Packed storage of sparse weights: a bit for each weight, and the values of those that are kept.
+
+Both parts run over the weight row by row. At half sparsity in bfloat16 that is 9 bits a weight in place of 16.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evopress.errors import ArtifactError
+
+BITMASK = "bitmask"
+"""Name of the format, as in tables. Parts: ``mask`` (uint8, lowest bit first) and ``values``."""
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def encode_bitmask(weights: Tensor, kept: Tensor) -> dict[str, Tensor]:
+    """Pack weights of any floating type and shape; those not ``kept`` (bool, same shape) are dropped. On the CPU."""
+    mask, flat = kept.cpu().flatten().numpy(), weights.cpu().flatten()
+    # numpy knows no bfloat16, and selects many times faster than torch: it is given the bits as integers.
+    values = np.compress(mask, flat.view(_INTEGERS[flat.itemsize]).numpy())
+    packed = np.packbits(mask, bitorder="little")
+    return {"mask": torch.from_numpy(packed), "values": torch.from_numpy(values).view(weights.dtype)}
+
+
+def decode_bitmask(parts: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Weights of ``shape`` in ``dtype``, on the device of the parts.
+
+    Raises:
+        ArtifactError: mask and values do not fit each other or the shape.
+    """
+    mask, values = parts["mask"], parts["values"].to(dtype)
+    weights = torch.zeros(shape, dtype=dtype, device=mask.device)
+    if len(mask) != -(-weights.numel() // 8):
+        raise ArtifactError(
+            f"a mask of {len(mask)} bytes does not fit weights {list(shape)}; delete the file, run again"
+        )
+    kept = _positions(mask, weights.numel())
+    if len(kept) != len(values):
+        raise ArtifactError(
+            f"a mask keeps {len(kept)} weights, {len(values)} are stored; delete the file and run again"
+        )
+    weights.view(-1).scatter_(0, kept, values)
+    return weights
+
+
+def _positions(mask: Tensor, count: int) -> Tensor:
+    """Where the first ``count`` bits of a mask are set, int64; on a CPU by numpy, which is ten times faster."""
+    if mask.device.type == "cpu":
+        bits = np.unpackbits(mask.numpy(), count=count, bitorder="little").view(np.bool_)
+        return torch.from_numpy(np.flatnonzero(bits))
+    shifts = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    unpacked = mask[:, None].bitwise_right_shift(shifts).bitwise_and_(1).flatten()[:count]
+    return unpacked.nonzero()[:, 0]
