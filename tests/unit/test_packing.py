@@ -82,7 +82,7 @@ def test_format_text(form):
     assert IntegerFormat.parse(str(form)) == form
 
 
-@pytest.mark.parametrize("text", ["int9-g64", "int3", "int3-g0", "int3-g64-asymmetric", "bitmask"])
+@pytest.mark.parametrize("text", ["int9-g64", "int3", "int3-g0", "int3-g64-asymmetric", "ternary"])
 def test_unknown_format(text):
     with pytest.raises(ArtifactError, match="not a format"):
         decode(text, {}, (1, 1), torch.float32)
