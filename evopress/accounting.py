@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from evopress.artifacts.measure import average, measure_of
 from evopress.models.checkpoint import Checkpoint
 
 
@@ -13,11 +14,13 @@ class Size:
     """Size of a model, dense or compressed."""
 
     bits: float
-    """Average over the weights of the searched layers, as the budget counts them."""
+    """Average over the weights of the searched layers; of sparse ones, those that are kept in the original's type."""
     bits_with_overhead: float
     """The same with scales, zeros or bitmasks."""
     total_bytes: int
     """The whole model: searched layers packed, everything else in the dense model's type."""
+    sparsity: float | None = None
+    """Share of the searched layers' weights that are zero; None where levels are not sparsities."""
 
 
 def dense_size(checkpoint: Checkpoint, configuration: pd.DataFrame | None = None) -> Size:
@@ -38,10 +41,14 @@ def compressed_size(checkpoint: Checkpoint, configuration: pd.DataFrame) -> Size
         KeyError: a unit is no layer of the checkpoint.
     """
     sizes = checkpoint.sizes()
-    rest = sum(sizes.values()) - _searched_bytes(checkpoint, sizes, configuration)
-    parameters = int(configuration["parameters"].sum())
-    packed = int(configuration["bytes"].sum())
-    return Size(int(configuration["cost"].sum()) / parameters, 8 * packed / parameters, rest + packed)
+    searched = _searched_bytes(checkpoint, sizes, configuration)
+    parameters, packed = int(configuration["parameters"].sum()), int(configuration["bytes"].sum())
+    overhead, total = 8 * packed / parameters, sum(sizes.values()) - searched + packed
+    measure = measure_of(configuration["value"])
+    level = average(measure, int(configuration["cost"].sum()), parameters)
+    if measure == "bits":
+        return Size(level, overhead, total)
+    return Size((1 - level) * 8 * searched / parameters, overhead, total, sparsity=level)
 
 
 def _searched_bytes(checkpoint: Checkpoint, sizes: Mapping[str, int], configuration: pd.DataFrame) -> int:

@@ -73,6 +73,10 @@ class Results:
         """Digests and provenance of a compressed model (JSON), written last."""
         return self.root / "models" / f"{search}.json"
 
+    def archive(self, search: str) -> Path:
+        """Compact archive of a compressed model; written only when asked for."""
+        return self.root / "archives" / f"{search}.safetensors"
+
     def card(self, search: str) -> Path:
         """Model card of a compressed model; written again once the model is measured."""
         return self.stitched(search) / "README.md"

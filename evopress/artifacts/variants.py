@@ -54,6 +54,15 @@ class VariantStore:
             path = self.results.variant_tensors(self.variants, block)
             raise ArtifactError(f"{path}: lacks {layer} at level {level} ({error}); delete it and run again") from error
 
+    def format(self, block: int, layer: str, level: str) -> str:
+        """How the parts of a layer at a level decode.
+
+        Raises:
+            ArtifactError: there is no such variant.
+        """
+        self._require(block, layer, level)
+        return self._formats[block, layer, level]
+
     def weight(
         self, block: int, layer: str, level: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Tensor:

@@ -28,16 +28,18 @@ class EvolutionSettings(_Strategy):
     """The (1+lambda) evolutionary search of EvoPress (arXiv 2410.14649, algorithm 1)."""
 
     strategy: Literal["evolution"] = "evolution"
-    generations: int = Field(150, ge=1)
+    generations: int = Field(150, ge=1, description="Rounds of mutation and selection.")
     offspring: int = Field(128, ge=1, description="Candidates made in each generation (lambda).")
     survivors: tuple[Count, ...] = Field((16, 4, 1), description="Candidates kept by each selection step, ending in 1.")
     tokens: tuple[Count, ...] = Field((2048, 16384, 131072), description="Tokens on which each step judges.")
-    fitness: Literal["kl", "topk_kl", "perplexity"] = "kl"
+    fitness: Literal["kl", "topk_kl", "perplexity"] = Field(
+        "kl", description="What selection minimizes: divergence from the dense model, or perplexity."
+    )
     top_k: int = Field(100, ge=1, description="For topk_kl: tokens of the dense model's distribution kept apart.")
     group_rule: Literal["size", "name", "none"] = Field("size", description="Which layers may trade levels.")
     initial_candidates: int = Field(128, ge=1, description="Random starts when the target is not one of the levels.")
     initial_tokens: int = Field(2048, ge=1, description="Tokens on which random starts are judged.")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Seed of the mutations and of the choice of tokens.")
 
     @model_validator(mode="after")
     def _check_steps(self) -> "EvolutionSettings":
@@ -60,7 +62,7 @@ class OwlSettings(_Strategy):
     """OWL (arXiv 2310.05175): blocks whose weights have more outliers keep more; for sparsity variants."""
 
     strategy: Literal["owl"] = "owl"
-    owl_lambda: float = Field(0.08, ge=0, lt=1, description="Most that a block's sparsity differs from the target.")
+    owl_lambda: float = Field(0.08, ge=0, lt=1, description="Half of the span of the blocks' sparsities.")
     owl_m: float = Field(
         5.0, gt=0, description="An outlier's score |w| ||x|| exceeds this many times the block's mean."
     )

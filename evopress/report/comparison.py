@@ -75,6 +75,7 @@ class Comparison:
 
 
 BITS = Column("bits", "per weight", 2)
+SPARSITY = Column("sparsity", "of searched layers", 4)
 SIZE = Column("packed size", "MB", 1)
 
 
@@ -103,6 +104,8 @@ def compare(results: Results, searches: Sequence[str]) -> Comparison:
 
 
 def _put_size(comparison: Comparison, model: str, size: Size) -> None:
+    if size.sparsity is not None:
+        comparison.put(model, SPARSITY, Cell(size.sparsity))
     comparison.put(model, BITS, Cell(size.bits))
     comparison.put(model, SIZE, Cell(size.total_bytes / 1e6))
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from evopress.artifacts.atomic import write_text
 from evopress.artifacts.configuration import read_configuration
+from evopress.artifacts.measure import Measure, average, measure_of
 from evopress.artifacts.model_facts import read_model_facts
 from evopress.artifacts.paths import DENSE, Results
 from evopress.artifacts.tables import PERPLEXITY, TRACE, read_provenance, read_table
@@ -31,6 +32,7 @@ class SearchSection:
 
     name: str
     strategy: str
+    measure: Measure
     asked: str
     reached: str
     generations: int
@@ -97,11 +99,13 @@ def _section(results: Results, search: str, configuration: pd.DataFrame, values:
         fitness = str(settings.get("fitness", "fitness"))
         curve = Markup(search_curve(trace, search, FITNESS.get(fitness, fitness)))  # noqa: S704 (matplotlib escapes)
     several = len(levels) > 1
+    measure = measure_of(configuration["value"])
     return SearchSection(
         name=search,
         strategy=str(settings.get("strategy", "unknown")),
+        measure=measure,
         asked=f"{settings['target']:g}" if isinstance(settings.get("target"), int | float) else "not stated",
-        reached=f"{configuration['cost'].sum() / configuration['parameters'].sum():.4f}",
+        reached=f"{average(measure, int(configuration['cost'].sum()), int(configuration['parameters'].sum())):.4f}",
         generations=int(trace["generation"].max()) if len(trace) else 0,
         curve=curve,
         level_map=Markup(level_map(configuration, search, values)) if several else None,  # noqa: S704

@@ -18,6 +18,8 @@ INK = "#010203"
 ACCENT = "#e07a2f"
 SMOOTHING = 15
 """Generations in the window of the running median."""
+MOST_TICKS = 9
+"""Values that the scale of a level map names, at most."""
 LABELLED_BLOCKS = 48
 """Up to so many blocks, each cell of a heat map can hold its label."""
 
@@ -97,9 +99,11 @@ def level_map(configuration: pd.DataFrame, name: str, values: list[float]) -> st
         axes.spines[:].set_visible(False)
         if grid.shape[1] <= LABELLED_BLOCKS:
             _label_cells(axes, labels, grid, lambda value: colours(norm(value)))
-        bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=12, ticks=sorted(set(values)))
+        ticks = sorted(set(values))
+        ticks = ticks[:: math.ceil(len(ticks) / MOST_TICKS)]
+        bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=12, ticks=ticks)
         bar.ax.tick_params(length=0)
-        bar.ax.set_yticklabels([f"{value:g}" for value in sorted(set(values))])
+        bar.ax.set_yticklabels([f"{value:.3g}" for value in ticks])
         bar.outline.set_visible(False)
         return to_svg(figure)
 

@@ -23,6 +23,17 @@ from evopress.versions import versions
 from evopress.yaml_text import to_yaml
 
 PAPER = "https://arxiv.org/abs/2410.14649"
+OWL = "https://arxiv.org/abs/2310.05175"
+QUANTIZED = (
+    "The weights are stored dequantized, in the type of the original, so the folder loads like the original, with "
+    "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original."
+)
+SPARSE = (
+    "The removed weights are stored as zeros, so the folder loads like the original, with "
+    "`AutoModelForCausalLM.from_pretrained`, and takes as much memory and time as the original: no mainstream runtime "
+    "gains speed from zeros in arbitrary places today. (Patterns such as 2:4 can be used by some GPUs, once a runtime "
+    "has converted the weights.)"
+)
 
 
 def write_card(results: Results, search: str) -> None:
@@ -48,14 +59,14 @@ def render_card(results: Results, search: str) -> str:
     size, dense = compressed_size(checkpoint, configuration), dense_size(checkpoint, configuration)
     sections = [
         header(facts),
-        f"# {escape(facts.name)} at {size.bits:.4g} bits per weight",
-        _introduction(facts, search, settings),
+        f"# {escape(facts.name)} at {_level(size)}",
+        _introduction(facts, search, settings, size),
         "## Size",
         _size_section(size, dense, settings),
         "## Held-out text",
         _perplexity_section(results, search),
         "## Levels",
-        "The level of each linear layer (bits per weight, without scales), by block.",
+        f"The level of each linear layer ({_meaning(size)}), by block.",
         levels_table(configuration),
         "## Settings",
         _settings_section(results, search, configuration),
@@ -98,30 +109,49 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|#~&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
-def _introduction(facts: ModelFacts, search: str, settings: dict[str, Any]) -> str:
+def _level(size: Size) -> str:
+    return f"{size.bits:.4g} bits per weight" if size.sparsity is None else f"{size.sparsity:.1%} sparsity"
+
+
+def _meaning(size: Size) -> str:
+    if size.sparsity is None:
+        return "bits per weight, without scales"
+    return "signed steps of equally many weights from the target sparsity, or n of every m weights kept"
+
+
+def _introduction(facts: ModelFacts, search: str, settings: dict[str, Any], size: Size) -> str:
     origin = escape(facts.origin)
     if facts.hub_id:
         origin = f"[{escape(facts.hub_id)}](https://huggingface.co/{quote(facts.hub_id)})"
     how = {
         "evolution": f"found by the evolutionary search of [EvoPress]({PAPER})",
         "uniform": "the same for every layer",
+        "owl": f"chosen by the outliers of each block ([OWL]({OWL}))",
     }
     chosen = how.get(str(settings.get("strategy")), f"found by the strategy {settings.get('strategy')}")
     return (
         f"A compressed version of {origin}. The linear layers listed below each have a level of compression; the rest "
         f"is as in the original. The levels are {chosen} (search `{search}`).\n\n"
-        "The weights are stored dequantized, in the type of the original, so the folder loads like the original, with "
-        "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original. "
+        f"{QUANTIZED if size.sparsity is None else SPARSE} "
         "The packed size below is what the same numbers take with each layer stored at its level."
     )
 
 
 def _size_section(size: Size, dense: Size, settings: dict[str, Any]) -> str:
     asked = f"{settings['target']:g}" if isinstance(settings.get("target"), int | float) else "not stated"
-    rows = [
-        ["bits per weight asked (compressed layers)", asked],
-        ["bits per weight reached", f"{size.bits:.4f}"],
-        ["bits per weight with scales and zeros", f"{size.bits_with_overhead:.4f}"],
+    if size.sparsity is None:
+        rows = [
+            ["bits per weight asked (compressed layers)", asked],
+            ["bits per weight reached", f"{size.bits:.4f}"],
+            ["bits per weight with scales and zeros", f"{size.bits_with_overhead:.4f}"],
+        ]
+    else:
+        rows = [
+            ["sparsity asked (compressed layers)", asked],
+            ["sparsity reached", f"{size.sparsity:.4f}"],
+            ["bits per weight with the bitmask", f"{size.bits_with_overhead:.4f}"],
+        ]
+    rows += [
         ["bits per weight of the original", f"{dense.bits:.4g}"],
         ["packed size of the whole model", f"{size.total_bytes / 1e6:,.1f} MB"],
         ["size of the original", f"{dense.total_bytes / 1e6:,.1f} MB"],

@@ -79,6 +79,13 @@ def with_manifest(*tensors):
     return [*map(ancient, tensors), *map(manifest_path, tensors)]
 
 
+def hessians_of_search(wildcards):
+    """Inputs that stand for all Hessians, where a strategy scores weights by them."""
+    if SETTINGS.searches[wildcards.search].strategy != "owl":
+        return []
+    return with_manifest(*(RESULTS.hessian(block) for block in BLOCKS))
+
+
 def searched_variants(wildcards):
     """Inputs that stand for all blocks of the variants that a search picks from."""
     variants = SETTINGS.searches[wildcards.search].variants

@@ -7,6 +7,7 @@ rule search:
         RESULTS.layers,
         RESULTS.tokens("search"),
         searched_variants,
+        hessians_of_search,
         code=code("search.py"),
     output:
         RESULTS.configuration("{search}"),

@@ -19,6 +19,30 @@ rule stitch:
         "{params.python:q} scripts/stitch.py {params.common:q} --search {wildcards.search:q}" " --log {log:q}"
 
 
+rule archives:
+    # Opt-in: `snakemake archives` writes every compressed model packed, in one file each.
+    input:
+        [RESULTS.archive(search) for search in SEARCHES],
+
+
+rule archive:
+    input:
+        RESULTS.model_manifest,
+        RESULTS.configuration("{search}"),
+        searched_variants,
+        code=code("archive.py"),
+    output:
+        RESULTS.archive("{search}"),
+    log:
+        LOGS / "archive" / "{search}.log",
+    params:
+        **SCRIPT,
+    message:
+        "Compact archive of {wildcards.search}"
+    shell:
+        "{params.python:q} scripts/archive.py {params.common:q} --search {wildcards.search:q} --log {log:q}"
+
+
 rule card:
     input:
         RESULTS.stitched_manifest("{search}"),

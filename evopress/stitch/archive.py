@@ -1,0 +1,97 @@
+"""A compact archive of a compressed model: every searched layer as it is packed, the rest as it is, in one file.
+
+A safetensors file whose header says how the packed layers decode. It holds weights only: configuration, tokenizer and
+license are in the model's folder.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from evopress.artifacts.atomic import atomic_file
+from evopress.artifacts.configuration import read_configuration
+from evopress.artifacts.paths import Results
+from evopress.artifacts.tensors import save
+from evopress.artifacts.variants import VariantStore
+from evopress.compression.packing import decode
+from evopress.errors import ArtifactError
+from evopress.models.checkpoint import Checkpoint
+from evopress.progress import log
+from evopress.stitch.run import stored_choices
+
+_HEADER = "evopress.packed"
+"""Key of the header's JSON: for each packed tensor its format, shape and type."""
+
+
+def write_archive(results: Results, search: str) -> None:
+    """Write ``results.archive(search)`` from a configuration, its variants and the dense model.
+
+    The whole archive is held in memory while it is written.
+
+    Raises:
+        ArtifactError: the configuration or a variant is missing, damaged or of another model, or the disk is full.
+        ModelError: the dense checkpoint is damaged.
+    """
+    configuration = read_configuration(results, search)
+    checkpoint = Checkpoint(results.model)
+    choices = stored_choices(checkpoint, configuration, results.configuration(search))
+    stores = {name: VariantStore(results, name) for name in sorted(set(configuration["variants"]))}
+    tensors = checkpoint.read([name for name in checkpoint.names() if name not in choices])
+    packed: dict[str, dict[str, object]] = {}
+    for name, choice in choices.items():
+        store, key = stores[choice.variants], (choice.block, choice.layer, choice.level)
+        dense = checkpoint.read([name])[name]
+        packed[name] = {
+            "format": store.format(*key),
+            "shape": list(dense.shape),
+            "dtype": str(dense.dtype).removeprefix("torch."),
+        }
+        tensors |= {f"{name}/{part}": tensor for part, tensor in store.packed(*key).items()}
+    path = results.archive(search)
+    with atomic_file(path) as temporary:
+        save(tensors, temporary, metadata={_HEADER: json.dumps(packed, sort_keys=True)})
+    log.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
+
+
+def load_archive(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """All weights of an archive by name, as the stitched model's checkpoint holds them; for `load_state_dict`.
+
+    Raises:
+        ArtifactError: missing, cut short, or no archive.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            packed = json.loads((stream.metadata() or {})[_HEADER])
+            stored = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+        return dict(_unpacked(packed, stored, device))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing; write the archive first") from None
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: damaged or cut short ({error}); write the archive again") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path}: is no archive of a compressed model ({error!r})") from error
+
+
+def _unpacked(
+    packed: Mapping[str, Mapping[str, object]], stored: Mapping[str, Tensor], device: torch.device | str
+) -> Iterator[tuple[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in packed}
+    for key, tensor in stored.items():
+        name, _, part = key.rpartition("/")
+        if name in parts:
+            parts[name][part] = tensor
+        else:
+            yield key, tensor.to(device)
+    for name, facts in packed.items():
+        dtype = getattr(torch, str(facts["dtype"]))
+        yield name, decode(str(facts["format"]), parts[name], _shape(facts["shape"]), dtype, device)
+
+
+def _shape(sizes: object) -> tuple[int, int]:
+    if not isinstance(sizes, list) or len(sizes) != 2:
+        raise ValueError(f"a weight of shape {sizes}")
+    return int(sizes[0]), int(sizes[1])

@@ -1,0 +1,17 @@
+"""Write the compact archive of a compressed model."""
+
+from argparse import Namespace
+
+from evopress.script import argument_parser, run
+from evopress.stitch.archive import write_archive
+
+
+def main(arguments: Namespace) -> None:
+    """Run the stage."""
+    write_archive(arguments.results, arguments.search)
+
+
+if __name__ == "__main__":
+    parser = argument_parser(__doc__)
+    parser.add_argument("--search", required=True, help="name of the search")
+    run(parser, main)
