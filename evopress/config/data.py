@@ -65,7 +65,7 @@ class HubText(_Text):
     source: Literal["hub"] = "hub"
     id: str = Field(min_length=1, description="Data set, as in `allenai/c4`.")
     name: str | None = Field(None, description="Configuration of the data set.")
-    split: str = Field("train", min_length=1)
+    split: str = Field("train", min_length=1, description="Split of the data set.")
     column: str = Field("text", min_length=1, description="Column that holds the text.")
     revision: str | None = Field(None, description="Commit hash of the data set; null takes its main branch.")
     streaming: bool = Field(True, description="Read only what is needed; false downloads the split into the hub cache.")

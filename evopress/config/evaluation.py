@@ -12,7 +12,7 @@ class TaskSettings(Section):
     include_path: str | None = Field(None, description="Folder with YAML tasks of your own.")
     num_fewshot: int | None = Field(None, ge=0, description="Examples before each question; null is the task's own.")
     limit: int | None = Field(None, ge=1, description="Documents per task; null is all.")
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, description="Requests that run at once.")
 
 
 class EvaluationSettings(Section):

@@ -61,7 +61,7 @@ def rows(section: type[Section], prefix: str = "", kind: str = "") -> Iterator[R
     """Settings of a section and of those below it, depth first; a key that tells kinds apart has one row for all."""
     for name, field in section.model_fields.items():
         path = f"{prefix}{name}"
-        below, named = _sections(field.annotation)
+        below, named = sections_of(field.annotation)
         inside = f"{path}.<name>." if named else f"{path}."
         if below and (tag := _tag(below[0])):
             kinds = [f"`{_kind(inner)}`: {_first_line(inner)}" for inner in below]
@@ -79,16 +79,16 @@ def updated_readme(text: str) -> str:
     return f"{before}{START}\n{reference()}\n{END}{after}"
 
 
-def _sections(annotation: Any) -> tuple[list[type[Section]], bool]:
+def sections_of(annotation: Any) -> tuple[list[type[Section]], bool]:
     """Sections that a type holds, and whether they lie in a mapping from names."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation], False
     if get_origin(annotation) is dict:
-        return _sections(get_args(annotation)[1])[0], True
+        return sections_of(get_args(annotation)[1])[0], True
     if get_origin(annotation) is Annotated:
-        return _sections(get_args(annotation)[0])
+        return sections_of(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        members = [_sections(member) for member in get_args(annotation)]
+        members = [sections_of(member) for member in get_args(annotation)]
         return [section for sections, _ in members for section in sections], any(named for _, named in members)
     return [], False
 

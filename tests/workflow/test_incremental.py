@@ -60,7 +60,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("variants.gptq.damping", 0.02, VARIANTS),
     ("variants.gptq.block_size", 16, VARIANTS),
     ("variants.gptq.exclude", ["*.down_proj"], VARIANTS),
-    ("variants.unused", {"bits": [2, 3]}, set()),
+    ("variants.unused", {"method": "gptq", "bits": [2, 3]}, set()),
     ("searches.evo.strategy", "uniform", SEARCH),
     ("searches.evo.target", 2.5, SEARCH),
     ("searches.evo.generations", 3, SEARCH),
@@ -89,7 +89,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
 ALSO: dict[tuple[str, Any], dict[str, Any]] = {
     ("model.source", "gguf"): {"model": {"source": "gguf", "path": "{sources}/model.gguf", "blocks": 3}},
     ("searches.evo.strategy", "uniform"): {"searches.evo": {"strategy": "uniform", "variants": "gptq", "target": 3.0}},
-    ("searches.evo.variants", "second"): {"variants.second": {"bits": [2, 3, 4], "group_size": 8}},
+    ("searches.evo.variants", "second"): {"variants.second": {"method": "gptq", "bits": [2, 3, 4], "group_size": 8}},
 }
 
 

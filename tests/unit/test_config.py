@@ -1,0 +1,170 @@
+"""Settings: what is refused and how it is said, overlays, slices, and what is generated from the classes."""
+
+import json
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evopress.artifacts.origin import require_settings
+from evopress.config import slices
+from evopress.config.base import Section
+from evopress.config.data import TextSettings
+from evopress.config.generate import reference, rows, schema, sections_of, updated_readme
+from evopress.config.model import ModelSettings
+from evopress.config.search import SearchSettings
+from evopress.config.settings import Settings, lay_over
+from evopress.config.variants import VariantSettings
+from evopress.errors import ArtifactError, ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TEXT = {"source": "python_docs", "tokens": 4096}
+BASE: dict[str, Any] = {
+    "name": "run",
+    "model": {"source": "folder", "path": "model"},
+    "data": {"calibration": TEXT, "search": TEXT, "evaluation": {"held": TEXT}},
+    "variants": {"gptq": {"method": "gptq"}},
+    "searches": {
+        "q3": {"strategy": "evolution", "variants": "gptq", "target": 3, "survivors": [2, 1], "tokens": [2048, 4096]},
+        "flat": {"strategy": "uniform", "variants": "gptq", "target": 3},
+    },
+}
+FLAT = BASE["searches"]["flat"]
+
+
+def load(overlay: dict[str, Any]) -> Settings:
+    return Settings.load(lay_over(BASE, overlay))
+
+
+def test_the_default_is_valid_and_complete_files_need_nothing_else() -> None:
+    default = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
+    settings = Settings.load(default)
+    assert settings.model.blocks == 30
+    assert set(settings.searches) == {"uniform", "evopress"}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ({"serches": {}}, "settings: unknown key 'serches': did you mean 'searches'?"),
+        ({"searches": {"q3": {"generatons": 3}}}, "searches.q3: unknown key 'generatons': did you mean 'generations'?"),
+        ({"compute": {"zebra": 1}}, "compute: unknown key 'zebra': known keys: device, memory_gb, processes, threads"),
+        ({"searches": {"q3": {"generations": "many"}}}, "searches.q3.generations: Input should be a valid integer"),
+        ({"searches": {"q3": {"target": 1.5}}}, "searches.q3.target: 1.5 bits is below the lowest level (2)"),
+        ({"searches": {"q3": {"target": 6.5}}}, "searches.q3.target: 6.5 bits is above the highest level (6)"),
+        (
+            {"searches": {"q3": {"variants": "gptg"}}},
+            "searches.q3.variants: no variants are named 'gptg'",
+        ),
+        ({"searches": {"q3": {"tokens": [2048]}}}, "searches.q3: survivors has 2 steps and tokens has 1"),
+        ({"searches": {"q3": {"survivors": [4, 2]}}}, "searches.q3: survivors must end in 1"),
+        ({"searches": {"q3": {"tokens": [2048, 8192]}}}, "searches.q3.tokens: 8192 tokens are more than data.search"),
+        ({"searches": {"q3": {"initial_tokens": 9999}}}, "searches.q3.initial_tokens: 9999 tokens are more than"),
+        ({"searches": {"dense": FLAT}}, "searches.dense: the name is taken by the uncompressed model"),
+        ({"searches": {"a/b": FLAT}}, "'a/b' cannot name a file"),
+        ({"searches": {"new": {"variants": "gptq", "target": 3}}}, "searches.new: the key 'strategy' is missing"),
+        ({"data": {"evaluation": {"search": TEXT}}}, "data.evaluation.search: the name is taken by data.search"),
+        ({"data": {"evaluation": {"held": None}}}, "data.evaluation: Dictionary should have at least 1 item"),
+        ({"variants": {"gptq": {"bits": [1, 2]}}}, "variants.gptq.bits: bit-widths must lie between 2 and 8"),
+        ({"name": "a\nb"}, "name: 'a\\nb' cannot name a file"),
+        ({"name": ".."}, "name: '..' cannot name a file"),
+        ({"model": {"source": "pypi"}}, "model.package: Field required"),
+    ],
+)
+def test_refusals_name_the_setting_and_the_way_out(overlay: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(overlay)
+    assert any(line.startswith(message) or message in line for line in str(error.value).splitlines()), error.value
+
+
+def test_every_problem_has_its_line() -> None:
+    with pytest.raises(ConfigError) as error:
+        load({"searches": {"q3": {"target": 1}, "flat": {"target": 9}}})
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_an_overlay_changes_one_key_and_removes_what_it_sets_to_null() -> None:
+    settings = load({"searches": {"q3": {"seed": 7}, "flat": None}})
+    assert settings.searches["q3"] == load({}).searches["q3"].model_copy(update={"seed": 7})
+    assert list(settings.searches) == ["q3"]
+
+
+def test_an_overlay_of_another_kind_replaces_the_section() -> None:
+    settings = load({"model": {"source": "hub", "id": "a/b"}})
+    assert settings.model.model_dump(exclude_defaults=True) == {"id": "a/b"}
+
+
+def test_an_overlay_leaves_the_default_as_it_was() -> None:
+    before = deepcopy(BASE)
+    load({"searches": {"q3": {"seed": 7}}})
+    assert before == BASE
+
+
+@pytest.mark.parametrize(
+    ("annotation", "where", "slice_of"),
+    [
+        (ModelSettings, {"model": None}, slices.model_slice),
+        (TextSettings, {"data": {"search": None}}, lambda settings: slices.tokens_slice(settings, "search")),
+        (VariantSettings, {"variants": {"gptq": None}}, lambda settings: slices.variants_slice(settings, "gptq")),
+        (SearchSettings, {"searches": {"q3": None}}, lambda settings: slices.search_slice(settings, "q3")),
+    ],
+)
+def test_every_field_of_every_kind_is_in_the_slice_of_its_stage(
+    annotation: Any, where: dict[str, Any], slice_of: Callable[[Settings], str]
+) -> None:
+    """With tests/workflow, where a changed slice repeats its stage, this covers the kinds that it does not run."""
+    for kind in sections_of(annotation)[0]:
+        section = kind.model_construct(**dict.fromkeys(kind.model_fields, "x"))
+        settings = load({}).model_copy(update=filled(where, section))
+        with warnings.catch_warnings(action="ignore"):  # "x" is no number
+            assert set(json.loads(slice_of(settings))) == set(kind.model_fields) - {"blocks"}, kind
+
+
+def filled(where: dict[str, Any], section: Section) -> dict[str, Any]:
+    """Put ``section`` where None stands, keeping what a mapping below a section needs."""
+    [(name, below)] = where.items()
+    if below is None:
+        return {name: section}
+    if name == "data":
+        return {"data": load({}).data.model_copy(update=filled(below, section))}
+    return {name: filled(below, section)}
+
+
+def test_generated_files_are_up_to_date() -> None:
+    advice = "run `python -m evopress.config.generate`"
+    readme = (REPOSITORY / "config/README.md").read_text()
+    assert (REPOSITORY / "config/schema.json").read_text() == schema(), advice
+    assert updated_readme(readme) == readme, advice
+
+
+def test_the_reference_tells_every_setting_once_and_what_it_means() -> None:
+    text = reference()
+    assert text.count("`searches.<name>.generations`") == 1
+    assert text.count("`data.<text>.sequence_length`") == 1
+    assert [row.path for row in rows(Settings) if not row.description] == []
+
+
+@pytest.mark.parametrize("settings", ['{"a": 1, "new": 3}', '{"a": 1}'])
+def test_artifacts_of_the_same_settings_pass(tmp_path: Path, settings: str) -> None:
+    manifest = tmp_path / "a.json"
+    manifest.write_text('{"provenance": {"settings": "{\\"a\\": 1, \\"old\\": 2}"}}')
+    require_settings([(manifest, settings), (tmp_path / "missing.json", settings)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"provenance": {"settings": "{\\"a\\": 1}"}}', r"a\.json: was made by other settings \(a: 1, now 2\)"),
+        ("{}", r"a\.json: no readable provenance"),
+        ("cut sh", r"a\.json: no readable provenance"),
+    ],
+)
+def test_artifacts_of_other_settings_are_named(tmp_path: Path, content: str, message: str) -> None:
+    manifest = tmp_path / "a.json"
+    manifest.write_text(content)
+    with pytest.raises(ArtifactError, match=message):
+        require_settings([(manifest, '{"a": 2}')], tmp_path)
