@@ -47,6 +47,15 @@ def build_skeleton(
     config = load_config(folder, trust_remote_code=trust_remote_code)
     if dtype is None:
         dtype = config.dtype or config.get_text_config().dtype or (checkpoint or Checkpoint(folder)).floating_dtype()
+    return skeleton_of(config, dtype, trust_remote_code=trust_remote_code)
+
+
+def skeleton_of(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
+    """The model of a transformers config, as `build_skeleton` makes it.
+
+    Raises:
+        UnsupportedArchitectureError: transformers has no causal language model for it.
+    """
     name = (config.architectures or [config.model_type])[0]
     if config.is_encoder_decoder:
         raise UnsupportedArchitectureError(f"{name}: an encoder and a decoder, not one chain of blocks: not supported")

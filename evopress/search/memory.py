@@ -31,21 +31,35 @@ class MemoryPlan:
 
 
 def plan_memory(memory_gb: float, model: BlockwiseModel) -> MemoryPlan:
-    """Divide what is left beside the embedding and head.
-
-    Half is for weights, a quarter for hidden states, the rest for what lives while a block or the head runs. The
-    dense model's final hidden states live in host memory and are not counted.
-    """
+    """Divide what is left beside the embedding and head."""
     itemsize = model.dtype.itemsize
     in_blocks = {id(parameter) for block in model.blocks for parameter in block.parameters()}
     outside = sum(p.numel() for p in model.model.parameters() if id(p) not in in_blocks) * itemsize
+    return divide_memory(memory_gb, outside, model.hidden_size, model.vocab_size, itemsize, model.device.type)
+
+
+def divide_memory(
+    memory_gb: float, outside: int, hidden_size: int, vocab_size: int, itemsize: int, device: str
+) -> MemoryPlan:
+    """Divide what is left beside ``outside`` bytes (embedding, head, norms) that stay loaded.
+
+    Half is for weights, a quarter for hidden states, the rest for what lives while a block or the head runs. The
+    dense model's final hidden states live in host memory and are not counted.
+
+    Args:
+        memory_gb: the budget.
+        outside: bytes of what lies outside the blocks.
+        hidden_size: numbers per token between blocks.
+        vocab_size: logits per token.
+        itemsize: bytes of a number.
+        device: type of the device, as in `cuda`.
+    """
     free = max(0, int(memory_gb * 1e9) - outside)
-    run_tokens = free // 8 // (ACTIVATION_WIDTH * model.hidden_size * itemsize)
-    score_tokens = free // 8 // (model.vocab_size * (4 + 2 * itemsize))
-    device = model.device.type
+    run_tokens = free // 8 // (ACTIVATION_WIDTH * hidden_size * itemsize)
+    score_tokens = free // 8 // (vocab_size * (4 + 2 * itemsize))
     return MemoryPlan(
         weights=free // 2,
         hidden=free // 4,
         run_tokens=max(1, min(run_tokens, RUN_TOKENS.get(device, RUN_TOKENS["cuda"]))),
-        score_tokens=max(1, min(score_tokens, SCORE_NUMBERS.get(device, SCORE_NUMBERS["cuda"]) // model.vocab_size)),
+        score_tokens=max(1, min(score_tokens, SCORE_NUMBERS.get(device, SCORE_NUMBERS["cuda"]) // vocab_size)),
     )
