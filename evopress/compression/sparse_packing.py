@@ -13,6 +13,7 @@ from evopress.errors import ArtifactError
 
 BITMASK = "bitmask"
 """Name of the format, as in tables. Parts: ``mask`` (uint8, lowest bit first) and ``values``."""
+_HOST = "cpu"
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -48,7 +49,7 @@ def decode_bitmask(parts: Mapping[str, Tensor], shape: tuple[int, ...], dtype: t
 
 def _positions(mask: Tensor, count: int) -> Tensor:
     """Where the first ``count`` bits of a mask are set, int64; on a CPU by numpy, which is ten times faster."""
-    if mask.device.type == "cpu":
+    if mask.device.type == _HOST:
         bits = np.unpackbits(mask.numpy(), count=count, bitorder="little").view(np.bool_)
         return torch.from_numpy(np.flatnonzero(bits))
     shifts = torch.arange(8, dtype=torch.uint8, device=mask.device)

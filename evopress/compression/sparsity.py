@@ -52,8 +52,8 @@ def sparse_variants(
 def _method(settings: SparsitySettings, hessian: Tensor) -> tuple[Prune, float]:
     """The function that prunes, and the damping that it uses (0 where the method has none)."""
     if isinstance(settings, SparseGptSettings):
-        factor, block_size = inverse_factor(hessian, settings.damping), settings.block_size
-        return lambda weights, levels: sparsegpt(weights, factor, levels, block_size), factor.damping
+        factor, options = inverse_factor(hessian, settings.damping), (settings.block_size, settings.even_blocks)
+        return lambda weights, levels: sparsegpt(weights, factor, levels, *options), factor.damping
     score = wanda if isinstance(settings, WandaSettings) else magnitude
     return lambda weights, levels: score(weights, hessian, levels), 0.0
 

@@ -80,6 +80,9 @@ class SparseGptSettings(_SparsitySettings):
     method: Literal["sparsegpt"] = "sparsegpt"
     damping: float = Field(0.01, gt=0, lt=1, description="Share of the mean Hessian diagonal added to the diagonal.")
     block_size: int = Field(128, ge=1, description="Columns among which a mask is chosen and errors are made up for.")
+    even_blocks: bool = Field(
+        False, description="Take as much from every block of columns, as the paper does, and not where it costs least."
+    )
 
 
 class WandaSettings(_SparsitySettings):

@@ -30,7 +30,15 @@ def levels_at(sparsity: float = 0.5, step: int = 48, each_way: int = 2) -> list[
     return unstructured_levels(ROWS * COLUMNS, sparsity, step, each_way)
 
 
-def oracle(weight: Tensor, hessian: Tensor, level: SparsityLevel, damping: float, block: int) -> Tensor:
+def shares_by_score(scores: Tensor, removed: int, block: int) -> list[int]:
+    """How many of the lowest scores [rows, columns] lie in each block of columns."""
+    lowest_columns = scores.T.flatten().argsort()[:removed] // len(scores)
+    return torch.bincount(lowest_columns // block, minlength=-(-scores.shape[1] // block)).tolist()
+
+
+def oracle(
+    weight: Tensor, hessian: Tensor, level: SparsityLevel, damping: float, block: int, even: bool = True
+) -> Tensor:
     """The paper's algorithm 1 as it is written: the inverse Hessian, its Cholesky factor, a column at a time."""
     damped = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(len(hessian))
     upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
@@ -39,6 +47,7 @@ def oracle(weight: Tensor, hessian: Tensor, level: SparsityLevel, damping: float
     mask = torch.ones_like(w, dtype=torch.bool)
     columns = w.shape[1]
     width = level.pattern[1] if level.pattern else block
+    shares = shares_by_score(w.abs() / scales, level.removed, block)
     for j in range(columns):
         if j % width == 0:
             stop = min(j + width, columns)
@@ -47,7 +56,7 @@ def oracle(weight: Tensor, hessian: Tensor, level: SparsityLevel, damping: float
                 drop = saliency.topk(level.pattern[1] - level.pattern[0], largest=False).indices
                 mask[:, j:stop].scatter_(1, drop, False)
             else:
-                count = level.removed * stop // columns - level.removed * j // columns
+                count = level.removed * stop // columns - level.removed * j // columns if even else shares[j // block]
                 flat = torch.ones(saliency.numel(), dtype=torch.bool)
                 flat[saliency.flatten().argsort()[:count]] = False
                 mask[:, j:stop] = flat.view_as(saliency)
@@ -68,14 +77,15 @@ def magnitude(weight: Tensor, removed: int) -> Tensor:
     return kept.view_as(weight)
 
 
+@pytest.mark.parametrize("even", [True, False])
 @pytest.mark.parametrize("block", [8, 16, 30, 128])
-def test_one_sweep_equals_the_algorithm_level_by_level(block: int) -> None:
+def test_one_sweep_equals_the_algorithm_level_by_level(block: int, even: bool) -> None:
     weights, hessian = layer_weights(2), hessian_of(correlated_inputs(400))
     levels = levels_at()
-    pruned = sparsegpt(weights, inverse_factor(hessian, 0.01), levels, block)
+    pruned = sparsegpt(weights, inverse_factor(hessian, 0.01), levels, block, even)
     for index, level in enumerate(levels):
         for layer in range(2):
-            expected = oracle(weights[layer], hessian, level, 0.01, block)
+            expected = oracle(weights[layer], hessian, level, 0.01, block, even)
             torch.testing.assert_close(pruned.weights[index, layer].double(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -91,6 +101,13 @@ def test_patterns_equal_the_algorithm_and_hold_in_every_group(patterns: list[str
         for layer in range(2):
             expected = oracle(weights[layer], hessian, level, 0.01, 24)
             torch.testing.assert_close(pruned.weights[index, layer].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_shares_by_score_beat_even_ones() -> None:
+    inputs = correlated_inputs(400) * torch.linspace(0.3, 3, COLUMNS)
+    weights, factor = layer_weights(2), inverse_factor(hessian_of(inputs), 0.01)
+    even, by_score = (sparsegpt(weights, factor, levels_at(), 8, choice).errors for choice in (True, False))
+    assert (by_score < 0.9 * even).all()
 
 
 def test_each_level_removes_exactly_its_count_from_each_layer() -> None:

@@ -96,9 +96,9 @@ def nearest_candidate(space: Space, wanted: NDArray[np.float64], where: str) -> 
 def _least_moved(
     costs: NDArray[np.int64], wanted: NDArray[np.float64], candidate: Candidate, units: NDArray[np.int64], step: int
 ) -> int:
-    """The first unit whose cost moves least away from what is wanted when its level moves by ``step``."""
-    now = np.abs(costs[units, candidate[units]] - wanted[units])
-    then = np.abs(costs[units, candidate[units] + step] - wanted[units])
+    """The first unit whose squared distance from the wanted cost grows least when its level moves by ``step``."""
+    now = (costs[units, candidate[units]] - wanted[units]) ** 2
+    then = (costs[units, candidate[units] + step] - wanted[units]) ** 2
     return int(units[(then - now).argmin()])
 
 
