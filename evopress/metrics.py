@@ -1,51 +1,89 @@
 """Divergence and likelihood from logits, exact over the whole vocabulary, in bounded memory.
 
-Rows are worked on in pieces small enough to stay in a processor's cache, so the float32 copies never reach the
-size of the logits themselves, however many tokens a caller passes.
+Rows are worked on in pieces small enough to stay in a processor's cache, through buffers that are used again, so the
+float32 copies never reach the size of the logits themselves, however many tokens a caller passes.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
-from torch.nn.functional import cross_entropy, log_softmax
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-PIECE = 1 << 20
-"""Numbers (rows x vocabulary) that are held in float32 at once: 4 MB a buffer."""
+PIECE = 1 << 18
+"""Numbers (rows x vocabulary) that are held in float32 at once on a CPU: 1 MB a buffer."""
+_ACCELERATOR_PIECE = 1 << 26
+"""The same elsewhere: enough to keep an accelerator busy with each operation."""
+IGNORE = -100
+"""Target of a position after which the text is unknown."""
 
 
-def kl_per_token(teacher_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """KL(teacher || model) of each token's next-token distribution, in nats.
+@dataclass(frozen=True)
+class Distribution:
+    """Next-token distributions, float32 [T, V]; kept where many are compared with it."""
+
+    probabilities: Tensor
+    log_probabilities: Tensor
+
+
+def distribution(logits: Tensor) -> Distribution:
+    """Distributions from logits [T, V] of any floating dtype."""
+    probabilities, log_probabilities = (
+        torch.empty(logits.shape, dtype=torch.float32, device=logits.device) for _ in range(2)
+    )
+    for rows in pieces(logits):
+        torch.log_softmax(logits[rows], -1, dtype=torch.float32, out=log_probabilities[rows])
+        torch.exp(log_probabilities[rows], out=probabilities[rows])
+    return Distribution(probabilities, log_probabilities)
+
+
+def kl_divergence(teacher: Distribution, logits: Tensor) -> Tensor:
+    """KL(teacher || model) = sum over V of p (log p - log q) in nats; exactly 0 for the teacher's own logits.
 
     Args:
-        teacher_logits: [T, V], any floating dtype.
-        logits: [T, V], any floating dtype.
+        teacher: of T tokens.
+        logits: the model's, [T, V], any floating dtype.
 
     Returns:
-        [T] float32, sum over V of p (log p - log q). NaN or infinite logits give NaN.
+        [T] float32. NaN or infinite logits give NaN.
     """
     divergence = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    for rows in _pieces(logits):
-        log_p = log_softmax(teacher_logits[rows], dim=-1, dtype=torch.float32)
-        difference = log_softmax(logits[rows], dim=-1, dtype=torch.float32).neg_().add_(log_p)
-        divergence[rows] = log_p.exp_().mul_(difference).sum(-1)
+    buffer: Tensor | None = None
+    for rows in pieces(logits):
+        if buffer is None:
+            buffer = torch.empty(logits[rows].shape, dtype=torch.float32, device=logits.device)
+        terms = buffer[: len(divergence[rows])]
+        torch.log_softmax(logits[rows], -1, dtype=torch.float32, out=terms)
+        torch.sub(teacher.log_probabilities[rows], terms, out=terms)
+        torch.sum(terms.mul_(teacher.probabilities[rows]), -1, out=divergence[rows])
     return divergence
 
 
-def nll_per_token(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def kl_per_token(teacher_logits: Tensor, logits: Tensor) -> Tensor:
+    """The same from the teacher's logits [T, V], of which no float32 copy is kept."""
+    parts = [kl_divergence(distribution(teacher_logits[rows]), logits[rows]) for rows in pieces(logits)]
+    return torch.cat(parts) if parts else logits.new_empty(0, dtype=torch.float32)
+
+
+def nll_per_token(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihood of each target token, in nats.
 
     Args:
         logits: [T, V], any floating dtype.
-        targets: [T] int64.
+        targets: [T] int64; IGNORE gives 0.
 
     Returns:
         [T] float32.
     """
     loss = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    for rows in _pieces(logits):
-        loss[rows] = cross_entropy(logits[rows].float(), targets[rows], reduction="none")
+    for rows in pieces(logits):
+        loss[rows] = cross_entropy(logits[rows].float(), targets[rows], reduction="none", ignore_index=IGNORE)
     return loss
 
 
-def _pieces(logits: torch.Tensor) -> list[slice]:
+def pieces(logits: Tensor) -> Iterator[slice]:
     """Cut the rows of [T, V] so that a piece has at most PIECE numbers (and at least one row)."""
-    step = max(1, PIECE // logits.shape[-1])
-    return [slice(start, start + step) for start in range(0, len(logits), step)]
+    numbers = PIECE if logits.device.type == "cpu" else _ACCELERATOR_PIECE
+    step = max(1, numbers // logits.shape[-1])
+    return (slice(start, start + step) for start in range(0, len(logits), step))

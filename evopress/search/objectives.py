@@ -4,26 +4,15 @@ All are exact over the whole vocabulary and in float32, on pieces of rows small 
 What depends on the dense model alone is prepared once and shared by all candidates.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import log_softmax
 
-PIECE = 1 << 20
-"""Numbers (rows x vocabulary) that are worked on at once in float32: 4 MB."""
-IGNORE = -100
-"""Target of a position after which the text is unknown."""
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """The dense model's distribution, [tokens, vocabulary] float32, and its entropy, [tokens]."""
-
-    probabilities: Tensor
-    entropy: Tensor
+from evopress.metrics import IGNORE, distribution, kl_divergence, nll_per_token, pieces
 
 
 @dataclass(frozen=True)
@@ -55,28 +44,15 @@ class Objective:
 def make_objective(name: str, top_k: int) -> Objective:
     """Objective by its name in the settings: ``kl``, ``topk_kl`` or ``perplexity`` (as its logarithm)."""
     if name == "kl":
-        return Objective(lambda logits, _: soften(logits), kl)
+        return Objective(lambda logits, _: distribution(logits), kl_divergence)
     if name == "topk_kl":
         return Objective(lambda logits, _: soften_top(logits, top_k), topk_kl)
-    return Objective(lambda _, targets: targets, next_token_loss, needs_teacher=False, positions_lost=1)
-
-
-def soften(logits: Tensor) -> Teacher:
-    """Distribution of the dense model from its logits [T, V]."""
-    probabilities = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-    for rows in _pieces(logits):
-        probabilities[rows] = torch.softmax(logits[rows], dim=-1, dtype=torch.float32)
-    return Teacher(probabilities, _cross_entropies(logits, probabilities))
-
-
-def kl(teacher: Teacher, logits: Tensor) -> Tensor:
-    """KL(dense || candidate) = sum p (log p - log q) in nats, [T]; exactly 0 for the dense model's own logits."""
-    return _cross_entropies(logits, teacher.probabilities).sub_(teacher.entropy)
+    return Objective(lambda _, targets: targets, _next_token_loss, needs_teacher=False, positions_lost=1)
 
 
 def soften_top(logits: Tensor, k: int) -> TopTeacher:
     """The k most likely tokens of the dense model."""
-    indices = torch.cat([logits[rows].topk(k, dim=-1).indices for rows in _pieces(logits)])
+    indices = torch.cat([logits[rows].topk(k, dim=-1).indices for rows in pieces(logits)])
     return TopTeacher(indices, _bucket(logits, indices))
 
 
@@ -89,38 +65,23 @@ def topk_kl(teacher: TopTeacher, logits: Tensor) -> Tensor:
     return terms.sum(-1)
 
 
-def next_token_loss(targets: Tensor, logits: Tensor) -> Tensor:
-    """Negative log-likelihood of the next token, [T]; 0 where it is not known. Its mean is the log of perplexity."""
-    parts = [
-        cross_entropy(logits[rows].float(), targets[rows], reduction="none", ignore_index=IGNORE)
-        for rows in _pieces(logits)
-    ]
-    return torch.cat(parts)
-
-
 def next_tokens(ids: Tensor) -> Tensor:
     """Targets of each position of ``ids`` [S, L], flattened to [S x L]; the last of a sequence has none."""
     return torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORE).flatten()
 
 
-def _cross_entropies(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """-sum p log q, [T]: one fused pass over each piece."""
-    parts = [cross_entropy(logits[rows].float(), probabilities[rows], reduction="none") for rows in _pieces(logits)]
-    return torch.cat(parts)
+def _next_token_loss(targets: Tensor, logits: Tensor) -> Tensor:
+    """Negative log-likelihood of the next token, [T]; 0 where it is not known. Its mean is the log of perplexity."""
+    return nll_per_token(logits, targets)
 
 
 def _bucket(logits: Tensor, indices: Tensor) -> Tensor:
     """Log-probabilities of ``indices`` [T, k], followed by that of all other tokens together, [T, k + 1]."""
     parts = []
-    for rows in _pieces(logits):
+    for rows in pieces(logits):
         log_q = log_softmax(logits[rows], dim=-1, dtype=torch.float32)
         top = log_q.gather(-1, indices[rows])
         # Summing what is left, rather than 1 - sum(top), keeps small tails exact.
         rest = log_q.scatter_(-1, indices[rows], -torch.inf).logsumexp(-1, keepdim=True)
         parts.append(torch.cat([top, rest], dim=-1))
     return torch.cat(parts)
-
-
-def _pieces(logits: Tensor) -> Iterator[slice]:
-    step = max(1, PIECE // logits.shape[-1])
-    return (slice(start, start + step) for start in range(0, len(logits), step))

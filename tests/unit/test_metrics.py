@@ -56,3 +56,24 @@ def test_extreme_logits_stay_finite_and_nan_is_passed_on():
     assert divergence[0] == pytest.approx(1e4, rel=1e-3) and divergence[1] == 0
     logits[1, 3] = float("nan")
     assert metrics.kl_per_token(teacher, logits).isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sharpness", [1.0, 4.0, 12.0], ids=["flat", "usual", "peaked"])
+def test_kl_keeps_its_precision_over_a_large_vocabulary(dtype, sharpness):
+    """Also where one token has nearly all mass, and where both models nearly agree (KL of 1e-4 nats and less)."""
+    generator = torch.Generator().manual_seed(7)
+    teacher = (sharpness * torch.randn(24, 49152, generator=generator)).to(dtype)
+    near = (teacher.float() + 0.02 * torch.randn(teacher.shape, generator=generator)).to(dtype)
+    far = (teacher.float() + 2 * torch.randn(teacher.shape, generator=generator)).to(dtype)
+    shared = metrics.distribution(teacher)
+    for logits in (near, far):
+        plain = _plain_kl(teacher, logits)
+        # float32 logarithms near 10 round by 1e-6 each; over the sum their errors average out to much less.
+        torch.testing.assert_close(metrics.kl_divergence(shared, logits).double(), plain, rtol=1e-5, atol=2e-6)
+        assert torch.equal(metrics.kl_per_token(teacher, logits), metrics.kl_divergence(shared, logits))
+
+
+def test_positions_without_a_next_token_have_no_loss():
+    targets = torch.full((TOKENS,), metrics.IGNORE)
+    assert torch.equal(metrics.nll_per_token(_logits(2), targets), torch.zeros(TOKENS))
