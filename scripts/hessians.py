@@ -9,7 +9,13 @@ from evopress.script import argument_parser, run, settings_argument
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    accumulate_hessians(arguments.results, arguments.settings, arguments.compute, arguments.shard)
+    accumulate_hessians(
+        arguments.results,
+        arguments.settings,
+        arguments.compute,
+        arguments.shard,
+        trust_remote_code=arguments.trust_remote_code,
+    )
 
 
 if __name__ == "__main__":
