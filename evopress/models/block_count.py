@@ -26,7 +26,7 @@ def count_blocks(settings: ModelSettings) -> int:
     if isinstance(settings, FolderModel):
         return _from_config(Path(settings.path) / "config.json")
     if isinstance(settings, HubModel):
-        return _from_config(_hub_config(settings))
+        return _from_config(hub_config(settings))
     raise ConfigError("model.blocks: set the number of transformer blocks; a wheel cannot be read beforehand")
 
 
@@ -55,7 +55,12 @@ def _from_config(path: Path) -> int:
     raise ConfigError(f"model.blocks: {path} does not give the number of transformer blocks; set it")
 
 
-def _hub_config(settings: HubModel) -> Path:
+def hub_config(settings: HubModel) -> Path:
+    """config.json of a hub model, from the cache or fetched.
+
+    Raises:
+        ConfigError: it cannot be fetched.
+    """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(settings.id, "config.json", revision=settings.revision)

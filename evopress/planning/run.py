@@ -1,0 +1,80 @@
+"""The plan of a run: memory, disk and work of every stage, before anything runs."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from evopress.artifacts.paths import Results
+from evopress.config.search import EvolutionSettings
+from evopress.config.settings import Settings
+from evopress.config.slices import texts
+from evopress.device import resolve_device
+from evopress.planning.search import SearchWork, search_work
+from evopress.planning.shape import ModelShape, shape_of
+from evopress.planning.stages import stages
+from evopress.planning.text import amount, columns, describe_model, search_table, stage_table
+from evopress.planning.variants import variant_table
+
+USABLE = 0.9
+"""Share of a device's memory that a search is given; the rest is for the runtime and what it cannot place."""
+
+_NOTES = """\
+Memory is the peak of one job, host and device together. Operations are those of matrix products, two for each weight
+and token. Shares of block work are expectations over mutations; where layers of unlike size trade (group_rule none),
+less is shared. Sizes marked ? hang on text whose length is not set."""
+
+
+def plan(settings: Settings, results: Results, device_memory_gb: Sequence[float] = ()) -> str:
+    """Text of the plan; downloads nothing but the model's config.
+
+    Args:
+        settings: the run.
+        results: its folder; a model that is prepared there is read.
+        device_memory_gb: accelerators to plan searches for; none is the device of the settings.
+
+    Raises:
+        ConfigError: the settings do not fit the model.
+        ModelError: the model's config cannot be had.
+    """
+    shape = shape_of(settings.model, results)
+    if shape is None:
+        return _without_shape(settings, results)
+    variants = {name: variant_table(shape, made, f"variants.{name}") for name, made in settings.variants.items()}
+    own = _searches(settings, shape, variants, settings.compute.memory_gb, resolve_device(settings.compute.device).type)
+    by_device = {
+        f"{gigabytes:g} GB": _searches(settings, shape, variants, USABLE * gigabytes, "cuda")
+        for gigabytes in device_memory_gb
+    } or {f"memory_gb {settings.compute.memory_gb:g}": own}
+    parts = [describe_model(shape), stage_table(stages(settings, shape, variants, own))]
+    for name in own:
+        title = f"search {name}, {own[name].generations} generations"
+        parts.append(search_table(title, {device: works[name] for device, works in by_device.items()}))
+    return "\n\n".join([*parts, _NOTES])
+
+
+def _searches(
+    settings: Settings, shape: ModelShape, variants: Mapping[str, pd.DataFrame], memory_gb: float, device: str
+) -> dict[str, SearchWork]:
+    """Work of each evolutionary search."""
+    text = settings.data.search
+    return {
+        name: search_work(shape, variants[search.variants], search, text, memory_gb, device, f"searches.{name}")
+        for name, search in settings.searches.items()
+        if isinstance(search, EvolutionSettings)
+    }
+
+
+def _without_shape(settings: Settings, results: Results) -> str:
+    """What can be said of a model that has not been fetched yet."""
+    rows = [["tokens judged", "a generation", "in all", ""]]
+    for name, search in settings.searches.items():
+        if isinstance(search, EvolutionSettings):
+            counts = [search.offspring, *search.survivors[:-1]]
+            counts[-1] += 1  # the parent
+            tokens = sum(count * size for count, size in zip(counts, search.tokens, strict=True))
+            rows.append([f"  search {name}", amount(tokens), amount(tokens * search.generations), ""])
+    rows += [[f"  text {name}", "", amount(text.tokens or float("nan")), ""] for name, text in texts(settings).items()]
+    return (
+        "The shape of this model is known only once it has been fetched, so memory, disk and work are not.\n"
+        f"Fetch it and plan again:\n    snakemake --cores all {results.model_manifest}\n\n" + columns(rows)
+    )

@@ -1,0 +1,165 @@
+"""The shape of a model, from its config alone: no weight is read or made."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from evopress.artifacts.paths import Results
+from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings
+from evopress.errors import ModelError
+from evopress.models.block_count import hub_config
+from evopress.models.gguf_header import read_gguf_header
+from evopress.models.skeleton import load_config, skeleton_of
+from evopress.models.structure import find_blocks, layer_table
+
+_FEW = 8
+"""Vocabulary of the twin that is run to see which layers share an input; what follows does not depend on it."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes that decide what a run needs."""
+
+    architecture: str
+    layers: pd.DataFrame
+    """Linear layers, with the LAYERS schema."""
+    blocks: int
+    hidden_size: int
+    vocab_size: int
+    attention_width: int
+    """Heads times head dimension: what the scores of attention are computed from."""
+    dtype: torch.dtype
+    outside: int
+    """Parameters outside the blocks: embedding, head, last norm; tied ones once."""
+    inside: int
+    """Parameters of all blocks."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a parameter."""
+        return self.dtype.itemsize
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights."""
+        return (self.outside + self.inside) * self.itemsize
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block, on average."""
+        return self.inside * self.itemsize // self.blocks
+
+    def block_flops(self, length: int) -> float:
+        """Operations of one token in one block, on average, in sequences of ``length`` tokens.
+
+        Two for each weight, and attention's two products with all tokens of the sequence (the causal half is not
+        taken off).
+        """
+        return 2 * self.layers["parameters"].sum() / self.blocks + 4 * length * self.attention_width
+
+    @property
+    def head_flops(self) -> float:
+        """Operations of the logits of one token."""
+        return 2 * self.hidden_size * self.vocab_size
+
+
+def shape_of(settings: ModelSettings, results: Results) -> ModelShape | None:
+    """Shape of the model that the settings name, or None where nothing but its weights would tell.
+
+    Of a hub model, config.json is fetched unless it is in the cache. A wheel can be read once it has been fetched.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the architecture cannot be handled.
+        ConfigError: config.json cannot be fetched.
+    """
+    config = _config(settings, results)
+    if config is None:
+        return None
+    return shape_from_config(config, _dtype(settings, config), trust_remote_code=settings.trust_remote_code)
+
+
+def shape_from_config(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> ModelShape:
+    """Shape of the model of a transformers config.
+
+    Raises:
+        UnsupportedArchitectureError: it cannot be run block by block.
+    """
+    model = skeleton_of(config, dtype, trust_remote_code=trust_remote_code)
+    model.tie_weights()
+    _, blocks = find_blocks(model)
+    text = config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    inside = _parameters(blocks)
+    return ModelShape(
+        architecture=type(model).__name__,
+        layers=_layers(config, dtype, trust_remote_code),
+        blocks=len(blocks),
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        attention_width=width * text.num_attention_heads,
+        dtype=dtype,
+        outside=_parameters([model]) - inside,
+        inside=inside,
+    )
+
+
+def _config(settings: ModelSettings, results: Results) -> Any:
+    trust = settings.trust_remote_code
+    if isinstance(settings, FolderModel):
+        return load_config(Path(settings.path), trust_remote_code=trust)
+    if isinstance(settings, HubModel):
+        return load_config(hub_config(settings).parent, trust_remote_code=trust)
+    if results.model_manifest.is_file():  # a finished model stage; nothing less is trusted
+        return load_config(results.model, trust_remote_code=trust)
+    if isinstance(settings, GgufModel):
+        return _gguf_config(Path(settings.path))
+    return None
+
+
+def _gguf_config(path: Path) -> Any:
+    read_gguf_header(path)  # checks what transformers trusts
+    try:
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelError(f"{path}: its config cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def _dtype(settings: ModelSettings, config: Any) -> torch.dtype:
+    """Type in which the weights will be kept; 16 bits where neither settings nor config name one."""
+    if settings.dtype != "source":
+        return getattr(torch, settings.dtype)
+    if not isinstance(settings, (FolderModel, HubModel)):
+        return torch.bfloat16
+    return config.dtype or config.get_text_config().dtype or torch.bfloat16
+
+
+def _layers(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> pd.DataFrame:
+    """Table of the linear layers, from a twin with a small vocabulary.
+
+    What surrounds the blocks is run for the table, so it needs values: those of a real vocabulary would take
+    gigabytes.
+    """
+    small = copy.deepcopy(config)
+    for part in (small, small.get_text_config()):
+        part.vocab_size = _FEW
+        part.pad_token_id = None
+    twin = skeleton_of(small, dtype, trust_remote_code=trust_remote_code)
+    prefix = find_blocks(twin)[0] + "."
+    for name, parameter in list(twin.named_parameters(remove_duplicate=False)):
+        if not name.startswith(prefix):
+            owner, _, leaf = name.rpartition(".")
+            zeros = torch.zeros(parameter.shape, dtype=dtype)
+            twin.get_submodule(owner).register_parameter(leaf, nn.Parameter(zeros, requires_grad=False))
+    return layer_table(twin)
+
+
+def _parameters(modules: nn.ModuleList | Sequence[nn.Module]) -> int:
+    """Parameters of modules, shared ones once."""
+    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())

@@ -1,0 +1,454 @@
+"""The plan against what really happens: artifacts on disk, a search's own counters, counted operations."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import yaml
+from architectures import CONFIGS, build
+from finished_run import make_results, provenance, write_tokens
+from torch.utils.flop_counter import FlopCounterMode
+
+from evopress.__main__ import main
+from evopress.artifacts.paths import Results
+from evopress.artifacts.tables import LAYERS, read_table, write_table
+from evopress.artifacts.tensors import read_tensors
+from evopress.artifacts.variants import VariantStore
+from evopress.compression.hessian import accumulate_hessians
+from evopress.compression.variants import make_variants
+from evopress.config.compute import ComputeSettings
+from evopress.config.data import PythonDocs
+from evopress.config.model import FolderModel, GgufModel, PypiModel
+from evopress.config.search import EvolutionSettings
+from evopress.config.variants import GptqSettings, HessianSettings, SparseGptSettings
+from evopress.errors import ConfigError
+from evopress.models.blockwise import BlockwiseModel
+from evopress.models.structure import layer_table
+from evopress.planning.command import load_settings
+from evopress.planning.search import SearchWork, search_work
+from evopress.planning.shape import ModelShape, shape_from_config, shape_of
+from evopress.planning.sharing import Sharing
+from evopress.planning.stages import hessian_bytes
+from evopress.planning.text import amount
+from evopress.planning.variants import variant_table
+from evopress.search.evolution import first_state, next_generation
+from evopress.search.initial import even_candidate
+from evopress.search.mutation import make_offspring
+from evopress.search.prefixes import plan_block
+from evopress.search.selection import Step
+from evopress.search.space import Level, Unit, make_space, units_from_variants
+from evopress.search.strategies.evolution import model_evaluator
+
+CPU = torch.device("cpu")
+COMPUTE = ComputeSettings(device="cpu")
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+_LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+SHAPES = {
+    "7B": {
+        **_LLAMA,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+    },
+    "70B": {
+        **_LLAMA,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+    },
+}
+"""config.json of Llama-2-7B and of Llama-3-70B, as far as it decides sizes."""
+
+
+# The model's shape
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_shape_from_the_config_is_that_of_the_model(name):
+    model = build(name)
+    kind, values = CONFIGS[name]
+    shape = shape_from_config(getattr(transformers, kind)(**values), torch.float32)
+    assert shape.layers.equals(layer_table(model))
+    assert shape.inside + shape.outside == sum(parameter.numel() for parameter in model.parameters())
+    assert (shape.blocks, shape.hidden_size, shape.vocab_size) == (3, 32, 96)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+def test_operations_are_those_that_torch_counts(name):
+    model, ids = build(name), torch.zeros((2, 12), dtype=torch.long)
+    kind, values = CONFIGS[name]
+    shape = shape_from_config(getattr(transformers, kind)(**values), torch.float32)
+    model.set_attn_implementation("eager")  # torch does not count its fused attention on a CPU
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(ids, use_cache=False)
+    expected = ids.numel() * (shape.blocks * shape.block_flops(12) + shape.head_flops)
+    # Rotary embeddings are small matrix products, made once for a sequence, which the plan leaves out.
+    assert expected == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_a_folder_needs_nothing_but_its_config(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES["7B"]))
+    shape = shape_of(FolderModel(path=str(tmp_path)), Results(tmp_path / "run"))
+    assert shape is not None and shape.inside + shape.outside == 6_738_415_616
+    assert shape.dtype == torch.bfloat16 and len(shape.layers) == 224
+    halved = shape_of(FolderModel(path=str(tmp_path), dtype="float32"), Results(tmp_path / "run"))
+    assert halved is not None and halved.bytes == 2 * shape.bytes
+
+
+def test_a_wheel_has_no_shape_until_it_is_prepared(tmp_path):
+    settings = PypiModel(package="p", version="1", sha256="0" * 64, file="m.gguf")
+    assert shape_of(settings, Results(tmp_path / "run")) is None
+    shape = shape_of(settings, make_results(tmp_path))
+    assert shape is not None and shape.blocks == 2
+
+
+def test_a_gguf_file_gives_its_shape(tmp_path):
+    from tiny_sources import gguf_file
+
+    path = gguf_file(tmp_path / "model.gguf", build("llama"))
+    shape = shape_of(GgufModel(path=str(path)), Results(tmp_path / "run"))
+    assert shape is not None and shape.layers.equals(layer_table(build("llama")))
+    assert shape.dtype == torch.bfloat16
+
+
+# Sharing
+
+
+def _units(blocks: int, rule: str) -> list[Unit]:
+    sizes = {"q": 16, "k": 4, "v": 4, "o": 16, "gate": 48, "up": 48, "down": 48}
+    return [
+        Unit(
+            f"{block}.{kind}",
+            block,
+            kind,
+            {"size": str(size), "name": kind, "none": "all"}[rule],
+            size,
+            tuple(Level(str(bits), bits, bits * size, 1) for bits in range(1, 6)),
+        )
+        for block in range(blocks)
+        for kind, size in sizes.items()
+    ]
+
+
+def simulate(units: list[Unit], offspring: int, parent: bool, repetitions: int) -> tuple[float, float]:
+    """Share of block work, and layer variants beside the parent's, with the real mutation and the engine's planner."""
+    space, rng = make_space(units, 3.0, "test"), np.random.default_rng(0)
+    start, blocks = even_candidate(space), units[-1].block + 1
+    in_block = [[index for index, unit in enumerate(units) if unit.block == block] for block in range(blocks)]
+    states = changed = 0
+    for _ in range(repetitions):
+        candidates = make_offspring(start, space, offspring, rng)
+        rows, places = np.nonzero(candidates != start)
+        changed += len(set(zip(places, candidates[rows, places], strict=True)))
+        if parent:
+            candidates = np.concatenate([start[None], candidates])
+        state_of = np.zeros(len(candidates), dtype=np.int64)
+        for members in in_block:
+            plan = plan_block(state_of, candidates[:, members])
+            state_of, states = plan.state_of, states + len(plan.parents)
+    return states / repetitions / blocks / (offspring + parent), changed / repetitions
+
+
+@pytest.mark.parametrize("rule", ["size", "name"])
+@pytest.mark.parametrize(
+    ("blocks", "offspring", "parent"),
+    [(30, 16, False), (32, 128, False), (32, 16, False), (30, 8, True), (4, 16, False)],
+)
+def test_the_expected_sharing_is_that_of_simulated_generations(rule, blocks, offspring, parent):
+    units = _units(blocks, rule)
+    sharing = Sharing.of([unit.block for unit in units], [unit.group for unit in units], blocks)
+    share, changed = simulate(units, offspring, parent, 1500 // offspring)
+    # The mean over some 1,500 offspring scatters by about a hundredth; what the formula leaves out is as small.
+    assert sharing.share(offspring, parent=parent) == pytest.approx(share, abs=0.03)
+    assert sharing.changed(offspring) == pytest.approx(changed, rel=0.06)
+
+
+def test_trades_of_unlike_layers_share_less_than_expected():
+    units = _units(30, "none")
+    sharing = Sharing.of([unit.block for unit in units], [unit.group for unit in units], 30)
+    assert sharing.share(16, parent=False) < simulate(units, 16, False, 60)[0]
+
+
+def test_the_share_with_many_blocks_is_the_integral():
+    blocks = 4000
+    sharing = Sharing.of(range(blocks), ["all"] * blocks, blocks)
+    expected = 1 - 5 / 27 - 3 / 45 - 1 / 63
+    assert sharing.share(1, parent=False) == pytest.approx(1.0)
+    assert sharing.share(100, parent=True) == pytest.approx(expected, abs=0.01)
+
+
+# Disk
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Results:
+    """A tiny model with real Hessians and variants."""
+    results = make_results(tmp_path_factory.mktemp("plan"))
+    write_tokens(results, "calibration", sequences=6)
+    model = BlockwiseModel.from_folder(results.model, CPU)
+    write_table(layer_table(model.model), results.layers, LAYERS, provenance())
+    accumulate_hessians(results, HessianSettings(), COMPUTE, 0)
+    return results
+
+
+@pytest.fixture(scope="module")
+def shape(made) -> ModelShape:
+    shape = shape_of(FolderModel(path=str(made.model)), made)
+    assert shape is not None
+    return shape
+
+
+def test_bytes_of_the_hessians_are_exact(made, shape):
+    tensors = [tensor for block in range(2) for tensor in read_tensors(made.hessian(block)).values()]
+    assert hessian_bytes(shape.layers) == sum(tensor.nbytes for tensor in tensors)
+    assert hessian_bytes(read_table(made.layers, LAYERS)) == hessian_bytes(shape.layers)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        GptqSettings(bits=(2, 3, 5, 8), group_size=8),
+        GptqSettings(bits=(3,), group_size=None, symmetric=True, exclude=("*.down_proj",)),
+        SparseGptSettings(sparsity=0.5, step=40, levels=3),
+        SparseGptSettings(patterns=("2:4", "1:4")),
+    ],
+    ids=str,
+)
+def test_bytes_of_the_variants_are_exact(made, shape, settings):
+    for block in range(2):
+        make_variants(made, "v", settings, COMPUTE, block)
+    planned = variant_table(shape, settings, "variants.v")
+    by = ["block", "layer", "level"]
+    stored = VariantStore(made, "v").table
+    for column in ("name", "value", "cost", "parameters", "bytes"):
+        expected = stored.sort_values(by)[column].tolist()
+        assert planned.sort_values(by)[column].tolist() == expected, column
+
+
+def test_group_sizes_that_do_not_fit_are_found_before_anything_runs(shape):
+    with pytest.raises(ConfigError, match=r"variants\.v: model\.layers\.0\.\S+: .*7"):
+        variant_table(shape, GptqSettings(group_size=7), "variants.v")
+
+
+# A real search
+
+LENGTH, SEQUENCES, BLOCKS = 16, 60, 8
+SEARCH = EvolutionSettings(
+    variants="gptq", target=3.0, generations=8, offspring=24, survivors=(6, 2, 1), tokens=(16, 56, 128)
+)
+
+
+class Tiny:
+    """A model of eight blocks that is searched with made-up weights, and its plan."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=BLOCKS,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+        )
+        transformers.LlamaForCausalLM(config).float().save_pretrained(folder)
+        self.folder = folder
+        self.shape = shape_from_config(config, torch.float32)
+        self.variants = variant_table(self.shape, GptqSettings(bits=(2, 3, 4, 5), group_size=16), "variants.gptq")
+        self.tokens = torch.randint(64, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
+
+    def plan(self, memory_gb: float) -> SearchWork:
+        text = PythonDocs(tokens=SEQUENCES * LENGTH, sequence_length=LENGTH)
+        return search_work(self.shape, self.variants, SEARCH, text, memory_gb, "cpu", "searches.q")
+
+    def search(self, memory_gb: float, generations: int):
+        """Counters of a real search."""
+        space = make_space(units_from_variants(self.variants, SEARCH.group_rule), SEARCH.target, "searches.q")
+        model = BlockwiseModel.from_folder(self.folder, CPU, resident=False)
+        dense = BlockwiseModel.from_folder(self.folder, CPU)
+
+        def unpack(block: int, layer: str, level: str) -> torch.Tensor:
+            weight = dense.blocks[block].get_submodule(layer).weight
+            scale = 0.02 * (6 - int(level))
+            return weight + scale * torch.randn(weight.shape, generator=torch.Generator().manual_seed(block))
+
+        compute = ComputeSettings(device="cpu", memory_gb=memory_gb)
+        evaluator = model_evaluator(model, space, unpack, self.tokens, SEARCH, compute, "searches.q", lambda: None)
+        rng = np.random.default_rng(1)
+        state, _ = first_state(space, SEARCH.initial_candidates, SEARCH.initial_tokens, evaluator, rng)
+        steps = [Step(kept, tokens) for kept, tokens in zip(SEARCH.survivors, SEARCH.tokens, strict=True)]
+        for _ in range(generations):
+            state, _ = next_generation(state, space, SEARCH.offspring, steps, evaluator, rng)
+        return evaluator.counters
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Tiny:
+    return Tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def test_a_search_does_the_work_that_was_planned(tiny):
+    planned, counters = tiny.plan(1.0), tiny.search(1.0, SEARCH.generations)
+    assert counters.candidate_tokens == SEARCH.generations * planned.candidate_tokens
+    assert counters.head_tokens == SEARCH.generations * planned.head_tokens
+    assert counters.block_tokens_alone == SEARCH.generations * planned.block_tokens_alone
+    assert counters.block_tokens == pytest.approx(SEARCH.generations * planned.block_tokens, rel=0.06)
+
+
+def test_weights_that_fit_are_unpacked_once(tiny):
+    planned, counters = tiny.plan(1.0), tiny.search(1.0, 1)
+    assert planned.kept and planned.start_unpacked_bytes == tiny.shape.layers["parameters"].sum() * 4
+    assert counters.unpacked_bytes == pytest.approx(planned.start_unpacked_bytes + planned.unpacked_bytes, rel=0.1)
+
+
+def test_weights_that_do_not_fit_are_unpacked_in_every_pass(tiny):
+    weights = 4 * tiny.shape.block_bytes  # of eight blocks; half as much is left for hidden states
+    memory_gb = (tiny.shape.outside * 4 + 2 * weights) / 1e9
+    planned, counters = tiny.plan(memory_gb), tiny.search(memory_gb, SEARCH.generations)
+    assert not planned.kept and planned.steps[-1].passes > 1
+    assert counters.unpacked_bytes == pytest.approx(SEARCH.generations * planned.unpacked_bytes, rel=0.1)
+
+
+def test_a_random_start_and_the_dense_model_are_counted_before_the_first_generation(tiny):
+    text = PythonDocs(tokens=SEQUENCES * LENGTH, sequence_length=LENGTH)
+    settings = SEARCH.model_copy(update={"target": 2.5, "initial_candidates": 10, "initial_tokens": 32})
+    work = search_work(tiny.shape, tiny.variants, settings, text, 1.0, "cpu", "searches.q")
+    block = tiny.shape.blocks * tiny.shape.block_flops(LENGTH)
+    assert work.start_flops == (960 + 320) * block + 320 * tiny.shape.head_flops
+    assert tiny.plan(1.0).start_flops == 960 * block
+
+
+# The command
+
+
+def write_settings(folder: Path, size: str, **changes: object) -> Path:
+    """Settings that stand alone, with the quantization row of the design's table, for a model of the given size."""
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps(SHAPES[size]))
+    text = {"source": "fineweb_edu", "tokens": 1 << 19, "sequence_length": 4096}
+    evolution = {"generations": 150, "offspring": 128, "survivors": [16, 4, 1], "tokens": [2048, 16384, 131072]}
+    values = {
+        "complete": True,
+        "name": "plan",
+        "model": {"source": "folder", "path": str(folder / "model")},
+        "data": {"calibration": text, "search": text, "evaluation": {"wikitext2": {"source": "wikitext2"}}},
+        "variants": {"gptq": {"method": "gptq", "bits": [2, 3, 4, 5, 6], "group_size": 128}},
+        "searches": {"q3": {"strategy": "evolution", "variants": "gptq", "target": 3.0, **evolution}},
+        **changes,
+    }
+    path = folder / "settings.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "kept"),
+    [("7B", "6.74 G", ["streamed", "kept"]), ("70B", "70.6 G", ["streamed", "streamed"])],
+)
+def test_large_models_on_a_small_and_a_large_device(size, parameters, kept, tmp_path, capsys):
+    path = write_settings(tmp_path, size)
+    assert main(["plan", str(path), "--device-memory-gb", "24", "80"]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert printed.err == "" and f"LlamaForCausalLM: {parameters} parameters" in lines[0]
+    (weights,) = (line for line in lines if "unpacked weights" in line)
+    assert [word for word in weights.replace(",", " ").split() if word in ("kept", "streamed")] == kept
+    hidden = SHAPES[size]["hidden_size"]
+    assert amount(float(hidden * 2 * (1 << 19)), "B") in next(line for line in lines if "teacher" in line)
+    assert any(line.startswith("total") and ">=" in line for line in lines)  # wikitext2 has no set length
+
+
+def test_work_of_a_7b_model_by_hand(tmp_path):
+    settings = load_settings([write_settings(tmp_path, "7B")])
+    shape = shape_of(settings.model, Results(tmp_path))
+    assert shape is not None
+    variants = variant_table(shape, settings.variants["gptq"], "variants.gptq")
+    small, large = (
+        search_work(shape, variants, settings.searches["q3"], settings.data.search, 0.9 * gigabytes, "cuda", "q3")
+        for gigabytes in (24, 80)
+    )
+    tokens = 128 * 2048 + 16 * 16384 + 5 * 131072
+    assert small.candidate_tokens == tokens and small.head_tokens == tokens + 2048 + 16384 + 131072
+    assert 0.73 < small.share < 0.8 and small.block_tokens == large.block_tokens
+    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    per_token = 2 * linear + 32 * 4 * 4096 * 4096
+    assert small.flops == pytest.approx(small.share * tokens * per_token + small.head_tokens * 2 * 4096 * 32000)
+    # Everything is unpacked once in each pass, and the mutants' levels on top.
+    assert small.unpacked_bytes > sum(step.passes for step in small.steps) * linear * 2 > 2 * large.unpacked_bytes
+    # At 3 bits with 16-bit scales and 3-bit zeros for 128 weights, 16 bits shrink to 3.15.
+    teacher = (2048 + 16384 + 131072) * 4096 * 2
+    assert small.moved_bytes - teacher == pytest.approx(small.unpacked_bytes * (3 + 19 / 128) / 16)
+    for work, gigabytes in ((small, 24), (large, 80)):
+        assert work.memory_bytes < gigabytes * 1e9
+
+
+def test_overlays_lie_over_the_default_as_in_the_workflow(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("searches: {evopress: {generations: 7}}\n")
+    second.write_text("name: mine\nsearches: {uniform: null}\n")
+    settings = load_settings([first, second])
+    assert settings.name == "mine" and list(settings.searches) == ["evopress"]
+    assert settings.searches["evopress"].generations == 7 and settings.model.source == "pypi"
+
+
+def test_a_wheel_that_is_not_there_yet_is_planned_as_far_as_it_goes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    overlay = tmp_path / "a.yaml"
+    overlay.write_text("name: nothing-was-ever-made-here\n")
+    assert main(["plan", str(overlay)]) == 0
+    out = capsys.readouterr().out
+    assert "snakemake --cores all results/nothing-was-ever-made-here/model.json" in out
+    assert amount(float(16 * 512 + 5 * 2048)) in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("searches: {x: {strategi: uniform}}", "strategy"), ("- 1\n", "a.yaml: holds no settings"), (":\n:", "a.yaml")],
+)
+def test_bad_settings_end_in_one_error(text, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "a.yaml").write_text(text)
+    assert main(["plan", str(tmp_path / "a.yaml")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and message in printed.err and printed.err.startswith("error: ")
+
+
+def test_planning_imports_no_data_sets_and_no_tasks(tmp_path):
+    path = write_settings(tmp_path, "7B")
+    code = (
+        "import sys; from evopress.__main__ import main; code = main(['plan', sys.argv[1]]);"
+        "assert not {'datasets', 'lm_eval', 'snakemake', 'matplotlib'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_amounts_are_readable():
+    shown = [amount(value, "B") for value in (0.0, 7.0, 999.0, 999.9, 1234.0, 5.67e10, 1e15, math.nan)]
+    assert shown == ["0 B", "7 B", "999 B", "1.00 kB", "1.23 kB", "56.7 GB", "1.00 PB", "?"]
