@@ -66,8 +66,8 @@ def sparsegpt(
     weights when the sweep reaches the block; each block gives up its share of the exact count. The paper's shares are
     even; by default they follow the scores of the weights as given, over the whole layer, which lowers the output error
     by a tenth (late columns have few left to make up for them). A pattern n:m chooses among m neighbours when the sweep
-    reaches them. Weights are rounded to the type in which they are stored before
-    their error is compensated. A dead input never influences the output: its weights go first.
+    reaches them. Weights are rounded to the type in which they are stored before their error is compensated. A dead
+    input never influences the output: its weights go first.
 
     Args:
         weights: [layers, rows, columns], layers of the same input and shape.
@@ -207,7 +207,7 @@ class _Sweep:
 
 def _chunks(block_size: int, group: int | None) -> list[int]:
     """Widths of nested chunks, wide to narrow, ending in 1; a ``group`` of neighbours that compete is one of them."""
-    widths = [block_size, _INNER_CHUNK, 1]
+    widths = [block_size, min(_INNER_CHUNK, block_size), 1]
     if group is not None:
         widths = [-(-block_size // group) * group, _INNER_CHUNK // group * group, group, 1]
     return sorted({width for width in widths if width}, reverse=True)
