@@ -12,6 +12,7 @@ from torch import Tensor
 from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance
+from evopress.artifacts.read_ahead import ReadAhead
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table
 from evopress.artifacts.tensors import verify
 from evopress.compression.packing import decode, tensor_name
@@ -39,6 +40,7 @@ class VariantStore:
         shapes = zip(layers["block"], layers["layer"], layers["rows"], layers["columns"], strict=True)
         self._shapes = {(block, layer): (int(rows), int(columns)) for block, layer, rows, columns in shapes}
         self._open: dict[int, tuple[Any, dict[tuple[str, str], list[str]]]] = {}
+        self._ahead: dict[int, ReadAhead] = {}
 
     def packed(self, block: int, layer: str, level: str) -> dict[str, Tensor]:
         """Packed parts of a layer at a level, mapped from the file.
@@ -73,6 +75,23 @@ class VariantStore:
         """
         parts = self.packed(block, layer, level)
         return decode(self._formats[block, layer, level], parts, self._shapes[block, layer], dtype, device)
+
+    def shape(self, block: int, layer: str) -> tuple[int, int]:
+        """Rows and columns of a layer."""
+        return self._shapes[block, layer]
+
+    def read_ahead(self, block: int, variants: Sequence[tuple[str, str]]) -> None:
+        """Have the system read variants of a block, (layer, level) each, from disk without waiting for them.
+
+        Raises:
+            ArtifactError: there is no such variant, or the file cannot be read.
+        """
+        parts = self._stream(block)[1]
+        if block not in self._ahead:
+            self._ahead[block] = ReadAhead(self.results.variant_tensors(self.variants, block))
+        for layer, level in variants:
+            self._require(block, layer, level)
+            self._ahead[block].ask([tensor_name(layer, level, part) for part in parts[layer, level]])
 
     def _require(self, block: int, layer: str, level: str) -> None:
         if (block, layer, level) not in self._formats:

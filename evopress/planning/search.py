@@ -11,7 +11,7 @@ from evopress.config.search import EvolutionSettings
 from evopress.planning.shape import ModelShape
 from evopress.planning.sharing import Sharing
 from evopress.search.initial import even_candidate
-from evopress.search.memory import ACTIVATION_WIDTH, MemoryPlan, divide_memory
+from evopress.search.memory import ACTIVATION_WIDTH, MemoryPlan, divide_memory, score_bytes
 from evopress.search.minibatch import Minibatch
 from evopress.search.space import make_space, units_from_variants
 
@@ -197,6 +197,6 @@ def _all_levels(variants: pd.DataFrame, shape: ModelShape) -> int:
 def _peak(shape: ModelShape, memory: MemoryPlan, steps: tuple[StepWork, ...], weights: float, length: int) -> float:
     """Bytes outside the blocks, kept weights, hidden states, and what lives while a block or the head runs."""
     run = max(memory.run_tokens, length) * ACTIVATION_WIDTH * shape.hidden_size * shape.itemsize
-    score = memory.score_tokens * shape.vocab_size * (4 + 2 * shape.itemsize)
+    score = memory.score_tokens * shape.vocab_size * score_bytes(shape.itemsize)
     held = max(min(weights, memory.weights), shape.block_bytes) + max(step.hidden_bytes for step in steps)
     return shape.outside * shape.itemsize + held + max(run, score)

@@ -18,6 +18,14 @@ class Counters:
     unpacked: int = 0
     """Layer variants that were unpacked."""
     unpacked_bytes: int = 0
+    dense_bytes: int = 0
+    """Bytes of layers that stay dense, each time that they were read."""
+    peak_weight_bytes: int = 0
+    """Most that unpacked and dense weights held at once."""
+    peak_state_bytes: int = 0
+    """Most that hidden states held at once: those before a block and those after it."""
+    evaluations: int = 0
+    """Times that candidates were judged together."""
 
     @property
     def share_of_block_work(self) -> float:

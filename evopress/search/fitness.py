@@ -58,6 +58,7 @@ class ModelEvaluator:
             ids = self.tokens[rows, :length].to(self.blocks.model.device)
             finals = advance(self.blocks, distinct[part], ids, self.memory.run_tokens, self.counters, self.check)
             sums[part, sequences] = self._score(finals, ids, rows)
+        self.counters.evaluations += 1
         positions = np.array(minibatch.lengths) - self.objective.positions_lost
         self.counters.candidate_tokens += len(candidates) * minibatch.tokens
         fitness = sums.sum(axis=1) / positions.sum()

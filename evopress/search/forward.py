@@ -41,14 +41,16 @@ def advance(
     """
     hidden, inputs = blocks.model.embed(ids)
     states: list[Tensor | None] = [hidden]
+    size = hidden.nbytes
     del hidden  # the list alone holds states, so that one is freed after its last use
     state_of = np.zeros(len(candidates), dtype=np.int64)
     for block, units in enumerate(blocks.units_of):
         plan = plan_block(state_of, candidates[:, units])
-        blocks.enter(block)
-        states = _pass_block(blocks, block, plan, states, inputs, run_tokens, check)
-        blocks.leave(block)
+        before = len(states)
+        with blocks.passing(block, candidates):
+            states = _pass_block(blocks, block, plan, states, inputs, run_tokens, check)
         state_of = plan.state_of
+        counters.peak_state_bytes = max(counters.peak_state_bytes, (before + len(states)) * size)
         counters.block_tokens += len(states) * ids.numel()
         counters.block_tokens_alone += len(candidates) * ids.numel()
     return [_present(states[state]) for state in state_of]
@@ -116,11 +118,8 @@ def dense_hidden_states(model: BlockwiseModel, tokens: Tensor, run_tokens: int, 
         check: called between runs.
     """
     rows = max(1, run_tokens // tokens.shape[1])
-    batches = list(tokens.split(rows))
-    embedded = [model.embed(batch) for batch in batches]
-    inputs = embedded[0][1]
-    hidden = torch.cat([states.cpu() for states, _ in embedded])
-    del embedded
+    inputs = model.embed(tokens[:1])[1]
+    hidden = torch.cat([model.embed(batch)[0].cpu() for batch in tokens.split(rows)])
     with progress("dense model", len(model.blocks) * tokens.numel(), "block tokens") as bar:
         for block in range(len(model.blocks)):
             model.load_block(block)

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
+from evopress.models.structure import linear_layers
 
 RUN_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens that pass a block at once: enough to keep the device busy, more would only cost memory."""
-SCORE_NUMBERS = {"cpu": 1 << 25, "cuda": 1 << 28}
+SCORE_NUMBERS = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Numbers (tokens x vocabulary) of logits at once."""
 ACTIVATION_WIDTH = 16
 """Numbers per token that are live inside a block, in hidden sizes (a gated MLP, and attention's inputs)."""
@@ -17,7 +19,7 @@ class MemoryPlan:
     """Bytes, and the sizes of chunks that follow from them."""
 
     weights: int
-    """Bytes of unpacked weights that are kept."""
+    """Bytes of weights; on a CPU those held packed are among them."""
     hidden: int
     """Bytes of candidates' hidden states."""
     run_tokens: int
@@ -30,12 +32,54 @@ class MemoryPlan:
         return max(1, self.hidden // (2 * length * hidden_size * itemsize))
 
 
-def plan_memory(memory_gb: float, model: BlockwiseModel) -> MemoryPlan:
-    """Divide what is left beside the embedding and head."""
+def score_bytes(itemsize: int) -> int:
+    """Bytes per number of logits: those of two models, and the dense distribution in float32 (p and log p)."""
+    return 2 * itemsize + 8
+
+
+def plan_memory(memory_gb: float, model: BlockwiseModel, length: int) -> MemoryPlan:
+    """Divide what is left beside embedding, head and norms.
+
+    Args:
+        memory_gb: the budget.
+        model: to be searched.
+        length: tokens of a sequence.
+
+    Raises:
+        ConfigError: one block, or one candidate's states of one sequence, does not fit.
+    """
     itemsize = model.dtype.itemsize
-    in_blocks = {id(parameter) for block in model.blocks for parameter in block.parameters()}
-    outside = sum(p.numel() for p in model.model.parameters() if id(p) not in in_blocks) * itemsize
-    return divide_memory(memory_gb, outside, model.hidden_size, model.vocab_size, itemsize, model.device.type)
+    all_weights = sum(parameter.numel() for parameter in model.model.parameters()) * itemsize
+    blocks = block_weights(model)
+    outside = all_weights - sum(blocks)
+    plan = divide_memory(memory_gb, outside, model.hidden_size, model.vocab_size, itemsize, model.device.type)
+    state = 2 * length * model.hidden_size * itemsize
+    if plan.weights < max(blocks) or plan.hidden < state:
+        least = outside + max(2 * max(blocks), 4 * state) + 8  # divided as below, with room for rounding
+        raise ConfigError(
+            f"compute.memory_gb: {memory_gb:g} is too little for one block and the states of one sequence at a time; "
+            f"this model needs at least {least / 1e9:.3g}"
+        )
+    return plan
+
+
+def block_weights(model: BlockwiseModel) -> list[int]:
+    """Bytes of the linear weights of each block."""
+    counts = [sum(layer.weight.numel() for layer in linear_layers(block).values()) for block in model.blocks]
+    return [count * model.dtype.itemsize for count in counts]
+
+
+def packed_limit(memory_gb: float, plan: MemoryPlan, model: BlockwiseModel) -> int:
+    """Bytes of packed weights that may be held in host memory.
+
+    On a CPU they share the memory for weights, and leave room for two blocks, or for all of them where they fit: to
+    keep weights unpacked saves more. An accelerator's host may hold as much as the accelerator itself.
+    """
+    if model.device.type != "cpu":
+        return int(memory_gb * 1e9)
+    blocks = block_weights(model)
+    unpacked = sum(blocks) if sum(blocks) <= plan.weights else 2 * max(blocks)
+    return plan.weights - unpacked
 
 
 def divide_memory(
@@ -56,7 +100,7 @@ def divide_memory(
     """
     free = max(0, int(memory_gb * 1e9) - outside)
     run_tokens = free // 8 // (ACTIVATION_WIDTH * hidden_size * itemsize)
-    score_tokens = free // 8 // (vocab_size * (4 + 2 * itemsize))
+    score_tokens = free // 8 // (vocab_size * score_bytes(itemsize))
     return MemoryPlan(
         weights=free // 2,
         hidden=free // 4,

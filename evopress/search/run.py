@@ -4,7 +4,6 @@ import hashlib
 import json
 
 import pandas as pd
-from torch import Tensor
 
 from evopress import __version__
 from evopress.artifacts.consistency import require_same_model
@@ -21,6 +20,8 @@ from evopress.device import resolve_device
 from evopress.models.blockwise import BlockwiseModel
 from evopress.progress import log
 from evopress.search.fitness import ModelEvaluator
+from evopress.search.memory import packed_limit, plan_memory
+from evopress.search.packed import PackedWeights
 from evopress.search.resume import ResumeFolder
 from evopress.search.space import Candidate, Space, make_space, units_from_variants
 from evopress.search.strategies.evolution import check_tokens, evolve, model_evaluator
@@ -109,11 +110,20 @@ def _evolve(
             model = BlockwiseModel.from_folder(
                 results.model, device, resident=False, trust_remote_code=trust_remote_code
             )
-
-            def unpack(block: int, layer: str, level: str) -> Tensor:
-                return store.weight(block, layer, level, model.device, model.dtype)
-
-            return model_evaluator(model, space, unpack, tokens, settings, compute, where, check)
+            limit = packed_limit(compute.memory_gb, plan_memory(compute.memory_gb, model, tokens.shape[1]), model)
+            packed = PackedWeights(store, device, model.dtype, limit)
+            return model_evaluator(
+                model,
+                space,
+                packed.unpack,
+                tokens,
+                settings,
+                compute,
+                where,
+                check,
+                read_ahead=packed.read_ahead,
+                held=packed.bytes if device.type == "cpu" else 0,
+            )
 
         return evolve(space, settings, make_evaluator, resume, name, check)
 

@@ -1,92 +1,166 @@
 """Blocks with the weights that a candidate chose: unpacked when needed, kept while there is room."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
 from evopress.models.structure import linear_layers
 from evopress.search.counters import Counters
 from evopress.search.space import Unit
+from evopress.search.streams import Loaded, SideStream
 
 Unpack = Callable[[int, str, str], Tensor]
 """(block, layer, level label) -> weight [rows, columns] in the model's dtype, on its device."""
+ReadAhead = Callable[[int, Sequence[tuple[str, str]]], None]
+"""(block, its variants as (layer, level label)): they will be unpacked soon."""
+Key = tuple[int, str, str | None]
+"""Block, layer and level label of a weight; the label of a dense weight is None."""
 
 
 class WeightCache:
-    """Unpacked weights by (unit, level); those unused for longest go when ``limit`` bytes are passed."""
+    """Weights on the device; those unused for longest go before ``limit`` bytes are passed.
 
-    def __init__(self, units: Sequence[Unit], unpack: Unpack, limit: int, counters: Counters) -> None:
-        self.units, self.unpack, self.limit, self.counters = units, unpack, limit, counters
-        self.kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+    A weight larger than the limit is not kept beyond its use.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Key], Tensor],
+        size: Callable[[Key], int],
+        limit: int,
+        counters: Counters,
+        stream: SideStream,
+    ) -> None:
+        self.load, self.size, self.limit, self.counters, self.stream = load, size, limit, counters, stream
+        self.kept: OrderedDict[Key, Loaded] = OrderedDict()
         self.bytes = 0
 
-    def weight(self, unit: int, level: int) -> Tensor:
-        """Weight [rows, columns] of a unit at a level."""
-        key = (unit, level)
+    def weight(self, key: Key) -> Tensor:
+        """Weight [rows, columns], loaded unless it is kept."""
         if key in self.kept:
             self.kept.move_to_end(key)
-            return self.kept[key]
-        chosen = self.units[unit]
-        weight = self.unpack(chosen.block, chosen.layer, chosen.levels[level].label)
-        self.counters.unpacked += 1
-        self.counters.unpacked_bytes += weight.nbytes
-        self._keep(key, weight)
-        return weight
+            return self.stream.use(self.kept[key])
+        self._make_room(self.size(key), spare=())
+        return self.stream.use(self._load(key))
 
-    def _keep(self, key: tuple[int, int], weight: Tensor) -> None:
-        if weight.nbytes > self.limit:
-            return
-        while self.bytes + weight.nbytes > self.limit:
-            self.bytes -= self.kept.popitem(last=False)[1].nbytes
-        self.kept[key] = weight
-        self.bytes += weight.nbytes
+    def prefetch(self, keys: Sequence[Key], in_use: Collection[Key]) -> None:
+        """Start to load weights, as many as fit beside those in use."""
+        spare = {*keys, *in_use}
+        for key in keys:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+            elif self._make_room(self.size(key), spare):
+                self._load(key)
+            else:
+                return
+
+    def _load(self, key: Key) -> Loaded:
+        loaded = self.stream.load(lambda: self.load(key))
+        size = loaded.weight.nbytes
+        if key[2] is None:
+            self.counters.dense_bytes += size
+        else:
+            self.counters.unpacked += 1
+            self.counters.unpacked_bytes += size
+        if self.bytes + size <= self.limit:
+            self.kept[key] = loaded
+            self.bytes += size
+            self.counters.peak_weight_bytes = max(self.counters.peak_weight_bytes, self.bytes)
+        return loaded
+
+    def _make_room(self, size: int, spare: Collection[Key]) -> bool:
+        """Drop weights, but none of ``spare``, until ``size`` bytes fit; says whether they do."""
+        while self.kept and self.bytes + size > self.limit:
+            oldest = next(iter(self.kept))
+            if oldest in spare:
+                return False
+            self.bytes -= self.kept.pop(oldest).weight.nbytes
+        return self.bytes + size <= self.limit
 
 
 class VariantBlocks:
     """The blocks of a model, run with a choice of levels for their units.
 
-    A block whose linear layers are all units needs only its other parameters (norms, biases), which stay loaded.
-    Blocks that keep a dense linear layer stay loaded if half of the weights' memory holds them all; otherwise each
-    is loaded for the time that candidates pass it.
+    Norms and biases stay loaded. The weights of linear layers, those of units and those that stay dense, come and go
+    as there is room.
     """
 
-    def __init__(self, model: BlockwiseModel, units: Sequence[Unit], unpack: Unpack, limit: int, counters: Counters):
-        self.model = model
+    def __init__(
+        self,
+        model: BlockwiseModel,
+        units: Sequence[Unit],
+        unpack: Unpack,
+        limit: int,
+        counters: Counters,
+        read_ahead: ReadAhead | None = None,
+    ) -> None:
+        """Prepare the blocks.
+
+        Args:
+            model: with no block loaded.
+            units: what has levels, ordered by block.
+            unpack: gives the weight of a layer at a level.
+            limit: bytes of weights that may be held.
+            counters: counts what is unpacked and read.
+            read_ahead: told what comes next, where the device does not load ahead by itself.
+        """
+        self.model, self.units, self.unpack, self.read_ahead = model, units, unpack, read_ahead
         self.units_of: list[list[int]] = [[] for _ in model.blocks]
         for index, unit in enumerate(units):
             self.units_of[unit.block].append(index)
-        self.layers = [[units[index].layer for index in members] for members in self.units_of]
-        dense = [self._dense_bytes(block) for block in range(len(model.blocks))]
-        kept = sum(dense) <= limit // 2
-        self.streamed = [bool(size) and not kept for size in dense]
-        room = limit - (sum(dense) if kept else max(dense))
-        self.cache = WeightCache(units, unpack, room, counters)
-        for block, size in enumerate(dense):
-            if not self.streamed[block]:
-                model.load_block(block, linear_weights=size > 0)
+        shapes = [{name: layer.weight.shape for name, layer in linear_layers(block).items()} for block in model.blocks]
+        searched = [{units[index].layer for index in members} for members in self.units_of]
+        self.dense = [[layer for layer in shapes[b] if layer not in searched[b]] for b in range(len(shapes))]
+        self.stream = SideStream(model.device)
 
-    def enter(self, block: int) -> None:
-        """Make a block ready for `run`."""
-        if self.streamed[block]:
-            self.model.load_block(block)
+        def size(key: Key) -> int:
+            return shapes[key[0]][key[1]].numel() * model.dtype.itemsize
 
-    def leave(self, block: int) -> None:
-        """Candidates have passed the block."""
-        if self.streamed[block]:
-            self.model.unload_block(block)
+        self.cache = WeightCache(self._load, size, limit, counters, self.stream)
+        for block in range(len(model.blocks)):
+            model.load_block(block, linear_weights=False)
+
+    @contextmanager
+    def passing(self, block: int, candidates: NDArray[np.int16]) -> Iterator[None]:
+        """Enclose the work of a block; what ``candidates`` [C, units] need in the next one is got ready meanwhile."""
+        following = self._needed(block + 1, candidates)
+        if self.read_ahead and following and not self.stream.overlaps:
+            variants = [(layer, level) for _, layer, level in following if level is not None]
+            self.read_ahead(block + 1, variants)
+        yield
+        if self.stream.overlaps:
+            self.stream.keep_pace()
+            self.cache.prefetch(following, in_use=self._needed(block, candidates))
 
     def run(self, block: int, levels: Sequence[int], hidden: Tensor, inputs: BlockInputs) -> Tensor:
         """Hidden states [N, L, H] after a block whose units are at ``levels``."""
-        units = self.units_of[block]
-        chosen = zip(self.layers[block], units, levels, strict=True)
-        weights = {layer: self.cache.weight(unit, level) for layer, unit, level in chosen}
+        weights = {key[1]: self.cache.weight(key) for key in self._keys(block, levels)}
         return self.model.run_block(block, hidden, inputs, weights)
 
-    def _dense_bytes(self, block: int) -> int:
-        """Bytes of a block's parameters if one of its linear layers is not a unit, else 0."""
-        module = self.model.blocks[block]
-        if set(linear_layers(module)) <= set(self.layers[block]):
-            return 0
-        return sum(parameter.numel() for parameter in module.parameters()) * self.model.dtype.itemsize
+    def _keys(self, block: int, levels: Sequence[int]) -> list[Key]:
+        chosen = [self.units[index] for index in self.units_of[block]]
+        keys: list[Key] = [
+            (block, unit.layer, unit.levels[level].label) for unit, level in zip(chosen, levels, strict=True)
+        ]
+        return keys + [(block, layer, None) for layer in self.dense[block]]
+
+    def _needed(self, block: int, candidates: NDArray[np.int16]) -> list[Key]:
+        """Every weight of a block that a candidate uses; none after the last block."""
+        if block == len(self.units_of):
+            return []
+        rows = np.unique(candidates[:, self.units_of[block]], axis=0).tolist()
+        return list(dict.fromkeys(key for levels in rows for key in self._keys(block, levels)))
+
+    def _load(self, key: Key) -> Tensor:
+        block, layer, level = key
+        if level is not None:
+            return self.unpack(block, layer, level)
+        name = f"{self.model.block_names[block]}.{layer}.weight"
+        weight = self.model.checkpoint.read([name], device=self.model.device, dtype=self.model.dtype)[name]
+        # A view of the mapped file may be read again from disk whenever it is used: only a copy is held.
+        return weight.clone() if weight.device.type == "cpu" else weight

@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from architectures import CONFIGS, build, save, tokens
+from architectures import CONFIGS, LENGTH, build, save, tokens
 
 from evopress import metrics
+from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import linear_layers
 from evopress.search.counters import Counters
 from evopress.search.fitness import ModelEvaluator, even_slices
 from evopress.search.forward import dense_hidden_states
-from evopress.search.memory import MemoryPlan, plan_memory
+from evopress.search.memory import MemoryPlan, block_weights, plan_memory
 from evopress.search.minibatch import Minibatch
 from evopress.search.objectives import make_objective
 from evopress.search.prefixes import plan_block
 from evopress.search.space import Level, Unit
+from evopress.search.streams import SideStream
 from evopress.search.weights import VariantBlocks, WeightCache
 
 CPU = torch.device("cpu")
@@ -178,8 +180,9 @@ def test_chunks_change_nothing(llama, memory):
 def test_excluded_layers_stay_dense_loaded_or_streamed(weights, tmp_path):
     fixture = Fixture("qwen3", tmp_path, skip=("down_proj",))
     evaluator = fixture.evaluator(memory=replace(PLENTY, weights=weights))
-    assert evaluator.blocks.streamed == [weights == 1] * 3
     assert_oracle(fixture, evaluator, fixture.candidates())
+    once = sum(layer.weight.nbytes for name, layer in fixture.model.named_modules() if name.endswith("down_proj"))
+    assert evaluator.counters.dense_bytes > once if weights == 1 else evaluator.counters.dense_bytes == once
 
 
 def test_blocks_without_any_unit_are_run_once_for_all(tmp_path):
@@ -231,20 +234,36 @@ def test_the_search_can_stop_between_runs(llama):
         evaluator.evaluate(llama.candidates(), MINIBATCH)
 
 
-def test_the_cache_forgets_what_was_unused_for_longest_and_keeps_to_its_limit():
-    asked = []
+def make_cache(limit: int, asked: list) -> WeightCache:
+    """Every weight has 40 bytes."""
 
-    def unpack(block, layer, level):
-        asked.append((layer, level))
+    def load(key):
+        asked.append(key[1:])
         return torch.zeros(10)
 
-    levels = tuple(Level(str(k), k, k, 1) for k in range(3))
-    units = [Unit(name, 0, name, "all", 10, levels) for name in "ab"]
-    cache = WeightCache(units, unpack, 2 * 40, Counters())
-    for unit, level in [(0, 0), (0, 1), (0, 0), (1, 2), (0, 0), (0, 1)]:
-        cache.weight(unit, level)
+    return WeightCache(load, lambda key: 40, limit, Counters(), SideStream(CPU))
+
+
+def test_the_cache_forgets_what_was_unused_for_longest_and_keeps_to_its_limit():
+    asked = []
+    cache = make_cache(2 * 40, asked)
+    for layer, level in ["a0", "a1", "a0", "b2", "a0", "a1"]:
+        cache.weight((0, layer, level))
         assert cache.bytes <= 80
     assert asked == [("a", "0"), ("a", "1"), ("b", "2"), ("a", "1")]
+    assert cache.counters.peak_weight_bytes == 80
+
+
+def test_weights_are_fetched_ahead_only_beside_those_in_use():
+    asked = []
+    cache = make_cache(3 * 40, asked)
+    for layer in "abc":
+        cache.weight((0, layer, "1"))
+    cache.prefetch([(1, layer, "1") for layer in "abc"], in_use=[(0, "b", "1"), (0, "c", "1")])
+    assert [key[:2] for key in cache.kept] == [(0, "b"), (0, "c"), (1, "a")]
+    cache.prefetch([(1, layer, "1") for layer in "abc"], in_use=[])
+    assert [key[:2] for key in cache.kept] == [(1, "a"), (1, "b"), (1, "c")]
+    assert len(asked) == 6 and cache.bytes == cache.counters.peak_weight_bytes == 120
 
 
 def test_plans_group_equal_levels_and_keep_prefixes_apart():
@@ -271,8 +290,36 @@ def test_slices_are_even_and_cover_everything():
 
 def test_memory_is_divided_within_the_budget(llama):
     model = llama.open()
-    for gigabytes in (1e-6, 1e-4, 1.0):
-        plan = plan_memory(gigabytes, model)
+    for gigabytes in (1e-4, 1e-3, 1.0):
+        plan = plan_memory(gigabytes, model, LENGTH)
         assert plan.run_tokens >= 1 and plan.score_tokens >= 1
+        assert max(block_weights(model)) <= plan.weights
         assert plan.weights + plan.hidden <= gigabytes * 1e9
-        assert plan.states(12, 32, 4) >= 1
+        assert plan.states(LENGTH, 32, 4) >= 1
+
+
+def test_too_little_memory_is_refused_with_what_is_needed(llama):
+    model = llama.open()
+    with pytest.raises(
+        ConfigError, match=r"compute.memory_gb: 1e-05 is too little .* needs at least [\de.-]+$"
+    ) as error:
+        plan_memory(1e-5, model, LENGTH)
+    plan_memory(1.01 * float(str(error.value).split()[-1]), model, LENGTH)
+
+
+@pytest.mark.parametrize("skip", [(), ("down_proj",)])
+def test_a_model_larger_than_the_memory_is_searched_within_it(tmp_path, skip):
+    fixture = Fixture("llama", tmp_path, skip=skip)
+    model = fixture.open()
+    size = sum(parameter.numel() for parameter in model.model.parameters()) * 4
+    outside = size - sum(block_weights(model))
+    budget = outside + 2.2 * max(block_weights(model))
+    memory = plan_memory(budget / 1e9, model, LENGTH)
+    candidates, counters, plenty = fixture.candidates(9), Counters(), Counters()
+    assert budget < size
+    judged = fixture.evaluator(memory=memory, counters=counters).evaluate(candidates, MINIBATCH)
+    expected = fixture.evaluator(counters=plenty).evaluate(candidates, MINIBATCH)
+    np.testing.assert_allclose([j.fitness for j in judged], [j.fitness for j in expected], rtol=1e-5)
+    assert 0 < outside + counters.peak_weight_bytes + counters.peak_state_bytes <= budget
+    assert counters.peak_weight_bytes <= memory.weights and counters.peak_state_bytes <= memory.hidden
+    assert plenty.peak_weight_bytes > memory.weights and plenty.peak_state_bytes > memory.hidden

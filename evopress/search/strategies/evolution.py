@@ -22,7 +22,7 @@ from evopress.search.resume import ResumeFolder
 from evopress.search.selection import Evaluator, Step
 from evopress.search.space import Candidate, Space
 from evopress.search.trace import TraceRow
-from evopress.search.weights import Unpack, VariantBlocks
+from evopress.search.weights import ReadAhead, Unpack, VariantBlocks
 
 
 def check_tokens(settings: EvolutionSettings, space: Space, available: int, where: str) -> None:
@@ -53,6 +53,9 @@ def model_evaluator(
     compute: ComputeSettings,
     where: str,
     check: Check,
+    *,
+    read_ahead: ReadAhead | None = None,
+    held: int = 0,
 ) -> ModelEvaluator:
     """Run the dense model once and make the evaluator of all generations.
 
@@ -65,16 +68,18 @@ def model_evaluator(
         compute: memory.
         where: dotted path of the settings, for messages.
         check: raises if the search should stop.
+        read_ahead: told what ``unpack`` will be asked for.
+        held: bytes of the memory for weights that packed ones take.
 
     Raises:
-        ConfigError: more top tokens are asked than the vocabulary has.
+        ConfigError: the memory is too little, or more top tokens are asked than the vocabulary has.
     """
     if settings.fitness == "topk_kl" and settings.top_k > model.vocab_size:
         raise ConfigError(f"{where}.top_k: {settings.top_k} is more than the vocabulary has ({model.vocab_size})")
     objective = make_objective(settings.fitness, settings.top_k)
-    memory, counters = plan_memory(compute.memory_gb, model), Counters()
+    memory, counters = plan_memory(compute.memory_gb, model, tokens.shape[1]), Counters()
     dense = dense_hidden_states(model, tokens, memory.run_tokens, check) if objective.needs_teacher else None
-    blocks = VariantBlocks(model, space.units, unpack, memory.weights, counters)
+    blocks = VariantBlocks(model, space.units, unpack, memory.weights - held, counters, read_ahead)
     return ModelEvaluator(blocks, tokens, dense, objective, memory, counters, check)
 
 
