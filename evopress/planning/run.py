@@ -40,7 +40,7 @@ def plan(settings: Settings, results: Results, device_memory_gb: Sequence[float]
     if shape is None:
         return _without_shape(settings, results)
     variants = {name: variant_table(shape, made, f"variants.{name}") for name, made in settings.variants.items()}
-    own = _searches(settings, shape, variants, settings.compute.memory_gb, resolve_device(settings.compute.device).type)
+    own = _searches(settings, shape, variants, settings.compute.memory_gb, _device_type(settings.compute.device))
     by_device = {
         f"{gigabytes:g} GB": _searches(settings, shape, variants, USABLE * gigabytes, "cuda")
         for gigabytes in device_memory_gb
@@ -50,6 +50,11 @@ def plan(settings: Settings, results: Results, device_memory_gb: Sequence[float]
         title = f"search {name}, {own[name].generations} generations"
         parts.append(search_table(title, {device: works[name] for device, works in by_device.items()}))
     return "\n\n".join([*parts, _NOTES])
+
+
+def _device_type(name: str) -> str:
+    """Type of the device that the settings name, which need not be in the machine that plans."""
+    return resolve_device(name).type if name == "auto" else name.partition(":")[0]
 
 
 def _searches(

@@ -24,12 +24,13 @@ from evopress.compression.hessian import accumulate_hessians
 from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
 from evopress.config.data import PythonDocs
-from evopress.config.model import FolderModel, GgufModel, PypiModel
+from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
 from evopress.config.search import EvolutionSettings
 from evopress.config.variants import GptqSettings, HessianSettings, SparseGptSettings
 from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
+from evopress.planning import shape as planning_shape
 from evopress.planning.command import load_settings
 from evopress.planning.search import SearchWork, search_work
 from evopress.planning.shape import ModelShape, shape_from_config, shape_of
@@ -117,6 +118,16 @@ def test_a_folder_needs_nothing_but_its_config(tmp_path):
     assert shape.dtype == torch.bfloat16 and len(shape.layers) == 224
     halved = shape_of(FolderModel(path=str(tmp_path), dtype="float32"), Results(tmp_path / "run"))
     assert halved is not None and halved.bytes == 2 * shape.bytes
+
+
+def test_of_a_hub_model_only_the_config_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES["7B"]))
+    asked = []
+    monkeypatch.setattr(
+        planning_shape, "hub_config", lambda settings: asked.append(settings.id) or tmp_path / "config.json"
+    )
+    found = shape_of(HubModel(id="some/model"), Results(tmp_path / "run"))
+    assert found is not None and found.blocks == 32 and asked == ["some/model"]
 
 
 def test_a_wheel_has_no_shape_until_it_is_prepared(tmp_path):
@@ -405,6 +416,12 @@ def test_work_of_a_7b_model_by_hand(tmp_path):
     assert small.moved_bytes - teacher == pytest.approx(small.unpacked_bytes * (3 + 19 / 128) / 16)
     for work, gigabytes in ((small, 24), (large, 80)):
         assert work.memory_bytes < gigabytes * 1e9
+
+
+def test_the_device_need_not_be_in_the_machine_that_plans(tmp_path, capsys):
+    assert main(["plan", str(write_settings(tmp_path, "7B", compute={"device": "cuda:3", "memory_gb": 70}))]) == 0
+    out = capsys.readouterr().out
+    assert "memory_gb 70" in out and ", kept" in out
 
 
 def test_overlays_lie_over_the_default_as_in_the_workflow(tmp_path, monkeypatch):
