@@ -8,9 +8,8 @@ import numpy as np
 
 from evopress.errors import SearchError
 from evopress.search.initial import initial_candidates
-from evopress.search.minibatch import Minibatch
 from evopress.search.mutation import make_offspring
-from evopress.search.selection import Evaluator, Judgement, Known, Selection, Step, select
+from evopress.search.selection import Evaluator, Known, Selection, Step, select
 from evopress.search.space import Candidate, Space
 from evopress.search.trace import TraceRow
 
@@ -22,8 +21,8 @@ class State:
     generation: int
     """Generations that are finished."""
     parent: Candidate
-    known: dict[Minibatch, Judgement] = field(default_factory=dict)
-    """What the last generation found of the parent; spares judging it again where the same tokens are drawn."""
+    known: Known = field(default_factory=dict)
+    """Judgements on the tokens that the last generation drew; none is made again where the same tokens are drawn."""
 
 
 def first_state(
@@ -33,9 +32,10 @@ def first_state(
     starts = initial_candidates(space, candidates, rng)
     if len(starts) == 1:
         return State(0, starts[0]), []
-    chosen = select(starts, None, [Step(1, tokens)], evaluator, {}, rng, generation=0)
+    known: Known = {}
+    chosen = select(starts, None, [Step(1, tokens)], evaluator, known, rng, generation=0)
     _require_number(chosen)
-    return State(0, chosen.winner), chosen.rows
+    return State(0, chosen.winner, known), chosen.rows
 
 
 def next_generation(
@@ -58,13 +58,21 @@ def next_generation(
     children = make_offspring(state.parent, space, offspring, rng)
     if not len(children):
         return State(generation, state.parent, state.known), []
-    known: Known = {(state.parent.tobytes(), minibatch): found for minibatch, found in state.known.items()}
+    known = dict(state.known)
     chosen = select(children, state.parent, steps, evaluator, known, rng, generation)
     _require_number(chosen)
     drawn = {row.minibatch for row in chosen.rows}
-    winner = chosen.winner.tobytes()
-    kept = {batch: found for (candidate, batch), found in known.items() if candidate == winner and batch in drawn}
-    return State(generation, chosen.winner, kept), chosen.rows
+    new = {key: found for key, found in known.items() if key[1] in drawn}
+    return State(generation, chosen.winner, retained(state.known, new)), chosen.rows
+
+
+def retained(known: Known, new: Known) -> Known:
+    """What to remember after a generation that made, or used, the judgements ``new``.
+
+    Only tokens that were just drawn are likely to be drawn again: those of steps that see the whole search text.
+    """
+    drawn = {minibatch for _, minibatch in new}
+    return {key: found for key, found in {**known, **new}.items() if key[1] in drawn} if new else known
 
 
 def _require_number(chosen: Selection) -> None:

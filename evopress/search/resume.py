@@ -1,21 +1,25 @@
 """The resume folder: what a killed search needs to go on as if it had not been killed.
 
-One small file per generation for the trace, and one with the state, written after it; each write is atomic, so
-whatever moment the process dies, the state on disk is that of a finished generation.
+One log, to which each finished generation appends one line: its judgements, the parent that it chose and the random
+state after it. A line counts once its end is on disk, so whatever moment the process dies, what the log holds is that
+of finished generations; a last line that was cut short is dropped.
 """
 
 import json
+import os
 import shutil
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from evopress.artifacts.atomic import write_text
+from evopress.errors import ArtifactError
 from evopress.progress import log
-from evopress.search.evolution import State
+from evopress.search.evolution import State, retained
 from evopress.search.minibatch import Minibatch
-from evopress.search.selection import Judgement
+from evopress.search.selection import Judgement, Known
 from evopress.search.trace import TraceRow
 
 
@@ -25,6 +29,7 @@ class ResumeFolder:
     def __init__(self, folder: Path, digest: str) -> None:
         """Use ``folder`` for the search that ``digest`` identifies (settings and everything that was read)."""
         self.folder, self.digest = folder, digest
+        self.log = folder / "log.jsonl"
 
     def save(self, state: State, rng: np.random.Generator, rows: list[TraceRow]) -> None:
         """Record a finished generation and the ``rows`` that it added to the trace.
@@ -32,16 +37,17 @@ class ResumeFolder:
         Raises:
             ArtifactError: the folder cannot be written.
         """
-        lines = "".join(json.dumps(row.record()) + "\n" for row in rows)
-        write_text(self._trace(state.generation), lines)
         content = {
-            "digest": self.digest,
             "generation": state.generation,
             "parent": state.parent.tolist(),
-            "known": [[asdict(minibatch), asdict(found)] for minibatch, found in state.known.items()],
             "rng": rng.bit_generator.state,
+            "rows": [row.record() for row in rows],
+            "lengths": [row.minibatch.lengths for row in rows],
+            "levels": [row.levels for row in rows],
         }
-        write_text(self.folder / "state.json", json.dumps(content))
+        if state.generation == 0:
+            write_text(self.log, json.dumps({"digest": self.digest}) + "\n")
+        self._append(json.dumps(content) + "\n")
 
     def load(self, rng: np.random.Generator) -> State | None:
         """State of the last finished generation, with ``rng`` set to go on from there.
@@ -50,13 +56,19 @@ class ResumeFolder:
             None if there is nothing to go on from; the log says so if what is there belongs to another search.
         """
         try:
-            content = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
-            if content["digest"] != self.digest:
+            digest = self._header()["digest"]
+            if digest != self.digest:
                 log.info("%s: made by other settings or variants; starting anew", self.folder)
                 return None
-            state = _decode(content)
-            self.records(state.generation)
-            rng.bit_generator.state = content["rng"]
+            known: Known = {}
+            last = None
+            for last in self._generations():
+                known = retained(known, _judgements(last))
+            if last is None:
+                return None
+            state = State(last["generation"], np.array(last["parent"], dtype=np.int16), known)
+            rng.bit_generator.state = last["rng"]
+            self._cut()
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -66,26 +78,59 @@ class ResumeFolder:
 
     def records(self, generation: int) -> list[dict]:
         """Trace up to ``generation``, as records of the TRACE schema."""
-        lines = (
-            line
-            for number in range(generation + 1)
-            for line in self._trace(number).read_text(encoding="utf-8").splitlines()
-        )
-        return [json.loads(line) for line in lines]
+        return [row for line in self._generations() if line["generation"] <= generation for row in line["rows"]]
 
     def remove(self) -> None:
         """Forget the search; its artifacts are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _trace(self, generation: int) -> Path:
-        return self.folder / f"trace_{generation:06d}.jsonl"
+    def _header(self) -> dict[str, Any]:
+        with self.log.open("rb") as stream:
+            return json.loads(stream.readline())
+
+    def _generations(self) -> Iterator[dict[str, Any]]:
+        """Finished generations, in order.
+
+        Where two jobs were let loose on one search, both wrote the same generations: each is taken once.
+        """
+        expected = 0
+        with self.log.open("rb") as stream:
+            stream.readline()
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    return
+                content = json.loads(line)
+                if content["generation"] == expected:
+                    expected += 1
+                    yield content
+
+    def _append(self, line: str) -> None:
+        try:
+            with self.log.open("ab") as stream:
+                stream.write(line.encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise ArtifactError(
+                f"{self.log}: cannot be written ({error.strerror}); free space or mend permissions, then run again: "
+                f"the search goes on from its last generation"
+            ) from error
+
+    def _cut(self) -> None:
+        """Drop a last line that was not written to its end, so that the next one starts on a line of its own."""
+        with self.log.open("rb+") as stream:
+            content = stream.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                stream.truncate(whole)
 
 
-def _decode(content: dict) -> State:
-    known = {
-        Minibatch(tuple(batch["sequences"]), tuple(batch["lengths"])): Judgement(
-            found["fitness"], tuple(found["by_sequence"])
-        )
-        for batch, found in content["known"]
-    }
-    return State(content["generation"], np.array(content["parent"], dtype=np.int16), known)
+def _judgements(generation: dict[str, Any]) -> Known:
+    """What a generation found, by candidate and tokens."""
+    known: Known = {}
+    parts = zip(generation["rows"], generation["lengths"], generation["levels"], strict=True)
+    for row, lengths, levels in parts:
+        minibatch = Minibatch(tuple(row["sequences"]), tuple(lengths))
+        found = Judgement(row["fitness"], tuple(row["fitness_by_sequence"]))
+        known[np.array(levels, dtype=np.int16).tobytes(), minibatch] = found
+    return known

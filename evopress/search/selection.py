@@ -88,9 +88,18 @@ def select(
         judged = judge(candidates, minibatch, evaluator, known)
         # Stable, with NaN last: of equals the first stays, and the parent comes first.
         order = np.argsort([judgement.fitness for judgement in judged], kind="stable")[: step.survivors]
-        last = number == len(steps) - 1
+        accepted = order[0] if number == len(steps) - 1 else None
         rows += [
-            TraceRow(generation, number, i, minibatch, judgement.fitness, judgement.by_sequence, last and k == order[0])
+            TraceRow(
+                generation=generation,
+                step=number,
+                candidate=i,
+                minibatch=minibatch,
+                fitness=judgement.fitness,
+                fitness_by_sequence=judgement.by_sequence,
+                accepted=k == accepted,
+                levels=tuple(candidates[k].tolist()),
+            )
             for k, (i, judgement) in enumerate(zip(left, judged, strict=True))
         ]
         left = sorted(left[k] for k in order)

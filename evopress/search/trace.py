@@ -24,6 +24,8 @@ class TraceRow:
     fitness_by_sequence: tuple[float, ...]
     accepted: bool
     """Became, or stayed, the parent."""
+    levels: tuple[int, ...] = ()
+    """The candidate; not a column of the table."""
 
     def record(self) -> dict:
         """Columns of the TRACE schema, as JSON values."""

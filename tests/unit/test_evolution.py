@@ -9,7 +9,7 @@ import pytest
 from evopress.errors import SearchError
 from evopress.search.evolution import State, first_state, next_generation
 from evopress.search.initial import even_candidate
-from evopress.search.minibatch import Minibatch, draw_minibatch
+from evopress.search.minibatch import draw_minibatch
 from evopress.search.resume import ResumeFolder
 from evopress.search.selection import Judgement, Step, select
 from evopress.search.space import Level, Space, Unit, make_space
@@ -102,12 +102,25 @@ def test_the_parent_wins_ties_and_nan_never_wins():
 def test_a_candidate_is_not_judged_twice_on_the_same_tokens():
     space, evaluator = bit_strings(10, 5), Linear(np.arange(10.0), sequences=4, length=16)
     source, state = rng(), State(0, np.array([0] * 5 + [1] * 5, dtype=np.int16))
-    everything = 64
-    for _ in range(3):
+    everything, seen = 64, set()
+    for _ in range(40):
+        evaluator.calls.clear()
         state, rows = next_generation(state, space, 4, [Step(2, everything), Step(1, everything)], evaluator, source)
-        # Both steps see all tokens: the survivors are known, and so is the parent after the first generation.
-        assert [row.step for row in rows].count(1) == 3
-    assert evaluator.calls == [(4, 64), (1, 64), (4, 64), (4, 64)]
+        # Both steps see all tokens: survivors, parents and offspring that were rejected before are known.
+        levels = {row.levels for row in rows}
+        assert sum(count for count, _ in evaluator.calls) == len(levels - seen)
+        assert len(rows) == 4 + 3
+        seen |= levels
+    assert len(evaluator.calls) < 2
+
+
+def test_judgements_on_tokens_that_do_not_come_again_are_forgotten():
+    space, evaluator = bit_strings(10, 5), Linear(np.arange(10.0))
+    source, state = rng(), State(0, np.array([0] * 5 + [1] * 5, dtype=np.int16))
+    for _ in range(5):
+        state, rows = next_generation(state, space, 4, [Step(2, 64), Step(1, 128)], evaluator, source)
+        assert {minibatch for _, minibatch in state.known} == {row.minibatch for row in rows}
+    assert len(state.known) == len(rows)
 
 
 def test_no_other_candidate_leaves_the_parent_without_judging():
@@ -137,14 +150,24 @@ def test_all_sequences_are_drawn_equally_often():
 
 def run_with_restarts(folder, stops, generations=12):
     """Search, forgetting everything but the resume folder after each generation in ``stops``."""
-    space, evaluator = bit_strings(14, 7), Linear(np.arange(14.0), noise=5.0, sequences=8)
-    steps = [Step(3, 40), Step(1, 128)]
+    space, evaluator, _ = problem()
     resume, source = ResumeFolder(folder, "digest"), rng(5)
     state, rows = first_state(space, 4, 32, evaluator, source)
     resume.save(state, source, rows)
+    return go_on(resume, source, stops, generations)
+
+
+def problem():
+    evaluator = Linear(np.arange(14.0), noise=5.0, sequences=8)
+    return bit_strings(14, 7), evaluator, [Step(3, 40), Step(1, 128)]
+
+
+def go_on(resume, source, stops=(), generations=12):
+    space, evaluator, steps = problem()
+    state = resume.load(source)
     while state.generation < generations:
         if state.generation in stops:
-            resume, source = ResumeFolder(folder, "digest"), rng(99)
+            resume, source = ResumeFolder(resume.folder, "digest"), rng(99)
             state = resume.load(source)
         state, rows = next_generation(state, space, 5, steps, evaluator, source)
         resume.save(state, source, rows)
@@ -156,29 +179,63 @@ def test_restarts_change_nothing(tmp_path):
     assert run_with_restarts(tmp_path / "b", stops=(0, 3, 4, 9, 11)) == plain
 
 
-def test_known_judgements_survive_a_restart_exactly(tmp_path):
-    batch = Minibatch((0, 2), (4, 3))
-    state = State(2, np.array([0, 3], np.int16), {batch: Judgement(0.1 + 0.2, (1 / 3, float("nan")))})
+@pytest.mark.parametrize("tokens", [(16, 64), (64, 64)], ids=["random", "all"])
+def test_known_judgements_survive_a_restart_exactly(tmp_path, tokens):
+    space, evaluator = bit_strings(10, 5), Linear(np.arange(10.0) / 3, noise=1.0, sequences=4)
     resume, source = ResumeFolder(tmp_path, "digest"), rng()
-    for generation in range(3):
-        resume.save(State(generation, state.parent, state.known), source, [])
-    loaded = resume.load(rng(1))
-    assert loaded.generation == 2 and loaded.parent.dtype == np.int16 and loaded.parent.tolist() == [0, 3]
-    assert repr(loaded.known) == repr(state.known)
+    state, rows = first_state(space, 4, 32, evaluator, source)
+    resume.save(state, source, rows)
+    for _ in range(6):
+        state, rows = next_generation(state, space, 4, [Step(2, tokens[0]), Step(1, tokens[1])], evaluator, source)
+        resume.save(state, source, rows)
+        again = rng(1)
+        loaded = resume.load(again)
+        assert loaded.generation == state.generation and loaded.parent.dtype == np.int16
+        assert loaded.parent.tolist() == state.parent.tolist()
+        assert loaded.known == state.known and len(loaded.known) >= 3
+        assert again.bit_generator.state == source.bit_generator.state
 
 
-@pytest.mark.parametrize("damage", ["digest", "truncated", "trace", "nothing there"])
+def test_each_generation_appends_to_the_log_and_a_cut_last_line_is_dropped(tmp_path):
+    whole = run_with_restarts(tmp_path / "whole", stops=())
+    log = tmp_path / "whole" / "log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 13 and max(map(len, lines)) < 2 * min(map(len, lines[2:]))
+    for cut in (0, 1, len(lines[6]) // 2, len(lines[6]) - 1):
+        folder = tmp_path / f"cut{cut}"
+        folder.mkdir()
+        (folder / "log.jsonl").write_bytes(b"".join(lines[:6]) + lines[6][:cut])
+        source = rng(99)
+        resume = ResumeFolder(folder, "digest")
+        assert resume.load(source).generation == 4
+        assert (folder / "log.jsonl").read_bytes() == b"".join(lines[:6])
+        assert go_on(resume, source) == whole
+
+
+def test_generations_that_two_jobs_wrote_are_taken_once(tmp_path):
+    whole = run_with_restarts(tmp_path, stops=())
+    log = tmp_path / "log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([*lines[:6], *lines[4:9]]))
+    source, resume = rng(99), ResumeFolder(tmp_path, "digest")
+    assert resume.load(source).generation == 7
+    assert go_on(resume, source) == whole
+
+
+@pytest.mark.parametrize("damage", ["digest", "header alone", "cut header", "no JSON", "nothing there"])
 def test_a_resume_folder_that_does_not_fit_is_not_used(tmp_path, damage):
     resume, source = ResumeFolder(tmp_path / "resume", "digest"), rng()
     if damage != "nothing there":
         resume.save(State(0, even_candidate(bit_strings(4, 2))), source, [])
-    state_file = tmp_path / "resume" / "state.json"
+    log = tmp_path / "resume" / "log.jsonl"
     if damage == "digest":
         resume = ResumeFolder(tmp_path / "resume", "other settings")
-    elif damage == "truncated":
-        state_file.write_text(state_file.read_text()[:-20])
-    elif damage == "trace":
-        (tmp_path / "resume" / "trace_000000.jsonl").unlink()
+    elif damage == "header alone":
+        log.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
+    elif damage == "cut header":
+        log.write_bytes(log.read_bytes()[:10])
+    elif damage == "no JSON":
+        log.write_bytes(log.read_bytes() + bytes(100) + b"\n")
     before = source.bit_generator.state
     assert resume.load(source) is None
     assert source.bit_generator.state == before
