@@ -22,3 +22,20 @@ def resolve_device(name: str) -> torch.device:
             f"compute.device: {name!r} is not there ({torch.cuda.device_count()} CUDA devices); use auto or cpu"
         )
     return device
+
+
+def device_of_rank(name: str, rank: int, processes: int) -> torch.device:
+    """Device of one of several processes on a host: a CUDA device of its own, or the CPU that all share.
+
+    Raises:
+        ConfigError: no such device, or fewer than processes.
+    """
+    device = resolve_device(name)
+    if device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise ConfigError(f"compute.device: {name} is one device, for {processes} processes (compute.processes)")
+    there = torch.cuda.device_count()
+    if processes > there:
+        raise ConfigError(f"compute.processes: {processes} need a CUDA device each, and there are {there}")
+    return torch.device("cuda", rank)

@@ -29,6 +29,11 @@ def setup_logging(path: Path | None) -> None:
     log.propagate = False
 
 
+def log_file() -> Path | None:
+    """The file that log lines go to, if they do."""
+    return next((Path(h.baseFilename) for h in log.handlers if isinstance(h, logging.FileHandler)), None)
+
+
 class Progress:
     """Counts work done; ``advance`` may be called as often as is convenient."""
 

@@ -48,22 +48,30 @@ class ModelEvaluator:
         sequences, length = self.tokens.shape
         return draw_minibatch(tokens, sequences, length, rng)
 
-    @torch.inference_mode()
     def evaluate(self, candidates: NDArray[np.int16], minibatch: Minibatch) -> list[Judgement]:
         """Judge each of ``candidates`` [C, units] on the same tokens."""
         distinct, inverse = np.unique(candidates, axis=0, return_inverse=True)
+        return self.judgements(self.sums(distinct, minibatch), inverse.reshape(-1), minibatch)
+
+    @torch.inference_mode()
+    def sums(self, distinct: NDArray[np.int16], minibatch: Minibatch) -> NDArray[np.float64]:
+        """Sums over the tokens of each sequence, [C, S], of ``distinct`` [C, units] in lexicographic order."""
         sums = np.zeros((len(distinct), len(minibatch.sequences)))
         for part, sequences, length in self._chunks(len(distinct), minibatch):
             rows = torch.tensor(minibatch.sequences[sequences])
             ids = self.tokens[rows, :length].to(self.blocks.model.device)
             finals = advance(self.blocks, distinct[part], ids, self.memory.run_tokens, self.counters, self.check)
             sums[part, sequences] = self._score(finals, ids, rows)
+        return sums
+
+    def judgements(self, sums: NDArray[np.float64], which: NDArray[np.int64], minibatch: Minibatch) -> list[Judgement]:
+        """Judgements from sums [C, S] over tokens; ``which`` row of them belongs to each candidate."""
         self.counters.evaluations += 1
+        self.counters.candidate_tokens += len(which) * minibatch.tokens
         positions = np.array(minibatch.lengths) - self.objective.positions_lost
-        self.counters.candidate_tokens += len(candidates) * minibatch.tokens
         fitness = sums.sum(axis=1) / positions.sum()
         means = sums / np.maximum(positions, 1)
-        return [Judgement(float(fitness[i]), tuple(means[i].tolist())) for i in inverse.reshape(-1)]
+        return [Judgement(float(fitness[i]), tuple(means[i].tolist())) for i in which]
 
     def _chunks(self, candidates: int, minibatch: Minibatch) -> Iterator[tuple[slice, slice, int]]:
         """Cut (candidates, sequences) so that hidden states fit in memory; candidates are parted last.

@@ -117,6 +117,8 @@ def dense_hidden_states(model: BlockwiseModel, tokens: Tensor, run_tokens: int, 
         run_tokens: tokens that pass a block at once (at least one sequence).
         check: called between runs.
     """
+    if not len(tokens):
+        return torch.empty((*tokens.shape, model.hidden_size), dtype=model.dtype)
     rows = max(1, run_tokens // tokens.shape[1])
     inputs = model.embed(tokens[:1])[1]
     hidden = torch.cat([model.embed(batch)[0].cpu() for batch in tokens.split(rows)])

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finished_run import BLOCKS, FINGERPRINT, LAYERS, make_results, provenance, write_tokens
+from finished_run import BLOCKS, FINGERPRINT, LAYERS, provenance
+from search_run import COMPUTE, MIXED, SETTINGS, artifacts, fresh, prepare
 
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import (
@@ -23,60 +24,22 @@ from evopress.artifacts.tables import (
     write_table,
 )
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
-from evopress.artifacts.tensors import write_tensors
-from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import EvolutionSettings, SearchSettings, UniformSettings
-from evopress.config.variants import GptqSettings
+from evopress.config.search import SearchSettings, UniformSettings
 from evopress.errors import ArtifactError, ConfigError
-from evopress.models.blockwise import BlockwiseModel
-from evopress.models.structure import layer_table
 from evopress.search.fitness import ModelEvaluator
 from evopress.search.resume import ResumeFolder
 from evopress.search.run import run_search
 
-COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
-SETTINGS = EvolutionSettings(
-    variants="gptq",
-    target=3.0,
-    generations=6,
-    offspring=6,
-    survivors=(3, 1),
-    tokens=(18, 48),
-    initial_candidates=4,
-    initial_tokens=12,
-)
-MIXED = SETTINGS.model_copy(update={"target": 2.7, "seed": 3})
-
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """A tiny model with search tokens and real variants, without any search."""
-    results = make_results(tmp_path_factory.mktemp("search"))
-    write_tokens(results, "search", sequences=6)
-    model = BlockwiseModel.from_folder(results.model, torch.device("cpu"))
-    layers = layer_table(model.model)
-    write_table(layers, results.layers, LAYER_SCHEMA, provenance())
-    for block in range(BLOCKS):
-        rows = layers[layers["block"] == block].drop_duplicates("input_group")
-        hessians = {row.input_group: torch.eye(row.columns) for row in rows.itertuples()}
-        write_tensors(hessians, results.hessian(block), provenance(), {"tokens": 1})
-        make_variants(results, "gptq", GptqSettings(bits=(2, 3, 4), group_size=8), COMPUTE, block)
-    return results
+    return prepare(tmp_path_factory.mktemp("search"))
 
 
 @pytest.fixture
 def results(prepared: Results, tmp_path: Path) -> Results:
-    """The prepared run under a root of its own, so that searches do not meet."""
-    own = Results(tmp_path / "run")
-    own.root.mkdir()
-    for path in prepared.root.iterdir():
-        (own.root / path.name).symlink_to(path)
-    return own
-
-
-def artifacts(results: Results, name: str = "q") -> tuple[bytes, bytes]:
-    return results.configuration(name).read_bytes(), results.trace(name).read_bytes()
+    return fresh(prepared, tmp_path / "run")
 
 
 def test_evolution_writes_a_configuration_within_budget_and_its_trace(results: Results) -> None:
@@ -193,14 +156,6 @@ def search_in_process(
     process.join(60)
     assert process.exitcode is not None, "the search hangs"
     return process.exitcode
-
-
-def fresh(results: Results, name: str) -> Results:
-    own = Results(results.root.parent / name)
-    own.root.mkdir()
-    for path in results.root.iterdir():
-        (own.root / path.name).symlink_to(path.resolve())
-    return own
 
 
 def test_killed_at_any_moment_and_restarted_ends_with_the_same_bytes(results: Results) -> None:

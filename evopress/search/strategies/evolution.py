@@ -18,6 +18,7 @@ from evopress.search.forward import Check, dense_hidden_states
 from evopress.search.initial import even_candidate
 from evopress.search.memory import plan_memory
 from evopress.search.objectives import make_objective
+from evopress.search.ranks import Ranks, in_parts
 from evopress.search.resume import ResumeFolder
 from evopress.search.selection import Evaluator, Step
 from evopress.search.space import Candidate, Space
@@ -56,6 +57,7 @@ def model_evaluator(
     *,
     read_ahead: ReadAhead | None = None,
     held: int = 0,
+    ranks: Ranks | None = None,
 ) -> ModelEvaluator:
     """Run the dense model once and make the evaluator of all generations.
 
@@ -70,6 +72,7 @@ def model_evaluator(
         check: raises if the search should stop.
         read_ahead: told what ``unpack`` will be asked for.
         held: bytes of the memory for weights that packed ones take.
+        ranks: the processes that share the dense model's run; all call this together.
 
     Raises:
         ConfigError: the memory is too little, or more top tokens are asked than the vocabulary has.
@@ -78,7 +81,11 @@ def model_evaluator(
         raise ConfigError(f"{where}.top_k: {settings.top_k} is more than the vocabulary has ({model.vocab_size})")
     objective = make_objective(settings.fitness, settings.top_k)
     memory, counters = plan_memory(compute.memory_gb, model, tokens.shape[1]), Counters()
-    dense = dense_hidden_states(model, tokens, memory.run_tokens, check) if objective.needs_teacher else None
+    dense = None
+    if objective.needs_teacher:
+        dense = in_parts(
+            ranks or Ranks(), tokens, lambda rows: dense_hidden_states(model, rows, memory.run_tokens, check)
+        )
     blocks = VariantBlocks(model, space.units, unpack, memory.weights - held, counters, read_ahead)
     return ModelEvaluator(blocks, tokens, dense, objective, memory, counters, check)
 

@@ -1,0 +1,58 @@
+"""A prepared run of a tiny model, ready to be searched, for the tests of the search stage."""
+
+from pathlib import Path
+
+import torch
+from finished_run import BLOCKS, make_results, provenance, write_tokens
+
+from evopress.artifacts.paths import Results
+from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
+from evopress.artifacts.tables import write_table
+from evopress.artifacts.tensors import write_tensors
+from evopress.compression.variants import make_variants
+from evopress.config.compute import ComputeSettings
+from evopress.config.search import EvolutionSettings
+from evopress.config.variants import GptqSettings
+from evopress.models.blockwise import BlockwiseModel
+from evopress.models.structure import layer_table
+
+COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
+SETTINGS = EvolutionSettings(
+    variants="gptq",
+    target=3.0,
+    generations=6,
+    offspring=6,
+    survivors=(3, 1),
+    tokens=(18, 48),
+    initial_candidates=4,
+    initial_tokens=12,
+)
+MIXED = SETTINGS.model_copy(update={"target": 2.7, "seed": 3})
+
+
+def prepare(folder: Path) -> Results:
+    """A tiny model with search tokens and real variants, without any search."""
+    results = make_results(folder)
+    write_tokens(results, "search", sequences=6)
+    model = BlockwiseModel.from_folder(results.model, torch.device("cpu"))
+    layers = layer_table(model.model)
+    write_table(layers, results.layers, LAYER_SCHEMA, provenance())
+    for block in range(BLOCKS):
+        rows = layers[layers["block"] == block].drop_duplicates("input_group")
+        hessians = {row.input_group: torch.eye(row.columns) for row in rows.itertuples()}
+        write_tensors(hessians, results.hessian(block), provenance(), {"tokens": 1})
+        make_variants(results, "gptq", GptqSettings(bits=(2, 3, 4), group_size=8), COMPUTE, block)
+    return results
+
+
+def artifacts(results: Results, name: str = "q") -> tuple[bytes, bytes]:
+    return results.configuration(name).read_bytes(), results.trace(name).read_bytes()
+
+
+def fresh(results: Results, name: str | Path) -> Results:
+    """The same run under a root of its own, so that searches do not meet; beside it if ``name`` is relative."""
+    own = Results(results.root.parent / name)
+    own.root.mkdir()
+    for path in results.root.iterdir():
+        (own.root / path.name).symlink_to(path.resolve())
+    return own

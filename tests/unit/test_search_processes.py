@@ -1,0 +1,180 @@
+"""A search in two processes: the same result as in one, and what happens when one of them is killed."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from search_run import COMPUTE, MIXED, artifacts, fresh, prepare
+
+from evopress.artifacts.paths import Results
+from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table
+from evopress.config.compute import ComputeSettings
+from evopress.config.search import EvolutionSettings
+from evopress.errors import ConfigError, SearchError
+from evopress.search import launch
+from evopress.search.launch import Job
+from evopress.search.run import run_search
+from evopress.search.worker import threads_of_process
+
+TWO = ComputeSettings(device="cpu", memory_gb=0.01, processes=2, threads=2)
+SETTINGS = MIXED.model_copy(update={"generations": 40})
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["evopress.search.run"])
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return prepare(tmp_path_factory.mktemp("processes"))
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: Results) -> Results:
+    """Searched by two processes without a fault."""
+    own = fresh(prepared, "whole")
+    run_search(own, "q", SETTINGS, TWO)
+    return own
+
+
+def test_two_processes_find_what_one_finds(prepared: Results, whole: Results) -> None:
+    one = fresh(prepared, "one")
+    torch.set_num_threads(1)
+    run_search(one, "q", SETTINGS, COMPUTE)
+    tables = [read_table(results.trace("q"), TRACE) for results in (one, whole)]
+    # float32 sums of other batches differ by rounding; divergences are near 0.1
+    np.testing.assert_allclose(*(table["fitness"] for table in tables), rtol=1e-4)
+    for column in ("generation", "step", "candidate", "tokens", "accepted"):
+        assert tables[0][column].tolist() == tables[1][column].tolist()
+    levels = [read_table(results.configuration("q"), CONFIGURATION)["level"].tolist() for results in (one, whole)]
+    assert levels[0] == levels[1]
+    assert not whole.resume("q").exists()
+
+
+def generations(results: Results) -> int:
+    """Finished generations in the resume log."""
+    log = results.resume("q") / "log.jsonl"
+    return log.read_bytes().count(b"\n") - 2 if log.exists() else -1
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happens"
+        time.sleep(0.002)
+
+
+def workers_of(pid: int) -> list[int]:
+    """Processes of the search that ``pid`` started, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parent == pid and b"evopress.search.worker" in command:
+            found[int(command[-2])] = int(folder.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _search(root: str, settings: EvolutionSettings) -> None:
+    run_search(Results(Path(root)), "q", settings, TWO)
+
+
+@contextmanager
+def running(results: Results, after: int) -> Iterator[tuple[multiprocessing.Process, list[int]]]:
+    """A job that has finished some generations more, and its processes."""
+    job = CONTEXT.Process(target=_search, args=(str(results.root), SETTINGS))
+    before = generations(results)
+    job.start()
+    wait_for(lambda: generations(results) >= before + after)
+    yield job, workers_of(job.pid)
+    job.join(20)
+    assert job.exitcode is not None, "the job hangs"
+
+
+def test_death_and_restart_change_no_byte_and_leave_no_orphan(prepared: Results, whole: Results) -> None:
+    killed = fresh(prepared, "killed")
+    with running(killed, 3) as (job, workers):
+        assert len(workers) == 2
+        os.kill(job.pid, signal.SIGTERM)
+        start = time.monotonic()
+        job.join(20)
+    assert job.exitcode == 128 + signal.SIGTERM and time.monotonic() - start < 8
+    assert not any(map(alive, workers))
+    with running(killed, 5) as (job, workers):
+        os.kill(job.pid, signal.SIGKILL)
+        wait_for(lambda: not any(map(alive, workers)), 8)
+    done = generations(killed)
+    assert 8 <= done < SETTINGS.generations and not killed.configuration("q").exists()
+    run_search(killed, "q", SETTINGS, TWO)
+    assert artifacts(killed) == artifacts(whole)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_job_with_an_error_that_names_it(
+    prepared: Results, whole: Results, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, started = fresh(prepared, f"rank{rank}"), []
+    start = launch._start
+    monkeypatch.setattr(launch, "_start", lambda *args: started.append(start(*args)) or started[-1])
+    died = []
+
+    def kill() -> None:
+        wait_for(lambda: generations(results) >= 2)
+        started[rank].kill()
+        died.append(time.monotonic())
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(SearchError, match=rf"^process {rank} of the search \(2 in all\) was killed by SIGKILL"):
+        run_search(results, "q", SETTINGS, TWO)
+    assert time.monotonic() - died[0] < 8
+    assert all(process.returncode is not None for process in started)
+    assert generations(results) >= 2 and not results.configuration("q").exists()
+    thread.join()
+    run_search(results, "q", SETTINGS, TWO)
+    assert artifacts(results) == artifacts(whole)
+
+
+def test_an_error_of_a_process_is_the_error_of_the_job(prepared: Results) -> None:
+    results = fresh(prepared, "error")
+    with pytest.raises(ConfigError, match=r"^searches.q.tokens.1.: asks for 73 tokens, but the search text has 72"):
+        run_search(results, "q", SETTINGS.model_copy(update={"tokens": (18, 73)}), TWO)
+    assert not results.configuration("q").exists()
+
+
+def test_what_a_process_says_last_is_part_of_the_error(
+    prepared: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import sys; sys.exit('the disk is on fire')"
+
+    def start(folder, job, rank):
+        with folder.output(rank).open("wb") as output:
+            return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=output)
+
+    monkeypatch.setattr(launch, "_start", start)
+    job = Job(prepared, "q", SETTINGS, TWO, trust_remote_code=False)
+    with pytest.raises(SearchError, match=r"ended with exit code 1 \(the disk is on fire\); run again"):
+        launch.run_in_processes(job)
+
+
+def test_processes_share_the_threads() -> None:
+    assert [threads_of_process(*case) for case in [(8, 2), (2, 2), (1, 2), (7, 3)]] == [4, 1, 1, 2]
