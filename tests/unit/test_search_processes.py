@@ -128,17 +128,26 @@ def test_death_and_restart_change_no_byte_and_leave_no_orphan(prepared: Results,
     assert artifacts(killed) == artifacts(whole)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_job_with_an_error_that_names_it(
-    prepared: Results, whole: Results, rank: int, monkeypatch: pytest.MonkeyPatch
+    prepared: Results, whole: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results, started = fresh(prepared, f"rank{rank}"), []
-    start = launch._start
-    monkeypatch.setattr(launch, "_start", lambda *args: started.append(start(*args)) or started[-1])
-    died = []
+    results = fresh(prepared, "one_dies")
+    for rank in (1, 0):
+        before = max(0, generations(results))
+        with monkeypatch.context() as patch:
+            kill_process(results, rank, before + 2, patch)
+        assert generations(results) >= before + 2 and not results.configuration("q").exists()
+    run_search(results, "q", SETTINGS, TWO)
+    assert artifacts(results) == artifacts(whole)
+
+
+def kill_process(results: Results, rank: int, when: int, patch: pytest.MonkeyPatch) -> None:
+    """Run the search and kill one of its processes once ``when`` generations are finished."""
+    start, started, died = launch._start, [], []
+    patch.setattr(launch, "_start", lambda *args: started.append(start(*args)) or started[-1])
 
     def kill() -> None:
-        wait_for(lambda: generations(results) >= 2)
+        wait_for(lambda: generations(results) >= when)
         started[rank].kill()
         died.append(time.monotonic())
 
@@ -148,10 +157,7 @@ def test_a_killed_process_ends_the_job_with_an_error_that_names_it(
         run_search(results, "q", SETTINGS, TWO)
     assert time.monotonic() - died[0] < 8
     assert all(process.returncode is not None for process in started)
-    assert generations(results) >= 2 and not results.configuration("q").exists()
     thread.join()
-    run_search(results, "q", SETTINGS, TWO)
-    assert artifacts(results) == artifacts(whole)
 
 
 def test_an_error_of_a_process_is_the_error_of_the_job(prepared: Results) -> None:

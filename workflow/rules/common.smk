@@ -43,14 +43,20 @@ except EvopressError as error:
 LOGS = RESULTS.root / "logs"
 SEARCHES = list(SETTINGS.searches)
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
+CHAINS = [name for name, variants in SETTINGS.variants.items() if variants.propagation == "compressed"]
+
+
+def any_of(names):
+    """Pattern of a wildcard that is one of the names."""
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 wildcard_constraints:
     block=r"\d+",
     shard=r"\d+",
-    dataset="|".join(map(re.escape, TEXT_FILES)),
-    variants="|".join(map(re.escape, SETTINGS.variants)) or "(?!)",
-    search="|".join(map(re.escape, SEARCHES)) or "(?!)",
+    dataset=any_of(TEXT_FILES),
+    variants=any_of(SETTINGS.variants),
+    search=any_of(SEARCHES),
 
 
 def interpreter(wildcards, threads):
@@ -77,6 +83,29 @@ def code(script):
 def with_manifest(*tensors):
     """Inputs that stand for safetensors files: they must be there, but small manifests tell whether they changed."""
     return [*map(ancient, tensors), *map(manifest_path, tensors)]
+
+
+def gpus_of_search(wildcards):
+    """A GPU for each process of a search, unless the settings ask for CPUs; only evolution has several processes."""
+    if SETTINGS.compute.device == "cpu":
+        return 0
+    return SETTINGS.compute.processes if SETTINGS.searches[wildcards.search].strategy == "evolution" else 1
+
+
+def kept(tensors):
+    """Outputs: a safetensors file and its manifest."""
+    return [tensors, manifest_path(tensors)]
+
+
+def removed_after_use(tensors):
+    """The same for one that is removed when the last job that needs it has ended."""
+    return [temp(path) for path in kept(tensors)]
+
+
+def chain_before(wildcards):
+    """Inputs that stand for the hidden states that the block before has left; none before the first."""
+    block = BLOCKS.index(wildcards.block)
+    return with_manifest(RESULTS.chain_state(wildcards.variants, BLOCKS[block - 1])) if block else []
 
 
 def hessians_of_search(wildcards):

@@ -15,6 +15,8 @@ rule search:
     log:
         LOGS / "search" / "{search}.log",
     threads: MANY_THREADS
+    resources:
+        gpu=gpus_of_search,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.search_slice(SETTINGS, wildcards.search),
