@@ -53,6 +53,10 @@ class Results:
         """Table of the variants of one block."""
         return self.root / "variants" / variants / f"{block_name(block)}.parquet"
 
+    def chain_state(self, variants: str, block: int | str) -> Path:
+        """Hidden states after a compressed block, which the next block of a chain starts from."""
+        return self.root / "variants" / variants / "chain" / f"{block_name(block)}.safetensors"
+
     def configuration(self, search: str) -> Path:
         """The level of every unit that a search chose."""
         return self.root / "search" / search / "configuration.parquet"

@@ -7,6 +7,9 @@ from evopress import __version__
 from evopress.artifacts.paths import Results
 from evopress.errors import ArtifactError
 
+PROVENANCE_KEY = "evopress"
+"""Key under which the metadata of a parquet or safetensors file holds it."""
+
 
 @dataclass(frozen=True)
 class Provenance:

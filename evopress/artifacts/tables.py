@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evopress.artifacts.atomic import atomic_file
-from evopress.artifacts.provenance import Provenance
+from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
 from evopress.errors import ArtifactError
 
 LAYERS = pa.schema(
@@ -100,7 +100,7 @@ TASKS = pa.schema(
     ]
 )
 
-_PROVENANCE = b"evopress"
+_PROVENANCE = PROVENANCE_KEY.encode()
 
 
 def write_table(frame: pd.DataFrame, path: Path, schema: pa.Schema, provenance: Provenance) -> None:

@@ -7,7 +7,7 @@ before them will be compressed.
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import pandas as pd
@@ -77,7 +77,8 @@ def accumulate_hessians(
         results.model, resolve_device(compute.device), resident=False, trust_remote_code=trust_remote_code
     )
     text = json.loads(read_provenance(tokens_path).settings)
-    made_by = json.dumps({"calibration": text, "hessians": settings.model_dump(mode="json")}, sort_keys=True)
+    own = settings.model_dump(mode="json", exclude={"keep"})
+    made_by = json.dumps({"calibration": text, "hessians": own}, sort_keys=True)
     provenance = Provenance("hessians", made_by, read_model_fingerprint(results))
     facts = {"tokens": tokens.numel(), "sequences": len(tokens)}
     with progress("Hessians", len(model.blocks), "blocks") as bar:
@@ -107,47 +108,87 @@ def propagate(model: BlockwiseModel, tokens: Tensor, layers: pd.DataFrame) -> It
     Raises:
         CompressionError: an input of a layer is not finite.
     """
-    chunks, inputs = _embed(model, tokens)
+    hidden, inputs = embed(model, tokens)
     for block in range(len(model.blocks)):
-        groups = layers.loc[layers["block"] == block].drop_duplicates("input_group")
-        widths = dict(zip(groups["input_group"], groups["columns"], strict=True))
-        last = block + 1 == len(model.blocks)
         model.load_block(block)
-        with _hooks(model.blocks[block], widths, model.device) as hessians:
-            for index, hidden in enumerate(chunks):
-                output = model.run_block(block, hidden.to(model.device), inputs)
-                chunks[index] = hidden[:0] if last else output.to("cpu")
+        last = block + 1 == len(model.blocks)
+        yield block, observe_block(model, block, hidden, inputs, layers[layers["block"] == block], outputs=not last)
         model.unload_block(block)
-        yield block, {name: _finished(hessian, model.block_names[block], name) for name, hessian in hessians.items()}
 
 
-def _embed(model: BlockwiseModel, tokens: Tensor) -> tuple[list[Tensor], BlockInputs]:
-    """Hidden states before the first block, in chunks on the host, and the inputs of the blocks."""
-    chunks = []
-    for part in tokens.split(max(1, _TOKENS_AT_ONCE // tokens.shape[1])):
-        hidden, inputs = model.embed(part)
-        chunks.append(hidden.to("cpu"))
-    return chunks, inputs
+def embed(model: BlockwiseModel, tokens: Tensor) -> tuple[Tensor, BlockInputs]:
+    """Hidden states [S, L, H] before the first block, on the host, and the inputs of the blocks."""
+    hidden = torch.empty(*tokens.shape, model.hidden_size, dtype=model.dtype)
+    size = batch_size(tokens)
+    for part, ids in zip(hidden.split(size), tokens.split(size), strict=True):
+        part.copy_(model.embed(ids)[0])
+    return hidden, model.embed(tokens[:1])[1]
+
+
+def batch_size(sequences: Tensor) -> int:
+    """Sequences [S, L, ...] that pass a block together."""
+    return max(1, _TOKENS_AT_ONCE // sequences.shape[1])
+
+
+def observe_block(
+    model: BlockwiseModel,
+    block: int,
+    hidden: Tensor,
+    inputs: BlockInputs,
+    layers: pd.DataFrame,
+    *,
+    outputs: bool,
+) -> dict[str, Tensor]:
+    """Run hidden states through a loaded block and return its Hessians by input group, on the host.
+
+    Args:
+        model: runs the block.
+        block: index of the block.
+        hidden: [S, L, H] on the host; with ``outputs`` it becomes what the block returns. Otherwise the block is left
+            as soon as the last input is known.
+        inputs: of the blocks, from `embed`.
+        layers: rows of the LAYERS schema whose inputs are wanted.
+        outputs: whether anything comes after the block.
+
+    Raises:
+        CompressionError: an input of a layer is not finite.
+    """
+    groups = layers.drop_duplicates("input_group")
+    widths = dict(zip(groups["input_group"], groups["columns"], strict=True))
+    with _hooks(model.blocks[block], widths, model.device, stop=not outputs) as hessians:
+        for part in hidden.split(batch_size(hidden)):
+            with suppress(_AllSeen):
+                output = model.run_block(block, part.to(model.device), inputs)
+                if outputs:
+                    part.copy_(output)
+    return {name: _finished(hessian, model.block_names[block], name) for name, hessian in hessians.items()}
+
+
+class _AllSeen(Exception):  # noqa: N818 (not an error)
+    """The inputs of all layers are known; nothing that the block does after is wanted."""
 
 
 @contextmanager
-def _hooks(block: nn.Module, widths: Mapping[str, int], device: torch.device) -> Iterator[dict[str, Tensor]]:
+def _hooks(
+    block: nn.Module, widths: Mapping[str, int], device: torch.device, *, stop: bool
+) -> Iterator[dict[str, Tensor]]:
     """Accumulate the inputs of the named layers while the block runs; one layer stands for all of its input group."""
     hessians = {name: torch.zeros(width, width, device=device) for name, width in widths.items()}
+    seen: set[str] = set()
 
-    handles = [
-        block.get_submodule(name).register_forward_pre_hook(partial(_observe, hessian))
-        for name, hessian in hessians.items()
-    ]
+    def observe(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        accumulate(hessians[name], args[0])
+        seen.add(name)
+        if stop and len(seen) == len(hessians):
+            seen.clear()
+            raise _AllSeen
+
+    handles = [block.get_submodule(name).register_forward_pre_hook(partial(observe, name)) for name in hessians]
     try:
         yield hessians
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _observe(hessian: Tensor, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-    accumulate(hessian, args[0])
 
 
 def _finished(hessian: Tensor, block: str, layer: str) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from evopress.config.variants import parse_pattern
+from evopress.config.variants import parse_pattern, step_label
 from evopress.errors import CompressionError
 
 
@@ -46,11 +46,7 @@ def unstructured_levels(parameters: int, target: float, step: int, each_way: int
             f"sparsity {target:g} leaves nothing of a layer of {parameters} weights; lower it or exclude the layer"
         )
     counts = {steps: centre + steps * step for steps in range(-each_way, each_way + 1)}
-    return [
-        SparsityLevel(f"{steps:+d}" if steps else "0", removed)
-        for steps, removed in counts.items()
-        if 0 <= removed < parameters
-    ]
+    return [SparsityLevel(step_label(steps), removed) for steps, removed in counts.items() if 0 <= removed < parameters]
 
 
 def removed_at(parameters: int, sparsity: float) -> int:

@@ -1,7 +1,7 @@
 """The variants stage: all levels of all linear layers of one block, from its Hessians and its weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 import pandas as pd
@@ -38,18 +38,18 @@ def make_variants(results: Results, name: str, settings: VariantSettings, comput
     manifest = verify(results.hessian(block))
     calibrated = Provenance(**manifest["provenance"])
     require_same_model(results, calibrated, results.hessian(block))
-    device = resolve_device(compute.device)
-    checkpoint = Checkpoint(results.model)
-    variants: list[Variant] = []
-    with progress(f"variants {name}, block {block}", len(layers), "layers") as bar:
-        for group, members in layers.groupby("input_group", sort=False):
-            hessian = _hessian(results, block, str(group)).to(device)
-            weights = _weights(checkpoint, members, device)
-            variants += _compress(weights, hessian, settings, members, compute.memory_gb * 1e9)
-            bar.advance(len(members))
-    provenance = Provenance("variants", settings.model_dump_json(), read_model_fingerprint(results))
+
+    def hessian(group: str) -> Tensor:
+        return read_tensors(results.hessian(block), [group], check=False)[group]  # verified above
+
+    variants = compress_layers(results, f"variants {name}, block {block}", settings, compute, layers, hessian)
     facts = {"hessians": json.loads(calibrated.settings), "tokens": manifest["facts"].get("tokens")}
-    _write(results, name, block, variants, layers, provenance, facts)
+    write_variants(results, name, block, variants, layers, variants_provenance(results, settings), facts)
+
+
+def variants_provenance(results: Results, settings: VariantSettings) -> Provenance:
+    """What makes the variants of all blocks."""
+    return Provenance("variants", settings.model_dump_json(), read_model_fingerprint(results))
 
 
 def included_layers(results: Results, name: str, settings: VariantSettings, block: int) -> pd.DataFrame:
@@ -72,9 +72,36 @@ def included_layers(results: Results, name: str, settings: VariantSettings, bloc
     return layers[(layers["block"] == block) & ~excluded.astype(bool)]
 
 
-def _hessian(results: Results, block: int, group: str) -> Tensor:
-    """Hessian of one input group; the file was verified before."""
-    return read_tensors(results.hessian(block), [group], check=False)[group]
+def compress_layers(
+    results: Results,
+    description: str,
+    settings: VariantSettings,
+    compute: ComputeSettings,
+    layers: pd.DataFrame,
+    hessian: Callable[[str], Tensor],
+) -> list[Variant]:
+    """All variants of some layers, one input group after the other.
+
+    Args:
+        results: gives the weights.
+        description: what the progress bar says.
+        settings: method and levels.
+        compute: device and memory.
+        layers: rows of the LAYERS schema.
+        hessian: gives the Hessian of an input group.
+
+    Raises:
+        CompressionError: a layer cannot be compressed as asked; the message names it.
+        ModelError: a weight cannot be read.
+    """
+    device, checkpoint = resolve_device(compute.device), Checkpoint(results.model)
+    variants: list[Variant] = []
+    with progress(description, len(layers), "layers") as bar:
+        for group, members in layers.groupby("input_group", sort=False):
+            weights = _weights(checkpoint, members, device)
+            variants += _compress(weights, hessian(str(group)).to(device), settings, members, compute.memory_gb * 1e9)
+            bar.advance(len(members))
+    return variants
 
 
 def _weights(checkpoint: Checkpoint, members: pd.DataFrame, device: torch.device) -> dict[str, Tensor]:
@@ -115,7 +142,7 @@ def _compress(
     return variants
 
 
-def _write(
+def write_variants(
     results: Results,
     name: str,
     block: int,
@@ -124,7 +151,11 @@ def _write(
     provenance: Provenance,
     facts: Mapping[str, object],
 ) -> None:
-    """Write tensors, then the table: an old table must not stand beside new tensors."""
+    """Write tensors, then the table: an old table must not stand beside new tensors.
+
+    Raises:
+        ArtifactError: the files cannot be written.
+    """
     table = results.variant_table(name, block)
     table.unlink(missing_ok=True)
     tensors = {

@@ -28,8 +28,8 @@ def tokens_slice(settings: Settings, dataset: str) -> str:
 
 
 def hessians_slice(settings: Settings) -> str:
-    """Shards: the order of summation shows in the last bits."""
-    return settings.hessians.model_dump_json()
+    """Shards: the order of summation shows in the last bits. Whether Hessians are kept changes nothing in them."""
+    return settings.hessians.model_dump_json(exclude={"keep"})
 
 
 def variants_slice(settings: Settings, variants: str) -> str:
@@ -63,6 +63,7 @@ def expected_slices(settings: Settings, results: Results, blocks: Sequence[str])
             yield results.variant_table(variants, block), variants_slice(settings, variants)
     for search in settings.searches:
         yield results.configuration(search), search_slice(settings, search)
+        yield results.archive(search), search_slice(settings, search)
     for model in (DENSE, *settings.searches):
         yield results.perplexity(model), perplexity_slice(settings)
         yield results.tasks(model), tasks_slice(settings)

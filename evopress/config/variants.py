@@ -1,9 +1,9 @@
 """How compressed variants of each linear layer are made."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from evopress.config.base import Section
 
@@ -12,9 +12,40 @@ class HessianSettings(Section):
     """How the Hessians are accumulated."""
 
     shards: int = Field(1, ge=1, description="Token shards that run as separate jobs and are then summed.")
+    keep: bool = Field(
+        True, description="False removes a block's Hessians when all that need them are done; new levels remake them."
+    )
 
 
-class GptqSettings(Section):
+class _MethodSettings(Section):
+    """What all methods share."""
+
+    exclude: tuple[str, ...] = Field((), description="Patterns of layer names that stay dense, as in `*.down_proj`.")
+    propagation: Literal["dense", "compressed"] = Field(
+        "dense",
+        description="Whose outputs the Hessians of a block see: those of the dense blocks before it, or of the "
+        "compressed ones at `propagation_level`, block after block, in a chain of jobs with Hessians of its own.",
+    )
+    propagation_level: str | None = Field(
+        None, description='With `propagation: compressed`, the level, as in `"3"` (bits), `"0"` or `"2:4"`.'
+    )
+
+    @model_validator(mode="after")
+    def _check_propagation(self) -> Self:
+        level, labels = self.propagation_level, self.labels()
+        if self.propagation == "dense" and level is not None:
+            raise ValueError("propagation_level: nothing is compressed underway; set `propagation: compressed` as well")
+        if self.propagation == "compressed" and level not in labels:
+            what = "needed with `propagation: compressed`" if level is None else f"{level!r} is not made"
+            raise ValueError(f"propagation_level: {what}; choose one of {', '.join(labels)} (in quotes)")
+        return self
+
+    def labels(self) -> list[str]:
+        """Labels of the levels that a layer with room for all of them has."""
+        raise NotImplementedError
+
+
+class GptqSettings(_MethodSettings):
     """GPTQ (arXiv 2210.17323) at several bit-widths."""
 
     method: Literal["gptq"] = "gptq"
@@ -25,7 +56,6 @@ class GptqSettings(Section):
     clip_search: bool = Field(True, description="Clip each group's range where that rounds with less error.")
     damping: float = Field(0.01, gt=0, lt=1, description="Share of the mean Hessian diagonal added to the diagonal.")
     block_size: int = Field(128, ge=1, description="Columns between two lazy updates of the remaining ones.")
-    exclude: tuple[str, ...] = Field((), description="Patterns of layer names that stay dense, as in `*.down_proj`.")
 
     @field_validator("bits")
     @classmethod
@@ -35,6 +65,10 @@ class GptqSettings(Section):
         if len(set(bits)) != len(bits):
             raise ValueError(f"a bit-width is named twice in {list(bits)}")
         return tuple(sorted(bits))
+
+    def labels(self) -> list[str]:
+        """Bit-widths."""
+        return [str(bits) for bits in self.bits]
 
 
 def parse_pattern(text: str) -> tuple[int, int]:
@@ -51,7 +85,12 @@ def parse_pattern(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-class _SparsitySettings(Section):
+def step_label(steps: int) -> str:
+    """Label of the level that lies ``steps`` steps beyond the target sparsity, as in `+3`."""
+    return f"{steps:+d}" if steps else "0"
+
+
+class _SparsitySettings(_MethodSettings):
     """Which weights may go; the levels are the same whatever method chooses them."""
 
     sparsity: float = Field(0.5, gt=0, lt=1, description="Level 0: the share of each layer's weights that become zero.")
@@ -62,7 +101,6 @@ class _SparsitySettings(Section):
         description="Patterns `n:m` (n of every m neighbouring weights are kept), one level each, in place of "
         "`sparsity`, `step` and `levels`, which put zeros anywhere.",
     )
-    exclude: tuple[str, ...] = Field((), description="Patterns of layer names that stay dense, as in `*.down_proj`.")
 
     @field_validator("patterns")
     @classmethod
@@ -72,6 +110,10 @@ class _SparsitySettings(Section):
         if len(set(patterns)) != len(patterns):
             raise ValueError(f"a pattern is named twice in {list(patterns)}")
         return patterns
+
+    def labels(self) -> list[str]:
+        """Patterns, or steps from the target."""
+        return list(self.patterns) or [step_label(steps) for steps in range(-self.levels, self.levels + 1)]
 
 
 class SparseGptSettings(_SparsitySettings):

@@ -15,6 +15,8 @@ from torch import Tensor
 from evopress.artifacts.atomic import atomic_file
 from evopress.artifacts.configuration import read_configuration
 from evopress.artifacts.paths import Results
+from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
+from evopress.artifacts.tables import read_provenance
 from evopress.artifacts.tensors import save
 from evopress.artifacts.variants import VariantStore
 from evopress.compression.packing import decode
@@ -52,8 +54,11 @@ def write_archive(results: Results, search: str) -> None:
         }
         tensors |= {f"{name}/{part}": tensor for part, tensor in store.packed(*key).items()}
     path = results.archive(search)
+    chosen_by = read_provenance(results.configuration(search))
+    provenance = Provenance("archive", chosen_by.settings, chosen_by.model)
+    metadata = {_HEADER: json.dumps(packed, sort_keys=True), PROVENANCE_KEY: provenance.dumps()}
     with atomic_file(path) as temporary:
-        save(tensors, temporary, metadata={_HEADER: json.dumps(packed, sort_keys=True)})
+        save(tensors, temporary, metadata=metadata)
     log.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
 
 

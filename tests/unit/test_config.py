@@ -70,6 +70,27 @@ def test_the_default_is_valid_and_complete_files_need_nothing_else() -> None:
         ({"data": {"evaluation": {"search": TEXT}}}, "data.evaluation.search: the name is taken by data.search"),
         ({"data": {"evaluation": {"held": None}}}, "data.evaluation: Dictionary should have at least 1 item"),
         ({"variants": {"gptq": {"bits": [1, 2]}}}, "variants.gptq.bits: bit-widths must lie between 2 and 8"),
+        (
+            {"variants": {"gptq": {"propagation": "compressed"}}},
+            "variants.gptq: propagation_level: needed with `propagation: compressed`; choose one of 2, 3, 4, 5, 6",
+        ),
+        (
+            {"variants": {"gptq": {"propagation": "compressed", "propagation_level": "7"}}},
+            "variants.gptq: propagation_level: '7' is not made; choose one of 2, 3, 4, 5, 6",
+        ),
+        (
+            {"variants": {"s": {"method": "wanda", "levels": 1, "propagation": "compressed"}}},
+            "variants.s: propagation_level: needed with `propagation: compressed`; choose one of -1, 0, +1",
+        ),
+        (
+            {"variants": {"gptq": {"propagation_level": "3"}}},
+            "variants.gptq: propagation_level: nothing is compressed underway",
+        ),
+        ({"variants": {"s": {"method": "wanda", "sparsity": 1}}}, "variants.s.sparsity: Input should be less than 1"),
+        (
+            {"variants": {"s": {"method": "wanda", "sparsity": 0}}},
+            "variants.s.sparsity: Input should be greater than 0",
+        ),
         ({"name": "a\nb"}, "name: 'a\\nb' cannot name a file"),
         ({"name": ".."}, "name: '..' cannot name a file"),
         ({"model": {"source": "pypi"}}, "model.package: Field required"),

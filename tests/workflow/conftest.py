@@ -55,7 +55,7 @@ def settings(sources: Path) -> dict[str, Any]:
 def finished(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout in which the tiny run has ended."""
     checkout = Checkout.make(tmp_path_factory.mktemp("checkout") / "evopress")
-    outcome = checkout.run(settings)
+    outcome = checkout.run(settings, "all", "archives")
     assert outcome.returncode == 0, outcome.stderr
     assert "evo" in outcome.stdout and "dense" in outcome.stdout
     return checkout

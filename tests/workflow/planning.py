@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +37,11 @@ class Checkout:
         """The command that a user types, with the code of this checkout."""
         overlay = self.root / "settings.yaml"
         overlay.write_text(yaml.safe_dump(dict(settings)))
-        command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--configfile", overlay.name, *arguments]
+        command = [sys.executable, "-m", "snakemake", *arguments, "--cores", str(cores), "--configfile", overlay.name]
         environment = os.environ | {"PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=600)
 
-    def plan(self, settings: Mapping[str, Any], cores: int = 2) -> set[str]:
+    def plan(self, settings: Mapping[str, Any], cores: int = 2, targets: Sequence[str] = ()) -> set[str]:
         """Jobs that would run: rule names, with the wildcards that tell jobs of a rule apart (but not blocks)."""
         jobs: set[str] = set()
         profile = yaml.safe_load((self.root / "workflow/profiles/default/config.yaml").read_text())
@@ -53,9 +53,9 @@ class Checkout:
                 config_settings=ConfigSettings(config=dict(settings)),
                 snakefile=Path("workflow/Snakefile"),
             )
-            dag = workflow.dag(DAGSettings(max_checksum_file_size=64_000_000))
+            dag = workflow.dag(DAGSettings(targets=set(targets), max_checksum_file_size=64_000_000))
             dag.execute_workflow(executor="dryrun")
-        return jobs - {"all"}
+        return jobs - {"all", "archives"}
 
 
 class _Collector(logging.Handler):

@@ -26,6 +26,7 @@ TOKENS = {"tokens calibration", "tokens search", "tokens held"}
 SEARCH_TEXT = {"tokens search"} | SEARCH
 HELD_OUT = {"tokens held", "perplexity_dense", "perplexity evo", "card evo"} | REPORT
 MODEL = {"model"} | CALIBRATION | SEARCH_TEXT | HELD_OUT | TASKS
+CHAIN = {"variants_chain gptq"} | SEARCH
 OTHER_SEARCH = {"search other", "stitch other", "card other", "perplexity other", "tasks other"} | REPORT
 
 # Setting, another value, and what must run again. A setting of a kind that the run does not have is changed together
@@ -51,6 +52,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     *((f"data.evaluation.held.{key}", value, HELD_OUT) for key, value in TEXT_CHANGES),
     ("data.evaluation.more", {"source": "python_docs"}, HELD_OUT - {"tokens held"} | {"tokens more"}),
     ("hessians.shards", 2, {"hessian_sum"} | HESSIANS),
+    ("hessians.keep", False, set()),
     ("variants.gptq.method", "gptq", set()),
     ("variants.gptq.bits", [2, 3, 4, 5], VARIANTS),
     ("variants.gptq.group_size", 8, VARIANTS),
@@ -60,6 +62,8 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("variants.gptq.damping", 0.02, VARIANTS),
     ("variants.gptq.block_size", 16, VARIANTS),
     ("variants.gptq.exclude", ["*.down_proj"], VARIANTS),
+    ("variants.gptq.propagation", "compressed", CHAIN),
+    ("variants.gptq.propagation_level", "3", CHAIN),
     ("variants.unused", {"method": "gptq", "bits": [2, 3]}, set()),
     ("searches.evo.strategy", "uniform", SEARCH),
     ("searches.evo.target", 2.5, SEARCH),
@@ -88,6 +92,8 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
 # What must change with a setting to keep the settings valid.
 ALSO: dict[tuple[str, Any], dict[str, Any]] = {
     ("model.source", "gguf"): {"model": {"source": "gguf", "path": "{sources}/model.gguf", "blocks": 3}},
+    ("variants.gptq.propagation", "compressed"): {"variants.gptq.propagation_level": "2"},
+    ("variants.gptq.propagation_level", "3"): {"variants.gptq.propagation": "compressed"},
     ("searches.evo.strategy", "uniform"): {"searches.evo": {"strategy": "uniform", "variants": "gptq", "target": 3.0}},
     ("searches.evo.variants", "second"): {"variants.second": {"method": "gptq", "bits": [2, 3, 4], "group_size": 8}},
 }
@@ -218,3 +224,24 @@ def test_an_edited_file_of_the_project_repeats_the_stages_that_use_it(
 ) -> None:
     with edited(finished.root / name, b"\n"):
         assert finished.plan(settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("searches.evo.generations", 3, {"search evo", "archive evo"}),
+        ("variants.gptq.bits", [2, 3, 4, 5], {"variants gptq", "search evo", "archive evo"}),
+        ("evaluation.tasks.limit", 5, set()),
+        ("data.evaluation.held.seed", 1, set()),
+    ],
+)
+def test_an_archive_follows_its_search(
+    finished: Checkout, settings: dict[str, Any], sources: Path, path: str, value: Any, expected: set[str]
+) -> None:
+    assert finished.plan(settings, targets=["archives"]) == set()
+    assert finished.plan(replaced(settings, path, value, sources), targets=["archives"]) == expected
+
+
+def test_edited_code_of_the_archive_repeats_it_alone(finished: Checkout, settings: dict[str, Any]) -> None:
+    with edited(finished.root / "evopress/stitch/archive.py", b"\n"):
+        assert finished.plan(settings, targets=["all", "archives"]) == {"archive evo"}

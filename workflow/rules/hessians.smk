@@ -2,6 +2,7 @@
 
 SHARDS = SETTINGS.hessians.shards
 HESSIAN_FILES = RESULTS.hessian if SHARDS == 1 else lambda block: RESULTS.hessian_shard("{shard}", block)
+KEPT = kept if SETTINGS.hessians.keep else removed_after_use
 
 
 rule hessians:
@@ -11,8 +12,7 @@ rule hessians:
         RESULTS.tokens("calibration"),
         code=code("hessians.py"),
     output:
-        [HESSIAN_FILES(block) for block in BLOCKS],
-        [manifest_path(HESSIAN_FILES(block)) for block in BLOCKS],
+        [(KEPT if SHARDS == 1 else removed_after_use)(HESSIAN_FILES(block)) for block in BLOCKS],
     log:
         LOGS / "hessians" / ("shard_0.log" if SHARDS == 1 else "shard_{shard}.log"),
     threads: MANY_THREADS
@@ -34,8 +34,7 @@ if SHARDS > 1:
             with_manifest(*(RESULTS.hessian_shard(shard, "{block}") for shard in range(SHARDS))),
             code=code("hessian_sum.py"),
         output:
-            RESULTS.hessian("{block}"),
-            manifest_path(RESULTS.hessian("{block}")),
+            KEPT(RESULTS.hessian("{block}")),
         log:
             LOGS / "hessians" / "block_{block}.log",
         params:

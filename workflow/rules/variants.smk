@@ -1,4 +1,4 @@
-# Every linear layer of a block, compressed to every level.
+# Every linear layer of a block, compressed to every level: each block on its own, or one after the other in a chain.
 
 
 rule variants:
@@ -8,11 +8,12 @@ rule variants:
         with_manifest(RESULTS.hessian("{block}")),
         code=code("variants.py"),
     output:
-        RESULTS.variant_tensors("{variants}", "{block}"),
-        manifest_path(RESULTS.variant_tensors("{variants}", "{block}")),
+        kept(RESULTS.variant_tensors("{variants}", "{block}")),
         RESULTS.variant_table("{variants}", "{block}"),
     log:
         LOGS / "variants" / "{variants}" / "block_{block}.log",
+    wildcard_constraints:
+        variants=any_of(set(SETTINGS.variants) - set(CHAINS)),
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
@@ -20,4 +21,30 @@ rule variants:
         "Variants {wildcards.variants}: block {wildcards.block}"
     shell:
         "{params.python:q} scripts/variants.py {params.common:q} --name {wildcards.variants:q}"
+        " --block {wildcards.block} --settings {params.settings:q} --log {log:q}"
+
+
+rule variants_chain:
+    input:
+        RESULTS.model_manifest,
+        RESULTS.layers,
+        RESULTS.tokens("calibration"),
+        chain_before,
+        code=code("variants_chain.py"),
+    output:
+        kept(RESULTS.variant_tensors("{variants}", "{block}")),
+        RESULTS.variant_table("{variants}", "{block}"),
+        removed_after_use(RESULTS.chain_state("{variants}", "{block}")),
+    log:
+        LOGS / "variants" / "{variants}" / "block_{block}.log",
+    wildcard_constraints:
+        variants=any_of(CHAINS),
+    threads: MANY_THREADS
+    params:
+        **SCRIPT,
+        settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
+    message:
+        "Variants {wildcards.variants}: block {wildcards.block}, after those before it"
+    shell:
+        "{params.python:q} scripts/variants_chain.py {params.common:q} --name {wildcards.variants:q}"
         " --block {wildcards.block} --settings {params.settings:q} --log {log:q}"

@@ -1,0 +1,123 @@
+"""Variants whose Hessians see compressed blocks: a chain of jobs, one for each block.
+
+As GPTQ's authors do (arXiv 2210.17323, section 4), calibration tokens run through the compressed model: the Hessians
+of a block come from hidden states that the compressed blocks before it returned. Within a block, all layers are
+observed before any is compressed. One level is chosen to run on with; its hidden states pass from job to job in a file.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.paths import Results
+from evopress.artifacts.provenance import Provenance
+from evopress.artifacts.tables import read_provenance
+from evopress.artifacts.tensors import read_tensors, sha256, verify, write_tensors
+from evopress.compression.hessian import batch_size, embed, observe_block
+from evopress.compression.packing import decode
+from evopress.compression.variant import Variant
+from evopress.compression.variants import compress_layers, included_layers, variants_provenance, write_variants
+from evopress.config.compute import ComputeSettings
+from evopress.config.variants import VariantSettings
+from evopress.data.tokens import read_tokens
+from evopress.device import resolve_device
+from evopress.errors import ArtifactError, CompressionError
+from evopress.models.blockwise import BlockInputs, BlockwiseModel
+from evopress.progress import log
+
+_STATE = "hidden"
+"""Name of the hidden states, [S, L, H], in the file between two jobs."""
+
+
+def make_chained_variants(
+    results: Results,
+    name: str,
+    settings: VariantSettings,
+    compute: ComputeSettings,
+    block: int,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Compress a block to every level, given what the compressed blocks before it make of the calibration tokens.
+
+    Writes the variants, and the hidden states after the block at ``settings.propagation_level``; the Hessians are not
+    kept, since they hold for this chain only.
+
+    Raises:
+        ArtifactError: tokens, layers or the hidden states are missing, damaged, or of another model or chain.
+        CompressionError: a layer cannot be compressed as asked, or lacks the level; the message names it.
+        ConfigError: a pattern of ``exclude`` matches no layer, or the device is not there.
+        ModelError: a weight cannot be read.
+    """
+    layers = included_layers(results, name, settings, block)
+    provenance = variants_provenance(results, settings)
+    tokens = read_tokens(results, "calibration")
+    facts = _facts(results, tokens)
+    model = BlockwiseModel.from_folder(
+        results.model, resolve_device(compute.device), resident=False, trust_remote_code=trust_remote_code
+    )
+    hidden, inputs = embed(model, tokens[:1] if block else tokens)
+    if block:
+        hidden = _read_state(results.chain_state(name, block - 1), provenance, facts)
+    model.load_block(block)
+    hessians = observe_block(model, block, hidden, inputs, layers, outputs=False)
+    description = f"variants {name}, block {block}"
+    variants = compress_layers(results, description, settings, compute, layers, hessians.__getitem__)
+    shapes = dict(zip(layers["layer"], zip(layers["rows"], layers["columns"], strict=True), strict=True))
+    weights = _weights(variants, str(settings.propagation_level), shapes, model)
+    if block + 1 < len(model.blocks):
+        _run(model, block, hidden, inputs, weights)
+    else:
+        hidden = hidden[:0]  # nothing comes after
+    write_variants(results, name, block, variants, layers, provenance, facts)
+    write_tensors({_STATE: hidden}, results.chain_state(name, block), provenance, facts)
+    log.info("%s: %d sequences go on at level %s", description, len(hidden), settings.propagation_level)
+
+
+def _facts(results: Results, tokens: Tensor) -> dict[str, object]:
+    """What calibrates, for the manifests of all blocks."""
+    path = results.tokens("calibration")
+    provenance = read_provenance(path)
+    require_same_model(results, provenance, path)
+    text = json.loads(provenance.settings)
+    made_from = {"calibration": text, "propagation": "compressed"}
+    return {"hessians": made_from, "tokens": tokens.numel(), "tokens_sha256": sha256(path)}
+
+
+def _read_state(path: Path, provenance: Provenance, facts: Mapping[str, object]) -> Tensor:
+    """Hidden states [S, L, H] as the job before has left them."""
+    manifest = verify(path)
+    if Provenance(**manifest["provenance"]) != provenance or manifest["facts"] != facts:
+        raise ArtifactError(f"{path}: belongs to another model, other settings or other tokens; delete it, run again")
+    return read_tensors(path, [_STATE], check=False)[_STATE]
+
+
+def _weights(
+    variants: Sequence[Variant], level: str, shapes: Mapping[str, tuple[int, int]], model: BlockwiseModel
+) -> dict[str, Tensor]:
+    """Weights of the layers at one level.
+
+    Raises:
+        CompressionError: a layer has no such level.
+    """
+    chosen = {variant.layer: variant for variant in variants if variant.level == level}
+    if lacking := sorted(set(shapes) - set(chosen)):
+        own = ", ".join(variant.level for variant in variants if variant.layer == lacking[0])
+        raise CompressionError(
+            f"{', '.join(lacking)}: no room for the propagation_level {level}; choose one that all layers have ({own})"
+        )
+    return {
+        layer: decode(variant.format, variant.parts, shapes[layer], model.dtype, model.device)
+        for layer, variant in chosen.items()
+    }
+
+
+@torch.no_grad()
+def _run(model: BlockwiseModel, block: int, hidden: Tensor, inputs: BlockInputs, weights: Mapping[str, Tensor]) -> None:
+    """Replace hidden states [S, L, H] by what the block makes of them with ``weights``."""
+    for part in hidden.split(batch_size(hidden)):
+        part.copy_(model.run_block(block, part.to(model.device), inputs, weights))

@@ -1,0 +1,27 @@
+"""Compress the linear layers of one block to every level, given the outputs of the compressed blocks before it."""
+
+from argparse import Namespace
+
+from evopress.compression.chain import make_chained_variants
+from evopress.config.variants import VariantSettings
+from evopress.script import argument_parser, run, settings_argument
+
+
+def main(arguments: Namespace) -> None:
+    """Run the stage."""
+    make_chained_variants(
+        arguments.results,
+        arguments.name,
+        arguments.settings,
+        arguments.compute,
+        arguments.block,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+
+
+if __name__ == "__main__":
+    parser = argument_parser(__doc__)
+    parser.add_argument("--name", required=True, help="name of the variants")
+    parser.add_argument("--block", required=True, type=int, help="index of the block")
+    settings_argument(parser, VariantSettings, "variants")
+    run(parser, main)

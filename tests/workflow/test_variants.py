@@ -1,0 +1,99 @@
+"""Variants in a chain of jobs, and Hessians that are removed after use: run for real, and asked what runs again."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planning import Checkout
+from test_incremental import edited, replaced
+
+from evopress.artifacts.paths import Results, manifest_path
+
+CHAIN = {"variants_chain chain", "search chained"}
+
+
+@pytest.fixture
+def copied(finished: Checkout, tmp_path: Path) -> Checkout:
+    """A copy of the finished checkout, with Snakemake's records, that a test may change."""
+    shutil.copytree(finished.root, tmp_path / "evopress")
+    return Checkout(tmp_path / "evopress")
+
+
+def results_of(checkout: Checkout) -> Results:
+    return Results(checkout.root / "results/tiny")
+
+
+def added(settings: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
+    """Settings with more variants and searches."""
+    return {**settings, **{name: {**settings.get(name, {}), **more} for name, more in sections.items()}}
+
+
+@pytest.fixture(scope="module")
+def chained(settings: dict[str, Any]) -> dict[str, Any]:
+    """With variants in a chain, and a search over them."""
+    chain = {**settings["variants"]["gptq"], "propagation": "compressed", "propagation_level": "3"}
+    search = {"strategy": "uniform", "variants": "chain", "target": 3.0}
+    return added(settings, variants={"chain": chain}, searches={"chained": search})
+
+
+def test_a_chain_runs_block_after_block_goes_on_after_a_kill_and_leaves_no_state(
+    copied: Checkout, chained: dict[str, Any], sources: Path
+) -> None:
+    results = results_of(copied)
+    first, target, other = (
+        path.relative_to(copied.root).as_posix()
+        for path in (results.variant_table("chain", 0), results.configuration("chained"), results.configuration("evo"))
+    )
+    assert copied.plan(chained, targets=[target]) == CHAIN
+    outcome = copied.run(chained, first, "--notemp")  # what a kill in the second block leaves
+    assert outcome.returncode == 0, outcome.stderr
+    made = results.variant_table("chain", 0).stat().st_mtime_ns
+    outcome = copied.run(chained, target)
+    assert outcome.returncode == 0, outcome.stderr
+    assert all(results.variant_table("chain", block).exists() for block in range(3))
+    assert results.variant_table("chain", 0).stat().st_mtime_ns == made
+    assert list(results.chain_state("chain", 0).parent.glob("*")) == []
+
+    assert copied.plan(chained, targets=[target]) == set()
+    changes: list[tuple[str, Any, set[str]]] = [
+        ("variants.chain.propagation_level", "2", CHAIN),
+        ("searches.chained.target", 2, {"search chained"}),
+        ("hessians.shards", 2, set()),
+        ("data.calibration.seed", 1, {"tokens calibration"} | CHAIN),
+    ]
+    for path, value, expected in changes:
+        assert copied.plan(replaced(chained, path, value, sources), targets=[target]) == expected, path
+    with edited(copied.root / "evopress/compression/chain.py", b"\n"):
+        assert copied.plan(chained, targets=[target]) == CHAIN
+        assert copied.plan(chained, targets=[other]) == set()
+
+
+def test_hessians_go_when_the_last_that_needs_them_has_ended(copied: Checkout, settings: dict[str, Any]) -> None:
+    results = results_of(copied)
+    second = {**settings["variants"]["gptq"], "group_size": 8}
+    removing = added({**settings, "hessians": {"keep": False}}, variants={"second": second})
+    hessians = [results.hessian(block) for block in range(3)]
+    assert all(path.exists() for path in hessians)
+    assert copied.plan(removing) == set()
+    outcome = copied.run(
+        removing, *(results.variant_table("second", block).relative_to(copied.root).as_posix() for block in range(3))
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert not any(path.exists() or manifest_path(path).exists() for path in hessians)
+
+    assert copied.plan(removing) == set()
+    assert copied.plan(settings) == set()
+    more = {**removing, "variants": {"gptq": {**settings["variants"]["gptq"], "bits": [2, 3, 4, 5]}}}
+    again = copied.plan(more)
+    assert {"hessians", "variants gptq", "search evo"} <= again
+    assert not again & {
+        "tokens calibration",
+        "tokens search",
+        "tokens held",
+        "model",
+        "perplexity_dense",
+        "tasks_dense",
+    }
+    search = {**removing, "searches": {"evo": {**settings["searches"]["evo"], "generations": 3}}}
+    assert not copied.plan(search) & {"hessians", "variants gptq"}
