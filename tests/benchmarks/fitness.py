@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from phases import Phases, peak_gflops
 from plain import PlainEvaluator
 from transformers.utils.logging import disable_progress_bar
-from variants import RoundedVariants
+from rounded import RoundedVariants
 
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import LAYERS, read_table

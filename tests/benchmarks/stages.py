@@ -56,8 +56,7 @@ def main() -> None:
     overlays = [path.resolve() for path in arguments.configfile]
     scratch = Path(tempfile.mkdtemp(prefix="evopress-stages-", dir=arguments.folder))
     try:
-        for part in PARTS:
-            shutil.copytree(PROJECT / part, scratch / part, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_project(scratch)
         seconds = run_workflow(scratch, arguments.cores, overlays)
         os.chdir(scratch)
         settings = load_settings(overlays)
@@ -73,17 +72,23 @@ def main() -> None:
             shutil.rmtree(scratch)
 
 
-def run_workflow(scratch: Path, cores: str, overlays: Sequence[Path]) -> float:
-    """Seconds that the whole workflow takes in ``scratch``; its jobs leave their facts there."""
+def copy_project(scratch: Path) -> None:
+    """Copy what the workflow needs."""
+    for part in PARTS:
+        shutil.copytree(PROJECT / part, scratch / part, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def run_workflow(scratch: Path, cores: str, overlays: Sequence[Path], targets: Sequence[str] = ()) -> float:
+    """Seconds that the workflow takes in ``scratch`` (for some targets only); its jobs leave their facts there."""
     for folder in ("facts", "site"):
-        (scratch / folder).mkdir()
+        (scratch / folder).mkdir(exist_ok=True)
     (scratch / "site" / "sitecustomize.py").write_text(_NOTE)
     paths = [str(scratch / "site"), str(scratch), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "EVOPRESS_BENCHMARK": str(scratch / "facts"),
     }
-    command = [sys.executable, "-m", "snakemake", "--cores", cores]
+    command = [sys.executable, "-m", "snakemake", *targets, "--cores", cores]
     if overlays:
         command += ["--configfile", *map(str, overlays)]
     start = time.perf_counter()

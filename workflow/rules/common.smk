@@ -119,4 +119,7 @@ def searched_variants(wildcards):
     """Inputs that stand for all blocks of the variants that a search picks from."""
     variants = SETTINGS.searches[wildcards.search].variants
     tensors = [RESULTS.variant_tensors(variants, block) for block in BLOCKS]
-    return [*with_manifest(*tensors), *(RESULTS.variant_table(variants, block) for block in BLOCKS)]
+    tables = [RESULTS.variant_table(variants, block) for block in BLOCKS]
+    # Asking for what only a chain leaves makes it run where another propagation has made the variants before.
+    states = [manifest_path(RESULTS.chain_state(variants, block)) for block in BLOCKS if variants in CHAINS]
+    return [*with_manifest(*tensors), *tables, *states]

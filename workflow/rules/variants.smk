@@ -34,7 +34,8 @@ rule variants_chain:
     output:
         kept(RESULTS.variant_tensors("{variants}", "{block}")),
         RESULTS.variant_table("{variants}", "{block}"),
-        removed_after_use(RESULTS.chain_state("{variants}", "{block}")),
+        temp(RESULTS.chain_state("{variants}", "{block}")),
+        manifest_path(RESULTS.chain_state("{variants}", "{block}")),
     log:
         LOGS / "variants" / "{variants}" / "block_{block}.log",
     wildcard_constraints:
