@@ -1,6 +1,7 @@
 """The variants stage: all levels of all linear layers of one block, from its Hessians and its weights."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
@@ -96,11 +97,16 @@ def compress_layers(
     """
     device, checkpoint = resolve_device(compute.device), Checkpoint(results.model)
     variants: list[Variant] = []
+    seconds = 0.0
     with progress(description, len(layers), "layers") as bar:
         for group, members in layers.groupby("input_group", sort=False):
             weights = _weights(checkpoint, members, device)
-            variants += _compress(weights, hessian(str(group)).to(device), settings, members, compute.memory_gb * 1e9)
+            own = hessian(str(group)).to(device)
+            start = time.perf_counter()
+            variants += _compress(weights, own, settings, members, compute.memory_gb * 1e9)
+            seconds += time.perf_counter() - start
             bar.advance(len(members))
+    log.info("%s: compressed in %.2f s, apart from reading and writing", description, seconds)
     return variants
 
 

@@ -24,8 +24,8 @@ from memory import peak_growth
 from numpy.typing import NDArray
 from phases import Phases, peak_gflops
 from plain import PlainEvaluator
-from transformers.utils.logging import disable_progress_bar
 from rounded import RoundedVariants
+from transformers.utils.logging import disable_progress_bar
 
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import LAYERS, read_table

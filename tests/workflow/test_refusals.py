@@ -37,6 +37,8 @@ def with_(settings: dict[str, Any], *path: str, value: Any) -> dict[str, Any]:
         (("nam",), "x", "settings: unknown key 'nam': did you mean 'name'?"),
         (("searches", "evo", "target"), 1.5, "searches.evo.target: 1.5 bits is below the lowest level (2)"),
         (("searches", "evo", "variants"), "gptg", "searches.evo.variants: no variants are named 'gptg'"),
+        (("variants", "gptq"), {"method": "sparsegpt", "sparsity": 1}, "variants.gptq.sparsity: Input should be less"),
+        (("variants", "gptq"), {"method": "wanda", "sparsity": 0}, "variants.gptq.sparsity: Input should be greater"),
         (("name",), "../elsewhere", "name: '../elsewhere' cannot name a file"),
         (("name",), "a;touch b", "name: 'a;touch b' cannot name a file"),
         (("model", "path"), "/no/such/folder", "/no/such/folder"),
