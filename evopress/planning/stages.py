@@ -110,6 +110,8 @@ def _running(shape: ModelShape, tokens: float, states: int = 1) -> float:
 
 
 def _hessians(settings: Settings, shape: ModelShape) -> Iterator[Stage]:
+    if not _needs_hessians(settings):
+        return
     shards = settings.hessians.shards
     tokens, flops = _forward(settings, shape, "calibration", logits=0)
     total = hessian_bytes(shape.layers)
@@ -120,6 +122,12 @@ def _hessians(settings: Settings, shape: ModelShape) -> Iterator[Stage]:
     yield Stage("hessians", shards, memory, total * shards, tokens, flops + tokens * total / 4)
     if shards > 1:
         yield Stage("hessian sums", shape.blocks, 2 * hessian_bytes(first), total)
+
+
+def _needs_hessians(settings: Settings) -> bool:
+    """Whether anything rests on the Hessians of the dense model; chains make their own."""
+    dense = any(method.propagation == "dense" for method in settings.variants.values())
+    return dense or any(isinstance(search, OwlSettings) for search in settings.searches.values())
 
 
 def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFrame) -> Stage:
@@ -137,8 +145,16 @@ def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFr
         flops += 2 * weights * columns  # energy, for the relative error
         if factor:
             flops += weights * columns * levels + columns**3 / 3
-    memory = sweep + float(own["bytes"].sum())
-    return Stage(f"variants {name}", shape.blocks, memory, float(table["bytes"].sum()), flops=flops * shape.blocks)
+    memory, total = sweep + float(own["bytes"].sum()), flops * shape.blocks
+    disk = float(table["bytes"].sum())
+    if method.propagation == "dense":
+        return Stage(f"variants {name}", shape.blocks, memory, disk, flops=total)
+    tokens, forward = _forward(settings, shape, "calibration", logits=0)
+    hessians = hessian_bytes(shape.layers)
+    memory += _running(shape, tokens) + hessians / shape.blocks
+    # Each block runs twice, to be observed and compressed; the last job's Hessians are never on disk.
+    total += 2 * forward + tokens * hessians / 4
+    return Stage(f"variants {name}", shape.blocks, memory, disk, tokens, total, note="one block after the other")
 
 
 def _needs_no_factor(method: VariantSettings) -> bool:

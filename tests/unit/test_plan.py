@@ -35,7 +35,7 @@ from evopress.planning.command import load_settings
 from evopress.planning.search import SearchWork, search_work
 from evopress.planning.shape import ModelShape, shape_from_config, shape_of
 from evopress.planning.sharing import Sharing
-from evopress.planning.stages import hessian_bytes
+from evopress.planning.stages import hessian_bytes, stages
 from evopress.planning.text import amount
 from evopress.planning.variants import variant_table
 from evopress.search.evolution import first_state, next_generation
@@ -416,6 +416,24 @@ def test_work_of_a_7b_model_by_hand(tmp_path):
     assert small.moved_bytes - teacher == pytest.approx(small.unpacked_bytes * (3 + 19 / 128) / 16)
     for work, gigabytes in ((small, 24), (large, 80)):
         assert work.memory_bytes < gigabytes * 1e9
+
+
+def test_a_chain_of_compressed_blocks_keeps_no_hessians_and_runs_each_block_twice(tmp_path):
+    dense = load_settings([write_settings(tmp_path, "7B", searches={})])
+    chain = {"propagation": "compressed", "propagation_level": "3"}
+    method = dense.variants["gptq"].model_copy(update=chain)
+    chained = dense.model_copy(update={"variants": {"gptq": method}})
+    shape = shape_of(dense.model, Results(tmp_path))
+    assert shape is not None
+    table = variant_table(shape, method, "variants.gptq")
+    apart, together = (
+        {stage.name: stage for stage in stages(settings, shape, {"gptq": table}, {})} for settings in (dense, chained)
+    )
+    assert set(apart) - set(together) == {"hessians"}
+    before, after, hessians = apart["variants gptq"], together["variants gptq"], apart["hessians"]
+    assert after.jobs == before.jobs == 32 and after.disk == before.disk
+    assert before.flops + hessians.flops < after.flops < before.flops + 2 * hessians.flops
+    assert after.memory > before.memory
 
 
 def test_the_device_need_not_be_in_the_machine_that_plans(tmp_path, capsys):
