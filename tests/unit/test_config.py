@@ -189,3 +189,16 @@ def test_artifacts_of_other_settings_are_named(tmp_path: Path, content: str, mes
     manifest.write_text(content)
     with pytest.raises(ArtifactError, match=message):
         require_settings([(manifest, '{"a": 2}')], tmp_path)
+
+
+def test_an_archive_of_other_settings_is_named(tmp_path: Path) -> None:
+    archive = tmp_path / "a.safetensors"
+    header = json.dumps({"__metadata__": {"evopress": json.dumps({"settings": '{"a": 1}'})}}).encode()
+    archive.write_bytes(len(header).to_bytes(8, "little") + header)
+    require_settings([(archive, '{"a": 1}')], tmp_path)
+    with pytest.raises(ArtifactError, match=r"a\.safetensors: was made by other settings \(a: 1, now 2\)"):
+        require_settings([(archive, '{"a": 2}')], tmp_path)
+    for content in (b"", b"\xff" * 20, archive.read_bytes()[:-3], len(b"{}").to_bytes(8, "little") + b"{}"):
+        archive.write_bytes(content)
+        with pytest.raises(ArtifactError, match="no readable provenance"):
+            require_settings([(archive, '{"a": 1}')], tmp_path)

@@ -9,8 +9,9 @@ from finished_run import BLOCKS, make_results, provenance, write_tokens
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evopress.artifacts.origin import require_settings
 from evopress.artifacts.paths import Results
-from evopress.artifacts.tables import CONFIGURATION, read_table, write_table
+from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table, write_table
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tensors import read_tensors, write_tensors
 from evopress.artifacts.variants import VariantStore
@@ -242,6 +243,16 @@ def test_the_archive_holds_the_stitched_model_in_less_space(results: Results) ->
     configuration = read_table(results.configuration("q"), CONFIGURATION)
     saved = (results.stitched("q") / "model.safetensors").stat().st_size - results.archive("q").stat().st_size
     assert saved == pytest.approx(4 * configuration["parameters"].sum() - configuration["bytes"].sum(), abs=4000)
+
+
+def test_an_archive_tells_which_search_chose_its_levels(results: Results) -> None:
+    searched(results)
+    write_archive(results, "q")
+    own = read_provenance(results.configuration("q")).settings
+    other = own.replace('"generations":4', '"generations":5')
+    require_settings([(results.archive("q"), own)], results.root)
+    with pytest.raises(ArtifactError, match=r"archives/q\.safetensors: was made by other settings \(generations: 4"):
+        require_settings([(results.archive("q"), other)], results.root)
 
 
 def test_a_damaged_archive_is_refused(results: Results, tmp_path: Path) -> None:
