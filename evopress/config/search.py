@@ -37,8 +37,16 @@ class EvolutionSettings(_Strategy):
     )
     top_k: int = Field(100, ge=1, description="For topk_kl: tokens of the dense model's distribution kept apart.")
     group_rule: Literal["size", "name", "none"] = Field("size", description="Which layers may trade levels.")
+    start: Literal["even", "sensitivity"] = Field(
+        "even",
+        description="Where the search starts: even (the paper's way), or from the effect of each layer alone on the "
+        "fitness, which finds good configurations with few tokens.",
+    )
+    sensitivity_tokens: int = Field(
+        512, ge=1, description="For start: sensitivity: tokens on which each layer alone is judged, at two levels."
+    )
     initial_candidates: int = Field(128, ge=1, description="Random starts when the target is not one of the levels.")
-    initial_tokens: int = Field(2048, ge=1, description="Tokens on which random starts are judged.")
+    initial_tokens: int = Field(2048, ge=1, description="Tokens on which starts are compared.")
     seed: int = Field(0, ge=0, description="Seed of the mutations and of the choice of tokens.")
 
     @model_validator(mode="after")
@@ -53,7 +61,7 @@ class EvolutionSettings(_Strategy):
             raise ValueError(f"survivors must not grow from step to step, got {list(self.survivors)}")
         if self.survivors[0] > self.offspring:
             raise ValueError(f"survivors: the first step keeps {self.survivors[0]} of only {self.offspring} offspring")
-        if self.fitness == "perplexity" and min(*self.tokens, self.initial_tokens) < 2:
+        if self.fitness == "perplexity" and min(*self.tokens, self.initial_tokens, self.sensitivity_tokens) < 2:
             raise ValueError("tokens: perplexity predicts the next token, so each step needs at least 2")
         return self
 

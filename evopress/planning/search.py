@@ -119,7 +119,7 @@ def search_work(
     passes = sum(step.passes for step in steps)
     read = sum(step.tokens for step in steps) * shape.hidden_size * shape.itemsize * teacher
     available = float(text.tokens or math.nan)
-    starts = 0 if space.fits(even) else settings.initial_candidates * settings.initial_tokens
+    starts = _start_tokens(settings, len(units), even_fits=space.fits(even))
     block_flops = shape.block_flops(text.sequence_length)
     return SearchWork(
         generations=settings.generations,
@@ -200,3 +200,12 @@ def _peak(shape: ModelShape, memory: MemoryPlan, steps: tuple[StepWork, ...], we
     score = memory.score_tokens * shape.vocab_size * score_bytes(shape.itemsize)
     held = max(min(weights, memory.weights), shape.block_bytes) + max(step.hidden_bytes for step in steps)
     return shape.outside * shape.itemsize + held + max(run, score)
+
+
+def _start_tokens(settings: EvolutionSettings, units: int, *, even_fits: bool) -> int:
+    """Tokens that candidates run before the first generation, at most."""
+    starts = 1 if even_fits else settings.initial_candidates
+    if settings.start == "even":
+        return 0 if even_fits else starts * settings.initial_tokens
+    alone = (2 * units + 1) * settings.sensitivity_tokens  # the dearest levels, and each unit at two others
+    return alone + (starts + 1) * settings.initial_tokens

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from evopress.errors import SearchError
 from evopress.search.initial import initial_candidates
 from evopress.search.mutation import make_offspring
 from evopress.search.selection import Evaluator, Known, Selection, Step, select
+from evopress.search.sensitivity import measured_start
 from evopress.search.space import Candidate, Space
 from evopress.search.trace import TraceRow
 
@@ -26,16 +27,29 @@ class State:
 
 
 def first_state(
-    space: Space, candidates: int, tokens: int, evaluator: Evaluator, rng: np.random.Generator
+    space: Space,
+    candidates: int,
+    tokens: int,
+    evaluator: Evaluator,
+    rng: np.random.Generator,
+    sensitivity_tokens: int | None = None,
 ) -> tuple[State, list[TraceRow]]:
-    """Start from the even candidate, or from the best of random ``candidates`` on ``tokens`` tokens."""
+    """Start from the even candidate, or from the best of random ``candidates`` on ``tokens`` tokens.
+
+    With ``sensitivity_tokens``, a start from measured sensitivities is compared with these.
+    """
     starts = initial_candidates(space, candidates, rng)
+    rows: list[TraceRow] = []
+    if sensitivity_tokens is not None:
+        measured, rows = measured_start(space, sensitivity_tokens, evaluator, rng)
+        starts = np.unique(np.vstack([starts, measured]), axis=0)
     if len(starts) == 1:
-        return State(0, starts[0]), []
+        return State(0, starts[0]), rows
     known: Known = {}
     chosen = select(starts, None, [Step(1, tokens)], evaluator, known, rng, generation=0)
     _require_number(chosen)
-    return State(0, chosen.winner, known), chosen.rows
+    step = 1 if rows else 0
+    return State(0, chosen.winner, known), [*rows, *(replace(row, step=step) for row in chosen.rows)]
 
 
 def next_generation(

@@ -33,6 +33,8 @@ class Level:
     cost: int
     """What the budget counts, as in bits x weights."""
     bytes: int
+    error: float = math.nan
+    """Relative output error of the unit alone; NaN where none is known."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,10 @@ def units_from_variants(table: pd.DataFrame, group_rule: GroupRule) -> tuple[Uni
     units = []
     for _, rows in table.groupby("name", sort=False):
         records = rows.sort_values("cost", kind="stable").to_dict("records")
-        levels = (Level(r["level"], float(r["value"]), int(r["cost"]), int(r["bytes"])) for r in records)
+        levels = (
+            Level(r["level"], float(r["value"]), int(r["cost"]), int(r["bytes"]), float(r.get("error", math.nan)))
+            for r in records
+        )
         first, parameters = records[0], int(records[0]["parameters"])
         group = {"size": str(parameters), "name": first["layer"].rsplit(".", 1)[-1], "none": "all"}[group_rule]
         units.append(Unit(first["name"], int(first["block"]), first["layer"], group, parameters, tuple(levels)))

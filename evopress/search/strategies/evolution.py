@@ -29,13 +29,15 @@ from evopress.search.weights import ReadAhead, Unpack, VariantBlocks
 def check_tokens(settings: EvolutionSettings, space: Space, available: int, where: str) -> None:
     """Refuse steps that ask for more tokens than the search text has.
 
-    ``initial_tokens`` matters only where the search cannot start uniform.
+    ``initial_tokens`` matters only where there are starts to compare.
 
     Raises:
         ConfigError: with the setting and both numbers.
     """
     asked = {f"tokens[{step}]": tokens for step, tokens in enumerate(settings.tokens)}
-    if not space.fits(even_candidate(space)):
+    if settings.start == "sensitivity":
+        asked["sensitivity_tokens"] = settings.sensitivity_tokens
+    if settings.start == "sensitivity" or not space.fits(even_candidate(space)):
         asked["initial_tokens"] = settings.initial_tokens
     for name, tokens in asked.items():
         if tokens > available:
@@ -110,10 +112,17 @@ def evolve(
     if state is None or state.generation < settings.generations:
         evaluator = make_evaluator()
         if state is None:
-            state, rows = first_state(space, settings.initial_candidates, settings.initial_tokens, evaluator, rng)
+            state, rows = _start(space, settings, evaluator, rng)
             resume.save(state, rng, rows)
         state = _run_generations(state, space, settings, evaluator, rng, resume, name, check)
     return state.parent, resume.records(state.generation)
+
+
+def _start(
+    space: Space, settings: EvolutionSettings, evaluator: Evaluator, rng: np.random.Generator
+) -> tuple[State, list[TraceRow]]:
+    tokens = settings.sensitivity_tokens if settings.start == "sensitivity" else None
+    return first_state(space, settings.initial_candidates, settings.initial_tokens, evaluator, rng, tokens)
 
 
 def _run_generations(

@@ -1,0 +1,116 @@
+"""A start from measured sensitivities: what each unit's compression alone costs the model.
+
+Beyond the paper, and off by default. To first order the divergence of a compressed model is a sum of what each unit's
+compression costs alone (the linearity theorem of HIGGS, arXiv 2411.17525). Seen from a model that is already
+compressed, such a cost drowns in the noise of all the other errors; seen from the model with every other unit at its
+dearest level, few tokens show it clearly. Layer errors only give the shape between the levels that are measured: as
+costs they choose badly. What the sum misses is left to the evolution, which starts from here if that is better than
+the even start.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evopress.search.initial import even_candidate
+from evopress.search.selection import Evaluator, judge
+from evopress.search.space import Candidate, Space
+from evopress.search.trace import TraceRow
+
+Effects = NDArray[np.float64]
+"""Rise in fitness by each level of each unit alone, [units, most levels]; 0 at a unit's dearest level."""
+LEAST_SHARE = 0.1
+"""A measured effect below this share of what the layer errors suggest is taken for noise."""
+HALVINGS = 100
+"""Steps of the bisection for the price of a unit of cost."""
+
+
+def measured_start(
+    space: Space, tokens: int, evaluator: Evaluator, rng: np.random.Generator
+) -> tuple[Candidate, list[TraceRow]]:
+    """Candidate of least predicted fitness, and the judgements (generation 0, step 0) that the prediction rests on.
+
+    Each unit with a choice is judged at its lowest level and at its even one, all others at their dearest.
+    """
+    even = np.minimum(even_candidate(space), space.top)
+    free = np.flatnonzero(space.top > 0).tolist()
+    changes = [(unit, level) for unit in free for level in sorted({0, int(even[unit])}) if level < space.top[unit]]
+    candidates = np.repeat(space.top[None], len(changes) + 1, axis=0)
+    for row, (unit, level) in enumerate(changes, start=1):
+        candidates[row, unit] = level
+    minibatch = evaluator.draw(tokens, rng)
+    judged = judge(candidates, minibatch, evaluator, {})
+    rows = [
+        TraceRow(0, 0, number, minibatch, found.fitness, found.by_sequence, False, tuple(candidate.tolist()))
+        for number, (candidate, found) in enumerate(zip(candidates, judged, strict=True))
+    ]
+    base = judged[0].fitness
+    measured = {change: found.fitness - base for change, found in zip(changes, judged[1:], strict=True)}
+    effects = np.stack([_effects_of(space, unit, int(even[unit]), measured) for unit in range(len(space.units))])
+    return allocate(space, effects), rows
+
+
+def _effects_of(space: Space, unit: int, even: int, measured: dict[tuple[int, int], float]) -> NDArray[np.float64]:
+    """Effects of all levels of a unit, from those measured at its lowest and its even level."""
+    top = int(space.top[unit])
+    effects = np.zeros(space.costs.shape[1])
+    if not top:
+        return effects
+    shape = _shape(space, unit)
+    middle = measured.get((unit, even), 0.0)
+    suggested = max(measured[unit, 0], middle, 1e-12) * shape
+    ratio = 1.0
+    if 0 < even < top and suggested[even] > 0:
+        # Two estimates of one effect: what was measured there, and the lowest level's scaled by the layer errors.
+        ratio = float(np.sqrt(max(middle / suggested[even], LEAST_SHARE)))
+    levels = np.arange(top + 1)
+    between = np.clip(levels / max(even, 1), 0.0, 1.0)
+    effects[: top + 1] = suggested * ratio**between
+    return effects
+
+
+def _shape(space: Space, unit: int) -> NDArray[np.float64]:
+    """Effect of each level as a share of the lowest level's, from layer errors; without them, from costs."""
+    levels = space.units[unit].levels
+    heights = np.array([level.error for level in levels])
+    if not np.isfinite(heights).all() or heights[0] <= heights[-1]:
+        heights = -np.array([level.cost for level in levels], dtype=np.float64)
+    span = heights[0] - heights[-1]
+    return ((heights - heights[-1]) / span).clip(min=0.0) if span > 0 else np.zeros(len(levels))
+
+
+def allocate(space: Space, effects: Effects) -> Candidate:
+    """Levels of least summed effect within each group's budget (Lagrangian relaxation, then greedy filling)."""
+    candidate = np.zeros(len(space.units), dtype=np.int16)
+    for members, budget in zip(space.members, space.group_budgets, strict=True):
+        candidate[members] = _cheapest(space, effects, members, budget)
+        _fill(candidate, space, effects, members, budget)
+    return candidate
+
+
+def _cheapest(space: Space, effects: Effects, members: NDArray[np.int64], budget: int) -> Candidate:
+    """Best levels at the lowest price per unit of cost at which the budget holds."""
+    costs, known = space.costs[members].astype(np.float64), effects[members]
+    beyond = np.arange(costs.shape[1]) > space.top[members, None]
+    low, high = -60.0, 20.0  # powers of ten
+    best = np.zeros(len(members), dtype=np.int16)
+    for _ in range(HALVINGS):
+        price = 10.0 ** ((low + high) / 2)
+        levels = np.where(beyond, np.inf, known + price * costs).argmin(axis=1).astype(np.int16)
+        if space.costs[members, levels].sum() <= budget:
+            best, high = levels, (low + high) / 2
+        else:
+            low = (low + high) / 2
+    return best
+
+
+def _fill(candidate: Candidate, space: Space, effects: Effects, members: NDArray[np.int64], budget: int) -> None:
+    """Raise in place, best gain per cost first, while a step fits."""
+    while True:
+        slack = budget - space.cost_of(candidate, members)
+        units = members[candidate[members] < space.top[members]]
+        steps = space.costs[units, candidate[units] + 1] - space.costs[units, candidate[units]]
+        units, steps = units[steps <= slack], steps[steps <= slack]
+        if not len(units):
+            return
+        gains = effects[units, candidate[units]] - effects[units, candidate[units] + 1]
+        candidate[units[np.argmax(gains / np.maximum(steps, 1))]] += 1

@@ -1,0 +1,120 @@
+"""The start from measured sensitivities: what is judged, what follows from it, and that it beats the even start."""
+
+import math
+
+import numpy as np
+import pytest
+
+from evopress.search.evolution import first_state
+from evopress.search.initial import even_candidate
+from evopress.search.minibatch import draw_minibatch
+from evopress.search.selection import Judgement
+from evopress.search.sensitivity import allocate, measured_start
+from evopress.search.space import Level, Space, Unit, make_space
+
+ERRORS = {2: 0.03, 3: 0.007, 4: 0.0016, 5: 0.0004, 6: 0.0001}
+
+
+def unit(number: int, parameters: int, *, bits: tuple[int, ...] = (2, 3, 4, 5, 6), errors: bool = True) -> Unit:
+    levels = tuple(
+        Level(str(b), float(b), b * parameters, b * parameters // 8, ERRORS[b] if errors else math.nan) for b in bits
+    )
+    return Unit(f"model.layers.{number}.proj", number, "proj", "all", parameters, levels)
+
+
+class Additive:
+    """Fitness that is a sum over units of sensitivity times error, plus what the tokens' choice adds to all alike."""
+
+    def __init__(self, sensitivities: np.ndarray, space: Space) -> None:
+        rows = [[ERRORS[int(level.value)] for level in unit.levels] for unit in space.units]
+        width = max(map(len, rows))
+        errors = np.array([row + row[-1:] * (width - len(row)) for row in rows])
+        self.effects = sensitivities[:, None] * errors
+        self.judged: list[np.ndarray] = []
+
+    def draw(self, tokens, rng):
+        return draw_minibatch(tokens, 8, 16, rng)
+
+    def fitness(self, candidate: np.ndarray) -> float:
+        return float(self.effects[np.arange(len(candidate)), candidate].sum())
+
+    def evaluate(self, candidates, minibatch):
+        self.judged.append(candidates)
+        found = [self.fitness(candidate) for candidate in candidates]
+        return [Judgement(fitness, (fitness,) * len(minibatch.sequences)) for fitness in found]
+
+
+def brute_force(space: Space, effects: np.ndarray) -> float:
+    """Least summed effect of all candidates within the budget."""
+    grids = np.meshgrid(*[np.arange(top + 1) for top in space.top], indexing="ij")
+    candidates = np.stack([grid.ravel() for grid in grids], axis=1)
+    units = np.arange(len(space.units))
+    costs, sums = space.costs[units, candidates].sum(axis=1), effects[units, candidates].sum(axis=1)
+    return float(sums[costs <= space.budget].min())
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("sizes", [(16,), (16, 48)])
+def test_allocation_is_the_best_of_all_candidates_within_the_budget(seed, sizes):
+    rng = np.random.default_rng(seed)
+    space = make_space([unit(i, int(rng.choice(sizes))) for i in range(6)], 3.0, "searches.x")
+    effects = rng.lognormal(0, 1.5, 6)[:, None] * np.array([list(ERRORS.values())] * 6)
+    chosen = allocate(space, effects)
+    assert space.fits(chosen)
+    best, reached = brute_force(space, effects), effects[np.arange(6), chosen].sum()
+    if len(sizes) == 1:  # convex effects and equal steps: greedy is exact
+        assert reached == pytest.approx(best)
+    else:  # otherwise it misses at most what one step is worth
+        assert reached - best <= np.abs(np.diff(effects, axis=1)).max()
+        assert reached < effects[:, 1].sum()
+
+
+def test_each_unit_is_judged_alone_at_its_lowest_and_even_level():
+    space = make_space([unit(0, 16), unit(1, 16), unit(2, 16, bits=(3,))], 3.0, "searches.x")
+    evaluator = Additive(np.array([1.0, 5.0, 1.0]), space)
+    _, rows = measured_start(space, 32, evaluator, np.random.default_rng(0))
+    assert [candidate.tolist() for candidate in evaluator.judged[0]] == [
+        [4, 4, 0],
+        [0, 4, 0],
+        [1, 4, 0],
+        [4, 0, 0],
+        [4, 1, 0],
+    ]
+    assert [(row.generation, row.step, row.candidate) for row in rows] == [(0, 0, i) for i in range(5)]
+    assert all(row.minibatch.tokens == 32 for row in rows)
+
+
+@pytest.mark.parametrize("errors", [True, False])
+def test_the_measured_start_beats_the_even_one(errors):
+    rng = np.random.default_rng(3)
+    space = make_space([unit(i, 16 if i % 3 else 64, errors=errors) for i in range(30)], 3.0, "searches.x")
+    evaluator = Additive(rng.lognormal(0, 1.2, 30), space)
+    state, rows = first_state(space, 8, 32, evaluator, np.random.default_rng(0), 64)
+    assert space.fits(state.parent)
+    assert evaluator.fitness(state.parent) < 0.9 * evaluator.fitness(even_candidate(space))
+    assert {row.step for row in rows} == {0, 1}
+    assert sum(row.accepted for row in rows) == 1
+
+
+def test_the_even_start_is_kept_where_it_is_better():
+    class Deceptive(Additive):
+        """Alone, the last units cost nothing; together with others they do."""
+
+        def fitness(self, candidate):
+            uneven = np.count_nonzero(candidate != 1)
+            return super().fitness(candidate) + (uneven if np.count_nonzero(candidate != 4) > 1 else 0)
+
+    space = make_space([unit(i, 16) for i in range(10)], 3.0, "searches.x")
+    evaluator = Deceptive(np.geomspace(1, 1e-6, 10), space)
+    state, _ = first_state(space, 8, 32, evaluator, np.random.default_rng(0), 64)
+    assert state.parent.tolist() == even_candidate(space).tolist()
+
+
+def test_a_target_between_levels_starts_from_the_best_of_random_and_measured():
+    space = make_space([unit(i, 16) for i in range(12)], 2.5, "searches.x")
+    evaluator = Additive(np.geomspace(1, 1e-3, 12), space)
+    state, rows = first_state(space, 6, 32, evaluator, np.random.default_rng(0), 64)
+    assert space.fits(state.parent)
+    compared = [row.fitness for row in rows if row.step == 1]
+    assert len(compared) == 7
+    assert evaluator.fitness(state.parent) == pytest.approx(min(compared))
