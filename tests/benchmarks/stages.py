@@ -75,7 +75,8 @@ def main() -> None:
 def copy_project(scratch: Path) -> None:
     """Copy what the workflow needs."""
     for part in PARTS:
-        shutil.copytree(PROJECT / part, scratch / part, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PROJECT / part, scratch / part, ignore=ignored, dirs_exist_ok=True)
 
 
 def run_workflow(scratch: Path, cores: str, overlays: Sequence[Path], targets: Sequence[str] = ()) -> float:
