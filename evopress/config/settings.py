@@ -122,6 +122,9 @@ def _level_problems(where: str, search: SearchSettings, variants: Mapping[str, V
 def _token_problems(where: str, search: EvolutionSettings, available: int | None) -> Iterator[str]:
     if available is None:
         return
-    for key, asked in (("tokens", max(search.tokens)), ("initial_tokens", search.initial_tokens)):
+    asked_for = {"tokens": max(search.tokens), "initial_tokens": search.initial_tokens}
+    if search.start == "sensitivity":
+        asked_for["sensitivity_tokens"] = search.sensitivity_tokens
+    for key, asked in asked_for.items():
         if asked > available:
             yield f"{where}.{key}: {asked} tokens are more than data.search.tokens has ({available})"

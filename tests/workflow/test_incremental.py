@@ -76,6 +76,8 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("searches.evo.group_rule", "none", SEARCH),
     ("searches.evo.initial_candidates", 3, SEARCH),
     ("searches.evo.initial_tokens", 32, SEARCH),
+    ("searches.evo.start", "sensitivity", SEARCH),
+    ("searches.evo.sensitivity_tokens", 32, SEARCH),
     ("searches.evo.seed", 1, SEARCH),
     ("searches.evo.variants", "second", {"variants second"} | SEARCH),
     ("searches.other", {"strategy": "uniform", "variants": "gptq", "target": 3}, OTHER_SEARCH),
