@@ -354,6 +354,17 @@ def test_a_random_start_and_the_dense_model_are_counted_before_the_first_generat
     assert tiny.plan(1.0).start_flops == 960 * block
 
 
+def test_a_start_from_sensitivities_is_counted(tiny):
+    text = PythonDocs(tokens=SEQUENCES * LENGTH, sequence_length=LENGTH)
+    start = {"start": "sensitivity", "sensitivity_tokens": 32, "initial_tokens": 64}
+    settings = SEARCH.model_copy(update=start)
+    work = search_work(tiny.shape, tiny.variants, settings, text, 1.0, "cpu", "searches.q")
+    layers = tiny.variants["name"].nunique()
+    judged = (2 * layers + 1) * 32 + 2 * 64
+    block = tiny.shape.blocks * tiny.shape.block_flops(LENGTH)
+    assert work.start_flops == (960 + judged) * block + judged * tiny.shape.head_flops
+
+
 # The command
 
 
@@ -455,7 +466,8 @@ def test_overlays_lie_over_the_default_as_in_the_workflow(tmp_path, monkeypatch)
 def test_a_wheel_that_is_not_there_yet_is_planned_as_far_as_it_goes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     overlay = tmp_path / "a.yaml"
-    overlay.write_text("name: nothing-was-ever-made-here\n")
+    steps = "offspring: 16, survivors: [4, 1], tokens: [512, 2048]"
+    overlay.write_text(f"name: nothing-was-ever-made-here\nsearches: {{evopress: {{{steps}}}}}\n")
     assert main(["plan", str(overlay)]) == 0
     out = capsys.readouterr().out
     assert "snakemake --cores all results/nothing-was-ever-made-here/model.json" in out
