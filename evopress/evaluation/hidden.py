@@ -1,4 +1,4 @@
-"""Final hidden states of a model on whole data sets, with one block's weights in memory at a time."""
+"""The dense model's final hidden states, kept so that every compressed model is compared with the same teacher."""
 
 import torch
 
@@ -6,38 +6,6 @@ from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tensors import read_manifest, read_tensors, sha256, write_tensors
 from evopress.errors import ArtifactError
-from evopress.models.blockwise import BlockwiseModel
-from evopress.progress import progress
-
-BATCH_TOKENS = 8192
-"""Tokens that go through a block at once; as many sequences as that holds, and at least one."""
-
-
-@torch.inference_mode()
-def final_hidden(model: BlockwiseModel, tokens: torch.Tensor, description: str) -> torch.Tensor:
-    """Run ``tokens`` through all blocks.
-
-    Block by block for all sequences, so each block is loaded once and unloaded; hidden states wait in host memory.
-
-    Args:
-        model: opened with ``resident=False``, or its blocks are loaded again and then unloaded.
-        tokens: [S, L] int64.
-        description: what the progress bar says.
-
-    Returns:
-        [S, L, H] on the CPU, in the model's dtype: what the last block returns, before the final norm.
-    """
-    step = max(1, BATCH_TOKENS // tokens.shape[1])
-    hidden = torch.cat([model.embed(batch)[0].cpu() for batch in tokens.split(step)])
-    _, inputs = model.embed(tokens[:1])
-    with progress(description, tokens.numel() * len(model.blocks), "tokens x blocks") as bar:
-        for block in range(len(model.blocks)):
-            model.load_block(block)
-            for batch in hidden.split(step):
-                batch.copy_(model.run_block(block, batch.to(model.device), inputs))
-                bar.advance(batch.shape[0] * batch.shape[1])
-            model.unload_block(block)
-    return hidden
 
 
 def write_dense_hidden(results: Results, dataset: str, hidden: torch.Tensor, provenance: Provenance) -> None:

@@ -17,10 +17,13 @@ from evopress.config.compute import ComputeSettings
 from evopress.data.tokens import read_tokens
 from evopress.device import resolve_device
 from evopress.errors import ModelError
-from evopress.evaluation.hidden import final_hidden, read_dense_hidden, write_dense_hidden
+from evopress.evaluation.hidden import read_dense_hidden, write_dense_hidden
 from evopress.metrics import kl_per_token, nll_per_token
 from evopress.models.blockwise import BlockwiseModel
+from evopress.models.propagation import final_hidden
 
+RUN_TOKENS = 8192
+"""Tokens that go through a block at once."""
 LOGITS = 1 << 25
 """Numbers (tokens x vocabulary) of logits that are made at once: 64 MB in bfloat16."""
 
@@ -60,7 +63,7 @@ def _measure(
     require_same_model(results, read_provenance(results.tokens(dataset)), results.tokens(dataset))
     tokens = read_tokens(results, dataset)
     teacher = None if search == DENSE else read_dense_hidden(results, dataset, provenance)
-    hidden = final_hidden(model, tokens, f"{search} on {dataset}")
+    hidden = final_hidden(model, tokens, RUN_TOKENS, f"{search} on {dataset}")
     nll, kl = mean_nll_and_kl(model, hidden, tokens, teacher)
     if math.isnan(nll) or math.isnan(kl):
         raise ModelError(f"{model_folder(results, search)}: gives NaN on {dataset}; check its weights")

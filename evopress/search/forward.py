@@ -7,8 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evopress.models.blockwise import BlockInputs, BlockwiseModel
-from evopress.progress import progress
+from evopress.models.blockwise import BlockInputs
 from evopress.search.counters import Counters
 from evopress.search.prefixes import BlockPlan, plan_block
 from evopress.search.weights import VariantBlocks
@@ -105,29 +104,3 @@ def _run_batch(
 def _present(state: Tensor | None) -> Tensor:
     assert state is not None, "a state was dropped before its last use"
     return state
-
-
-@torch.inference_mode()
-def dense_hidden_states(model: BlockwiseModel, tokens: Tensor, run_tokens: int, check: Check) -> Tensor:
-    """Final hidden states of the dense model, [sequences, L, H] in host memory; holds one block at a time.
-
-    Args:
-        model: its blocks are loaded and unloaded one after another.
-        tokens: [sequences, L].
-        run_tokens: tokens that pass a block at once (at least one sequence).
-        check: called between runs.
-    """
-    if not len(tokens):
-        return torch.empty((*tokens.shape, model.hidden_size), dtype=model.dtype)
-    rows = max(1, run_tokens // tokens.shape[1])
-    inputs = model.embed(tokens[:1])[1]
-    hidden = torch.cat([model.embed(batch)[0].cpu() for batch in tokens.split(rows)])
-    with progress("dense model", len(model.blocks) * tokens.numel(), "block tokens") as bar:
-        for block in range(len(model.blocks)):
-            model.load_block(block)
-            for piece in hidden.split(rows):
-                check()
-                piece.copy_(model.run_block(block, piece.to(model.device), inputs))
-                bar.advance(piece.shape[0] * piece.shape[1])
-            model.unload_block(block)
-    return hidden

@@ -23,8 +23,8 @@ import torch
 
 from evopress.artifacts.paths import Results
 from evopress.data.tokens import read_tokens
-from evopress.evaluation.hidden import final_hidden
 from evopress.models.blockwise import BlockwiseModel
+from evopress.models.propagation import final_hidden
 from evopress.planning.command import load_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -121,7 +121,7 @@ def forward_rate(results: Results, dataset: str, threads: int) -> str:
         model = BlockwiseModel.from_folder(results.model, torch.device("cpu"), resident=False)
         tokens = read_tokens(results, dataset)
         start = time.perf_counter()
-        hidden = final_hidden(model, tokens, "forward")
+        hidden = final_hidden(model, tokens, 8192, "forward")
         blocks = time.perf_counter() - start
         with torch.inference_mode():
             for sequence in hidden:

@@ -17,7 +17,7 @@ from evopress.artifacts.tables import PERPLEXITY, TASKS, read_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.evaluation import TaskSettings
 from evopress.errors import ArtifactError, ConfigError, ModelError
-from evopress.evaluation import hidden, perplexity
+from evopress.evaluation import perplexity
 from evopress.evaluation.perplexity import evaluate_perplexity
 from evopress.evaluation.task_files import check_names, write_overlays
 from evopress.evaluation.tasks import evaluate_tasks, task_rows
@@ -54,7 +54,7 @@ def _plain(model, teacher, tokens):
 def test_perplexity_and_kl_equal_those_of_full_logits(results, small_chunks, monkeypatch):
     if small_chunks:  # chunks of logits that do not fall on the ends of windows, one sequence at a time
         monkeypatch.setattr(perplexity, "LOGITS", 5 * VOCABULARY)
-        monkeypatch.setattr(hidden, "BATCH_TOKENS", 1)
+        monkeypatch.setattr(perplexity, "RUN_TOKENS", 1)
     dense, other = tiny_model(), tiny_model(seed=0)
     for parameter in other.model.layers.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))

@@ -12,10 +12,10 @@ from architectures import CONFIGS, LENGTH, build, save, tokens
 from evopress import metrics
 from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
+from evopress.models.propagation import final_hidden
 from evopress.models.structure import linear_layers
 from evopress.search.counters import Counters
 from evopress.search.fitness import ModelEvaluator, even_slices
-from evopress.search.forward import dense_hidden_states
 from evopress.search.memory import MemoryPlan, block_weights, plan_memory
 from evopress.search.minibatch import Minibatch
 from evopress.search.objectives import make_objective
@@ -60,7 +60,7 @@ class Fixture:
 
     def evaluator(self, objective=None, memory=PLENTY, counters=None) -> ModelEvaluator:
         model, counters = self.open(), counters or Counters()
-        dense = dense_hidden_states(model, self.ids, memory.run_tokens, self.check)
+        dense = final_hidden(model, self.ids, memory.run_tokens, "dense model", self.check)
         blocks = VariantBlocks(model, self.units, self.unpack, memory.weights, counters)
         return ModelEvaluator(
             blocks, self.ids, dense, objective or make_objective("kl", 1), memory, counters, self.check

@@ -10,11 +10,12 @@ from evopress.config.compute import ComputeSettings
 from evopress.config.search import EvolutionSettings
 from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
+from evopress.models.propagation import final_hidden
 from evopress.progress import log, progress
 from evopress.search.counters import Counters
 from evopress.search.evolution import State, first_state, next_generation
 from evopress.search.fitness import ModelEvaluator
-from evopress.search.forward import Check, dense_hidden_states
+from evopress.search.forward import Check
 from evopress.search.initial import even_candidate
 from evopress.search.memory import plan_memory
 from evopress.search.objectives import make_objective
@@ -86,7 +87,7 @@ def model_evaluator(
     dense = None
     if objective.needs_teacher:
         dense = in_parts(
-            ranks or Ranks(), tokens, lambda rows: dense_hidden_states(model, rows, memory.run_tokens, check)
+            ranks or Ranks(), tokens, lambda rows: final_hidden(model, rows, memory.run_tokens, "dense model", check)
         )
     blocks = VariantBlocks(model, space.units, unpack, memory.weights - held, counters, read_ahead)
     return ModelEvaluator(blocks, tokens, dense, objective, memory, counters, check)
