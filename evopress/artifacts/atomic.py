@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,8 @@ from evopress.errors import ArtifactError
 
 
 def _temporary(path: Path) -> Path:
-    """Name beside ``path`` that no other process, on this host or another, uses."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    """Name beside ``path`` that no other thread or process, on this host or another, uses."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_native_id()}.tmp")
 
 
 def _sync(path: Path) -> None:
@@ -44,7 +45,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors makes files that only the owner can read
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
@@ -67,9 +71,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
+        mode = temporary.stat().st_mode & 0o666
         for child in temporary.rglob("*"):
-            if not child.is_symlink():
-                _sync(child)
+            if child.is_symlink():
+                continue
+            if child.is_file():
+                child.chmod(mode)
+            _sync(child)
         if path.exists():
             path.rename(displaced)
         temporary.rename(path)

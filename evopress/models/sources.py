@@ -42,7 +42,6 @@ def prepare_model(settings: ModelSettings, results: Results) -> None:
     results.model_manifest.unlink(missing_ok=True)
     with atomic_folder(results.model) as folder, _errors_named(folder, settings):
         origin = _fill(settings, folder)
-        _use_umask(folder)
         _check_tokenizer(folder, settings.trust_remote_code)
         model = BlockwiseModel.from_folder(
             folder, torch.device("cpu"), resident=False, trust_remote_code=settings.trust_remote_code
@@ -122,17 +121,6 @@ def _fill_from_gguf(settings: GgufModel, folder: Path, dtype: torch.dtype) -> di
         check_digest(path, settings.sha256, "model.sha256")
     dequantize(path, folder, dtype)
     return {"path": str(path.resolve()), "gguf_sha256": sha256(path)}
-
-
-def _use_umask(folder: Path) -> None:
-    """Give every file the mode of an ordinarily written one; safetensors makes files that only the owner can read."""
-    probe = folder / ".mode"
-    probe.touch()
-    mode = probe.stat().st_mode & 0o777
-    probe.unlink()
-    for path in folder.iterdir():
-        if not path.is_symlink():
-            path.chmod(mode)
 
 
 def _check_tokenizer(folder: Path, trust_remote_code: bool) -> None:
