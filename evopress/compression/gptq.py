@@ -21,7 +21,7 @@ from evopress.compression.grid import SCALE_DTYPE, fit_grid, highest_codes
 from evopress.errors import CompressionError
 
 _INNER_CHUNK = 16
-"""Columns that are updated one vector at a time; measured to be the fastest on a CPU."""
+"""Columns that are updated one vector at a time: wider chunks do more work outside of matrix products."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def decode_bitmask(parts: Mapping[str, Tensor], shape: tuple[int, ...], dtype: t
 
 
 def _positions(mask: Tensor, count: int) -> Tensor:
-    """Where the first ``count`` bits of a mask are set, int64; on a CPU by numpy, which is ten times faster."""
+    """Where the first ``count`` bits of a mask are set, int64; on a CPU by numpy, which unpacks bits natively."""
     if mask.device.type == _HOST:
         bits = np.unpackbits(mask.numpy(), count=count, bitorder="little").view(np.bool_)
         return torch.from_numpy(np.flatnonzero(bits))
