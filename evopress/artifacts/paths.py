@@ -65,6 +65,10 @@ class Results:
         """Every evaluation that a search made."""
         return self.root / "search" / search / "trace.parquet"
 
+    def effort(self, search: str) -> Path:
+        """Tokens and time that a search spent."""
+        return self.root / "search" / search / "effort.parquet"
+
     def resume(self, search: str) -> Path:
         """Folder of the state from which a killed search goes on; not a declared output."""
         return self.root / "search" / search / "resume"

@@ -69,12 +69,19 @@ TRACE = pa.schema(
     [
         pa.field("generation", pa.int32(), metadata={"about": "0 is the choice of the initial candidate"}),
         pa.field("step", pa.int32()),
-        pa.field("candidate", pa.int32(), metadata={"about": "number within the generation; the parent is -1"}),
+        pa.field("candidate", pa.int32(), metadata={"about": "number within the generation; parents are -1, -2, ..."}),
         pa.field("tokens", pa.int64(), metadata={"about": "tokens that this evaluation ran"}),
         pa.field("fitness", pa.float64(), metadata={"about": "lower is better"}),
         pa.field("fitness_by_sequence", pa.list_(pa.float64())),
         pa.field("sequences", pa.list_(pa.int32()), metadata={"about": "rows of tokens/search.parquet"}),
-        pa.field("accepted", pa.bool_(), metadata={"about": "became the next parent"}),
+        pa.field("accepted", pa.bool_(), metadata={"about": "became a parent of the next generation"}),
+    ]
+)
+
+EFFORT = pa.schema(
+    [
+        pa.field("tokens", pa.int64(), metadata={"about": "candidate tokens judged"}),
+        pa.field("seconds", pa.float64(), metadata={"about": "wall time, summed over the parts of a killed search"}),
     ]
 )
 

@@ -22,7 +22,7 @@ from evopress.compression.packing import decode
 from evopress.compression.variant import Variant
 from evopress.compression.variants import compress_layers, included_layers, variants_provenance, write_variants
 from evopress.config.compute import ComputeSettings
-from evopress.config.variants import VariantSettings
+from evopress.config.variants import CompressionSettings
 from evopress.data.tokens import read_tokens
 from evopress.device import resolve_device
 from evopress.errors import ArtifactError, CompressionError
@@ -36,7 +36,7 @@ _STATE = "hidden"
 def make_chained_variants(
     results: Results,
     name: str,
-    settings: VariantSettings,
+    settings: CompressionSettings,
     compute: ComputeSettings,
     block: int,
     *,

@@ -9,14 +9,14 @@ from evopress.compression.gptq import gptq
 from evopress.compression.packing import IntegerFormat
 from evopress.compression.sparsity import sparse_variants
 from evopress.compression.variant import Variant
-from evopress.config.variants import GptqSettings, VariantSettings
+from evopress.config.variants import GptqSettings, CompressionSettings
 
 _BYTES_PER_CODE = 12
 """Peak memory of a sweep per level and weight: the float32 panel, a temporary of its size, codes and their copies."""
 
 
 def compress(
-    weights: Mapping[str, Tensor], hessian: Tensor, settings: VariantSettings, memory: float = float("inf")
+    weights: Mapping[str, Tensor], hessian: Tensor, settings: CompressionSettings, memory: float = float("inf")
 ) -> list[Variant]:
     """Make all variants of layers that share their input, by the method that the settings name.
 

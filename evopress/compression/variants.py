@@ -17,14 +17,16 @@ from evopress.artifacts.tensors import read_tensors, verify, write_tensors
 from evopress.compression.methods import Variant, compress
 from evopress.compression.packing import tensor_name
 from evopress.config.compute import ComputeSettings
-from evopress.config.variants import VariantSettings
+from evopress.config.variants import CompressionSettings
 from evopress.device import resolve_device
 from evopress.errors import ArtifactError, CompressionError, ConfigError
 from evopress.models.checkpoint import Checkpoint
 from evopress.progress import log, progress
 
 
-def make_variants(results: Results, name: str, settings: VariantSettings, compute: ComputeSettings, block: int) -> None:
+def make_variants(
+    results: Results, name: str, settings: CompressionSettings, compute: ComputeSettings, block: int
+) -> None:
     """Compress the linear layers of one block to every level; write the packed tensors and their table.
 
     Reads the block's Hessians and weights by name; the model itself is not built. The table is written last.
@@ -48,12 +50,12 @@ def make_variants(results: Results, name: str, settings: VariantSettings, comput
     write_variants(results, name, block, variants, layers, variants_provenance(results, settings), facts)
 
 
-def variants_provenance(results: Results, settings: VariantSettings) -> Provenance:
+def variants_provenance(results: Results, settings: CompressionSettings) -> Provenance:
     """What makes the variants of all blocks."""
     return Provenance("variants", settings.model_dump_json(), read_model_fingerprint(results))
 
 
-def included_layers(results: Results, name: str, settings: VariantSettings, block: int) -> pd.DataFrame:
+def included_layers(results: Results, name: str, settings: CompressionSettings, block: int) -> pd.DataFrame:
     """Rows of the table of layers that belong to ``block`` and match no pattern of ``exclude``.
 
     Raises:
@@ -76,7 +78,7 @@ def included_layers(results: Results, name: str, settings: VariantSettings, bloc
 def compress_layers(
     results: Results,
     description: str,
-    settings: VariantSettings,
+    settings: CompressionSettings,
     compute: ComputeSettings,
     layers: pd.DataFrame,
     hessian: Callable[[str], Tensor],
@@ -129,7 +131,7 @@ def _weights(checkpoint: Checkpoint, members: pd.DataFrame, device: torch.device
 
 
 def _compress(
-    weights: Mapping[str, Tensor], hessian: Tensor, settings: VariantSettings, members: pd.DataFrame, memory: float
+    weights: Mapping[str, Tensor], hessian: Tensor, settings: CompressionSettings, members: pd.DataFrame, memory: float
 ) -> list[Variant]:
     """Compress one input group; errors name its layers, the log tells how well each went."""
     names = ", ".join(members["name"])

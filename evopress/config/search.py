@@ -14,7 +14,8 @@ class _Strategy(Section):
     target: float = Field(
         gt=0,
         allow_inf_nan=False,
-        description="Budget over the searched layers: average bits per weight at most, or average sparsity at least.",
+        description="Budget over what is searched: average bits per weight at most, average sparsity at least, or, with "
+        "`method: drop`, how many blocks' worth of modules go.",
     )
 
 
@@ -30,7 +31,9 @@ class EvolutionSettings(_Strategy):
     strategy: Literal["evolution"] = "evolution"
     generations: int = Field(150, ge=1, description="Rounds of mutation and selection.")
     offspring: int = Field(128, ge=1, description="Candidates made in each generation (lambda).")
-    survivors: tuple[Count, ...] = Field((16, 4, 1), description="Candidates kept by each selection step, ending in 1.")
+    survivors: tuple[Count, ...] = Field(
+        (16, 4, 1), description="Candidates kept by each selection step, ending in population."
+    )
     tokens: tuple[Count, ...] = Field((2048, 16384, 131072), description="Tokens on which each step judges.")
     fitness: Literal["kl", "topk_kl", "perplexity"] = Field(
         "kl", description="What selection minimizes: divergence from the dense model, or perplexity."
@@ -47,6 +50,12 @@ class EvolutionSettings(_Strategy):
     )
     initial_candidates: int = Field(128, ge=1, description="Random starts when the target is not one of the levels.")
     initial_tokens: int = Field(2048, ge=1, description="Tokens on which starts are compared.")
+    population: int = Field(
+        1, ge=1, description="Parents of the next generation; each offspring comes from a random one of them."
+    )
+    switches: int | None = Field(
+        None, ge=1, description="Level switches of each offspring; null draws min(U(1,3), U(1,3)), as the paper does."
+    )
     seed: int = Field(0, ge=0, description="Seed of the mutations and of the choice of tokens.")
 
     @model_validator(mode="after")
@@ -55,8 +64,10 @@ class EvolutionSettings(_Strategy):
             raise ValueError(
                 f"survivors has {len(self.survivors)} steps and tokens has {len(self.tokens)}: give one each per step"
             )
-        if self.survivors[-1:] != (1,):
-            raise ValueError(f"survivors must end in 1 (the next parent), got {list(self.survivors)}")
+        if self.survivors[-1:] != (self.population,):
+            raise ValueError(
+                f"survivors must end in population ({self.population}, the next parents), got {list(self.survivors)}"
+            )
         if any(later > earlier for earlier, later in zip(self.survivors, self.survivors[1:], strict=False)):
             raise ValueError(f"survivors must not grow from step to step, got {list(self.survivors)}")
         if self.survivors[0] > self.offspring:

@@ -12,8 +12,8 @@ from evopress.config.compute import ComputeSettings
 from evopress.config.data import DataSettings
 from evopress.config.evaluation import EvaluationSettings
 from evopress.config.model import ModelSettings
-from evopress.config.search import EvolutionSettings, OwlSettings, SearchSettings
-from evopress.config.variants import GptqSettings, HessianSettings, VariantSettings
+from evopress.config.search import EvolutionSettings, OwlSettings, SearchSettings, UniformSettings
+from evopress.config.variants import DropSettings, GptqSettings, HessianSettings, VariantSettings
 from evopress.errors import ConfigError
 
 ROLES = ("calibration", "search")
@@ -108,6 +108,8 @@ def _level_problems(where: str, search: SearchSettings, variants: Mapping[str, V
         near = get_close_matches(search.variants, variants, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(variants) or 'none'}"
         yield f"{where}.variants: no variants are named {search.variants!r}: {hint}"
+    elif isinstance(made, DropSettings):
+        yield from _drop_problems(where, search, made)
     elif not isinstance(made, GptqSettings):
         if search.target >= 1:
             yield f"{where}.target: {search.target:g} is no sparsity below 1, which is what {search.variants!r} offers"
@@ -117,6 +119,15 @@ def _level_problems(where: str, search: SearchSettings, variants: Mapping[str, V
         yield f"{where}.target: {search.target:g} bits is below the lowest level ({min(made.bits)})"
     elif search.target > max(made.bits):
         yield f"{where}.target: {search.target:g} bits is above the highest level ({max(made.bits)})"
+
+
+def _drop_problems(where: str, search: SearchSettings, made: DropSettings) -> Iterator[str]:
+    if isinstance(search, (UniformSettings, OwlSettings)):
+        yield f"{where}.strategy: {search.strategy} chooses levels of linear layers, but {search.variants!r} drops modules"
+    elif not search.target.is_integer():
+        yield f"{where}.target: {search.target:g} is no number of blocks to drop, which is what {search.variants!r} offers"
+    elif made.unit == "pair" and search.target % 2:
+        yield f"{where}.target: {search.target:g} blocks are no whole pairs; choose an even number, or `unit: block`"
 
 
 def _token_problems(where: str, search: EvolutionSettings, available: int | None) -> Iterator[str]:

@@ -139,7 +139,23 @@ class MagnitudeSettings(_SparsitySettings):
     method: Literal["magnitude"] = "magnitude"
 
 
+class DropSettings(Section):
+    """Attention and MLP modules that may leave the model (depth pruning)."""
+
+    method: Literal["drop"] = "drop"
+    unit: Literal["module", "block", "pair"] = Field(
+        "module",
+        description="What is dropped as one: an attention or MLP module, a block, or two consecutive blocks (0 and 1, "
+        "2 and 3, ...).",
+    )
+    exclude: tuple[str, ...] = Field(
+        (), description="Patterns of module names that always stay, as in `*.layers.0.attn` or `*.mlp`."
+    )
+
+
 SparsitySettings = SparseGptSettings | WandaSettings | MagnitudeSettings
 """Settings of the methods whose levels are sparsities."""
-VariantSettings = Annotated[GptqSettings | SparsitySettings, Field(discriminator="method")]
+CompressionSettings = Annotated[GptqSettings | SparsitySettings, Field(discriminator="method")]
+"""Settings of the methods that make new weights for linear layers."""
+VariantSettings = Annotated[GptqSettings | SparsitySettings | DropSettings, Field(discriminator="method")]
 """Settings of any method."""

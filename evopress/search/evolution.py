@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evopress.errors import SearchError
 from evopress.search.initial import initial_candidates
@@ -21,9 +22,15 @@ class State:
 
     generation: int
     """Generations that are finished."""
-    parent: Candidate
+    population: NDArray[np.int16]
+    """[P, units], best first."""
     known: Known = field(default_factory=dict)
     """Judgements on the tokens that the last generation drew; none is made again where the same tokens are drawn."""
+
+    @property
+    def parent(self) -> Candidate:
+        """The best of the population, [units]."""
+        return self.population[0]
 
 
 def first_state(
@@ -33,6 +40,7 @@ def first_state(
     evaluator: Evaluator,
     rng: np.random.Generator,
     sensitivity_tokens: int | None = None,
+    population: int = 1,
 ) -> tuple[State, list[TraceRow]]:
     """Start from the even candidate, or from the best of random ``candidates`` on ``tokens`` tokens.
 
@@ -44,12 +52,12 @@ def first_state(
         measured, rows = measured_start(space, sensitivity_tokens, evaluator, rng)
         starts = np.unique(np.vstack([starts, measured]), axis=0)
     if len(starts) == 1:
-        return State(0, starts[0]), rows
+        return State(0, starts), rows
     known: Known = {}
-    chosen = select(starts, None, [Step(1, tokens)], evaluator, known, rng, generation=0)
+    chosen = select(starts, None, [Step(population, tokens)], evaluator, known, rng, generation=0)
     _require_number(chosen)
     step = 1 if rows else 0
-    return State(0, chosen.winner, known), [*rows, *(replace(row, step=step) for row in chosen.rows)]
+    return State(0, chosen.winners, known), [*rows, *(replace(row, step=step) for row in chosen.rows)]
 
 
 def next_generation(
@@ -59,8 +67,9 @@ def next_generation(
     steps: Sequence[Step],
     evaluator: Evaluator,
     rng: np.random.Generator,
+    switches: int | None = None,
 ) -> tuple[State, list[TraceRow]]:
-    """Mutate the parent and select the next one.
+    """Mutate the population and select the next one.
 
     Returns:
         The new state, and a row for each judgement (none if no other candidate meets the budget).
@@ -69,15 +78,15 @@ def next_generation(
         SearchError: no candidate has a fitness that is a number.
     """
     generation = state.generation + 1
-    children = make_offspring(state.parent, space, offspring, rng)
+    children = make_offspring(state.population, space, offspring, rng, switches)
     if not len(children):
-        return State(generation, state.parent, state.known), []
+        return State(generation, state.population, state.known), []
     known = dict(state.known)
-    chosen = select(children, state.parent, steps, evaluator, known, rng, generation)
+    chosen = select(children, state.population, steps, evaluator, known, rng, generation)
     _require_number(chosen)
     drawn = {row.minibatch for row in chosen.rows}
     new = {key: found for key, found in known.items() if key[1] in drawn}
-    return State(generation, chosen.winner, retained(state.known, new)), chosen.rows
+    return State(generation, chosen.winners, retained(state.known, new)), chosen.rows
 
 
 def retained(known: Known, new: Known) -> Known:

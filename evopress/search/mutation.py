@@ -15,19 +15,32 @@ ATTEMPTS = 20
 """Draws per wanted offspring before a small or nearly exhausted neighbourhood is given up."""
 
 
-def make_offspring(parent: Candidate, space: Space, count: int, rng: np.random.Generator) -> NDArray[np.int16]:
-    """Mutate ``parent`` into ``count`` candidates that differ from it and from each other.
+def make_offspring(
+    parents: NDArray[np.int16], space: Space, count: int, rng: np.random.Generator, switches: int | None = None
+) -> NDArray[np.int16]:
+    """Mutate random ones of ``parents`` into ``count`` candidates that differ from them and from each other.
+
+    Args:
+        parents: [P, units], or one candidate [units].
+        space: units, levels and budget.
+        count: offspring wanted.
+        rng: draws parents and switches.
+        switches: level switches of each; None draws them (`draw_switches`).
 
     Returns:
         [n, units]; n < count only if so many neighbours could not be found.
     """
-    found = {parent.tobytes(): parent}
+    parents = np.atleast_2d(parents)
+    known = {parent.tobytes() for parent in parents}
+    found: dict[bytes, Candidate] = {}
     for _ in range(ATTEMPTS * count):
-        if len(found) > count:
+        if len(found) == count:
             break
-        child = mutate(parent, space, draw_switches(rng), rng)
-        found.setdefault(child.tobytes(), child)
-    return np.array(list(found.values())[1:], dtype=np.int16).reshape(-1, len(space.units))
+        parent = parents[rng.integers(len(parents))] if len(parents) > 1 else parents[0]
+        child = mutate(parent, space, draw_switches(rng) if switches is None else switches, rng)
+        if child.tobytes() not in known:
+            found.setdefault(child.tobytes(), child)
+    return np.array(list(found.values()), dtype=np.int16).reshape(-1, len(space.units))
 
 
 def draw_switches(rng: np.random.Generator) -> int:

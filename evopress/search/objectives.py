@@ -16,6 +16,15 @@ from evopress.metrics import IGNORE, distribution, kl_divergence, nll_per_token,
 
 
 @dataclass(frozen=True)
+class Fitness:
+    """Which fitness function judges: ``kl``, ``topk_kl``, or ``perplexity`` (as its logarithm)."""
+
+    name: str
+    top_k: int = 100
+    """For topk_kl: tokens of the dense model's distribution kept apart."""
+
+
+@dataclass(frozen=True)
 class TopTeacher:
     """The dense model's k most likely tokens."""
 
@@ -41,12 +50,12 @@ class Objective:
     """Positions at the end of a sequence that do not count."""
 
 
-def make_objective(name: str, top_k: int) -> Objective:
-    """Objective by its name in the settings: ``kl``, ``topk_kl`` or ``perplexity`` (as its logarithm)."""
-    if name == "kl":
+def make_objective(fitness: Fitness) -> Objective:
+    """Objective by its name in the settings."""
+    if fitness.name == "kl":
         return Objective(lambda logits, _: distribution(logits), kl_divergence)
-    if name == "topk_kl":
-        return Objective(lambda logits, _: soften_top(logits, top_k), topk_kl)
+    if fitness.name == "topk_kl":
+        return Objective(lambda logits, _: soften_top(logits, fitness.top_k), topk_kl)
     return Objective(lambda _, targets: targets, _next_token_loss, needs_teacher=False, positions_lost=1)
 
 

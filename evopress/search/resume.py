@@ -1,6 +1,6 @@
 """The resume folder: what a killed search needs to go on as if it had not been killed.
 
-One log, to which each finished generation appends one line: its judgements, the parent that it chose and the random
+One log, to which each finished generation appends one line: its judgements, the parents that it chose and the random
 state after it. A line counts once its end is on disk, so whatever moment the process dies, what the log holds is that
 of finished generations; a last line that was cut short is dropped.
 """
@@ -17,10 +17,13 @@ import numpy as np
 from evopress.artifacts.atomic import write_text
 from evopress.errors import ArtifactError
 from evopress.progress import log
+from evopress.search.effort import Effort
 from evopress.search.evolution import State, retained
 from evopress.search.minibatch import Minibatch
 from evopress.search.selection import Judgement, Known
 from evopress.search.trace import TraceRow
+
+_NOTHING = Effort()
 
 
 class ResumeFolder:
@@ -31,19 +34,23 @@ class ResumeFolder:
         self.folder, self.digest = folder, digest
         self.log = folder / "log.jsonl"
 
-    def save(self, state: State, rng: np.random.Generator, rows: list[TraceRow]) -> None:
-        """Record a finished generation and the ``rows`` that it added to the trace.
+    def save(
+        self, state: State, rng: np.random.Generator, rows: list[TraceRow], spent: Effort = _NOTHING
+    ) -> None:
+        """Record a finished generation, the ``rows`` that it added to the trace, and what it ``spent``.
 
         Raises:
             ArtifactError: the folder cannot be written.
         """
         content = {
             "generation": state.generation,
-            "parent": state.parent.tolist(),
+            "population": state.population.tolist(),
             "rng": rng.bit_generator.state,
             "rows": [row.record() for row in rows],
             "lengths": [row.minibatch.lengths for row in rows],
             "levels": [row.levels for row in rows],
+            "tokens": spent.tokens,
+            "seconds": spent.seconds,
         }
         if state.generation == 0:
             write_text(self.log, json.dumps({"digest": self.digest}) + "\n")
@@ -66,7 +73,7 @@ class ResumeFolder:
                 known = retained(known, _judgements(last))
             if last is None:
                 return None
-            state = State(last["generation"], np.array(last["parent"], dtype=np.int16), known)
+            state = State(last["generation"], np.array(last["population"], dtype=np.int16), known)
             rng.bit_generator.state = last["rng"]
             self._cut()
         except FileNotFoundError:
@@ -79,6 +86,11 @@ class ResumeFolder:
     def records(self, generation: int) -> list[dict]:
         """Trace up to ``generation``, as records of the TRACE schema."""
         return [row for line in self._generations() if line["generation"] <= generation for row in line["rows"]]
+
+    def effort(self, generation: int) -> Effort:
+        """What was spent up to ``generation``."""
+        lines = (line for line in self._generations() if line["generation"] <= generation)
+        return sum((Effort(line["tokens"], line["seconds"]) for line in lines), _NOTHING)
 
     def remove(self) -> None:
         """Forget the search; its artifacts are written."""

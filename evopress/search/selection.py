@@ -1,6 +1,6 @@
 """Multi-step selection: few tokens for many candidates, many tokens for the few that are left.
 
-arXiv 2410.14649, algorithm 1: each step draws fresh tokens; the parent is admitted to the last step only, so it is
+arXiv 2410.14649, algorithm 1: each step draws fresh tokens; parents are admitted to the last step only, so they are
 compared where the judgement is surest.
 """
 
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evopress.search.minibatch import Minibatch
-from evopress.search.space import Candidate
 from evopress.search.trace import PARENT, TraceRow
 
 
@@ -52,43 +51,46 @@ Known = dict[tuple[bytes, Minibatch], Judgement]
 
 @dataclass(frozen=True)
 class Selection:
-    """The winner, and each judgement that led to it."""
+    """The winners, and each judgement that led to them."""
 
-    winner: Candidate
+    winners: NDArray[np.int16]
+    """[survivors of the last step, units], best first."""
     judgement: Judgement
+    """Of the best."""
     rows: list[TraceRow]
 
 
 def select(
     offspring: NDArray[np.int16],
-    parent: Candidate | None,
+    parents: NDArray[np.int16] | None,
     steps: Sequence[Step],
     evaluator: Evaluator,
     known: Known,
     rng: np.random.Generator,
     generation: int,
 ) -> Selection:
-    """Choose the best of ``offspring`` [n, units] and ``parent``.
+    """Choose the best of ``offspring`` [n, units] and ``parents``.
 
     Args:
         offspring: distinct candidates.
-        parent: admitted to the last step, where it wins ties; None if there is none.
-        steps: tokens and survivors, ending in one survivor.
+        parents: [P, units], admitted to the last step, where they win ties; None if there are none.
+        steps: tokens and survivors; those of the last step are the next parents.
         evaluator: judges.
         known: judgements that need not be made again; those made here are added.
         rng: draws the minibatches.
         generation: for the trace.
     """
+    older = {} if parents is None else {PARENT - index: parent for index, parent in enumerate(parents)}
     left, rows = list(range(len(offspring))), []
     for number, step in enumerate(steps):
         minibatch = evaluator.draw(step.tokens, rng)
-        if number == len(steps) - 1 and parent is not None:
-            left = [PARENT, *left]
-        candidates = np.array([offspring[i] if i != PARENT else parent for i in left], dtype=np.int16)
+        last = number == len(steps) - 1
+        if last:
+            left = [*older, *left]
+        candidates = np.array([offspring[i] if i >= 0 else older[i] for i in left], dtype=np.int16)
         judged = judge(candidates, minibatch, evaluator, known)
-        # Stable, with NaN last: of equals the first stays, and the parent comes first.
+        # Stable, with NaN last: of equals the first stays, and parents come first.
         order = np.argsort([judgement.fitness for judgement in judged], kind="stable")[: step.survivors]
-        accepted = order[0] if number == len(steps) - 1 else None
         rows += [
             TraceRow(
                 generation=generation,
@@ -97,13 +99,13 @@ def select(
                 minibatch=minibatch,
                 fitness=judgement.fitness,
                 fitness_by_sequence=judgement.by_sequence,
-                accepted=k == accepted,
+                accepted=last and k in order,
                 levels=tuple(candidates[k].tolist()),
             )
             for k, (i, judgement) in enumerate(zip(left, judged, strict=True))
         ]
         left = sorted(left[k] for k in order)
-    return Selection(candidates[order[0]], judged[order[0]], rows)
+    return Selection(candidates[order], judged[order[0]], rows)
 
 
 def judge(candidates: NDArray[np.int16], minibatch: Minibatch, evaluator: Evaluator, known: Known) -> list[Judgement]:

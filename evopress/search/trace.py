@@ -9,7 +9,7 @@ from evopress.artifacts.tables import TRACE
 from evopress.search.minibatch import Minibatch
 
 PARENT = -1
-"""Candidate number of the parent."""
+"""Candidate number of the parent; further parents of a population follow downwards."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TraceRow:
     fitness: float
     fitness_by_sequence: tuple[float, ...]
     accepted: bool
-    """Became, or stayed, the parent."""
+    """Became, or stayed, a parent."""
     levels: tuple[int, ...] = ()
     """The candidate; not a column of the table."""
 

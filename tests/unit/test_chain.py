@@ -14,7 +14,7 @@ from evopress.compression.chain import make_chained_variants
 from evopress.compression.methods import compress
 from evopress.compression.packing import decode
 from evopress.config.compute import ComputeSettings
-from evopress.config.variants import GptqSettings, VariantSettings, WandaSettings
+from evopress.config.variants import GptqSettings, CompressionSettings, WandaSettings
 from evopress.errors import ArtifactError, CompressionError
 from evopress.models.structure import layer_table
 
@@ -24,7 +24,7 @@ PRUNED = WandaSettings(step=100, levels=1, propagation="compressed", propagation
 QUANTIZED = GptqSettings(bits=(2, 4), group_size=16, propagation="compressed", propagation_level="2")
 
 
-def make_all(results: Results, settings: VariantSettings, name: str = "c") -> VariantStore:
+def make_all(results: Results, settings: CompressionSettings, name: str = "c") -> VariantStore:
     for block in range(BLOCKS):
         make_chained_variants(results, name, settings, CPU, block)
     return VariantStore(results, name)

@@ -71,7 +71,7 @@ def test_steps_narrow_the_field_and_admit_the_parent_last():
     space, evaluator = bit_strings(12, 6), Linear(np.ones(12), noise=1.0)
     parent = first_state(space, 2, 16, evaluator, rng())[0].parent
     evaluator.calls.clear()
-    state = State(0, parent)
+    state = State(0, parent[None])
     steps = [Step(5, 32), Step(2, 100), Step(1, 512)]
     _, rows = next_generation(state, space, 9, steps, evaluator, rng(1))
     assert evaluator.calls == [(9, 32), (5, 100), (3, 512)]
@@ -87,21 +87,39 @@ def test_steps_narrow_the_field_and_admit_the_parent_last():
     assert len({row.minibatch for row in rows}) == 3
 
 
+def test_a_population_keeps_several_parents_and_mutates_them_all():
+    space, evaluator, source = bit_strings(20, 12), Linear(np.arange(20.0)), rng()
+    state, rows = first_state(space, 8, 16, evaluator, source, population=3)
+    assert state.population.shape == (3, 20) and sum(row.accepted for row in rows) == 3
+    parents = {parent.tobytes() for parent in state.population}
+    steps = [Step(4, 16), Step(3, 16)]
+    state, rows = next_generation(state, space, 12, steps, evaluator, source)
+    last = [row for row in rows if row.step == 1]
+    assert [row.candidate for row in last[:3]] == [PARENT, PARENT - 1, PARENT - 2]
+    assert {np.array(row.levels, np.int16).tobytes() for row in last[:3]} == parents
+    best = sorted(row.fitness for row in last)[:3]
+    assert sorted(row.fitness for row in rows if row.accepted) == best
+    assert (state.population @ evaluator.weights).tolist() == best  # best first
+    for _ in range(80):
+        state, _ = next_generation(state, space, 12, steps, evaluator, source)
+    assert state.parent.tolist() == [1] * 12 + [0] * 8
+
+
 def test_the_parent_wins_ties_and_nan_never_wins():
     parent = np.array([1, 0, 1, 0], dtype=np.int16)
     children = np.array([[0, 1, 1, 0], [0, 1, 0, 1]], dtype=np.int16)
-    chosen = select(children, parent, [Step(1, 16)], Linear(np.zeros(4)), {}, rng(), 1)
-    assert (chosen.winner == parent).all()
+    chosen = select(children, parent[None], [Step(1, 16)], Linear(np.zeros(4)), {}, rng(), 1)
+    assert (chosen.winners == parent).all()
     broken = Linear(np.array([np.nan, 1, 1, 1]))
     assert chosen.rows[0].candidate == PARENT
-    assert select(children, None, [Step(1, 16)], broken, {}, rng(), 1).winner.tolist()  # all NaN: reported by the loop
+    assert select(children, None, [Step(1, 16)], broken, {}, rng(), 1).winners.tolist()  # all NaN: reported by the loop
     with pytest.raises(SearchError, match="NaN"):
-        next_generation(State(0, parent), bit_strings(4, 2), 3, [Step(1, 16)], broken, rng())
+        next_generation(State(0, parent[None]), bit_strings(4, 2), 3, [Step(1, 16)], broken, rng())
 
 
 def test_a_candidate_is_not_judged_twice_on_the_same_tokens():
     space, evaluator = bit_strings(10, 5), Linear(np.arange(10.0), sequences=4, length=16)
-    source, state = rng(), State(0, np.array([0] * 5 + [1] * 5, dtype=np.int16))
+    source, state = rng(), State(0, np.array([[0] * 5 + [1] * 5], dtype=np.int16))
     everything, seen = 64, set()
     for _ in range(40):
         evaluator.calls.clear()
@@ -116,7 +134,7 @@ def test_a_candidate_is_not_judged_twice_on_the_same_tokens():
 
 def test_judgements_on_tokens_that_do_not_come_again_are_forgotten():
     space, evaluator = bit_strings(10, 5), Linear(np.arange(10.0))
-    source, state = rng(), State(0, np.array([0] * 5 + [1] * 5, dtype=np.int16))
+    source, state = rng(), State(0, np.array([[0] * 5 + [1] * 5], dtype=np.int16))
     for _ in range(5):
         state, rows = next_generation(state, space, 4, [Step(2, 64), Step(1, 128)], evaluator, source)
         assert {minibatch for _, minibatch in state.known} == {row.minibatch for row in rows}
@@ -125,7 +143,7 @@ def test_judgements_on_tokens_that_do_not_come_again_are_forgotten():
 
 def test_no_other_candidate_leaves_the_parent_without_judging():
     space, evaluator = bit_strings(3, 3), Linear(np.ones(3))
-    state, rows = next_generation(State(4, np.ones(3, np.int16)), space, 8, [Step(1, 16)], evaluator, rng())
+    state, rows = next_generation(State(4, np.ones((1, 3), np.int16)), space, 8, [Step(1, 16)], evaluator, rng())
     assert state.generation == 5 and rows == [] and evaluator.calls == []
 
 
@@ -226,7 +244,7 @@ def test_generations_that_two_jobs_wrote_are_taken_once(tmp_path):
 def test_a_resume_folder_that_does_not_fit_is_not_used(tmp_path, damage):
     resume, source = ResumeFolder(tmp_path / "resume", "digest"), rng()
     if damage != "nothing there":
-        resume.save(State(0, even_candidate(bit_strings(4, 2))), source, [])
+        resume.save(State(0, even_candidate(bit_strings(4, 2))[None]), source, [])
     log = tmp_path / "resume" / "log.jsonl"
     if damage == "digest":
         resume = ResumeFolder(tmp_path / "resume", "other settings")

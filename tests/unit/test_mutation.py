@@ -143,3 +143,14 @@ def test_the_same_seed_gives_the_same_offspring():
         make_offspring(even_candidate(space), space, 10, np.random.Generator(np.random.PCG64(7))) for _ in range(2)
     )
     assert (first == second).all()
+
+
+def test_offspring_come_from_every_parent_and_make_the_switches_asked_for():
+    space = even_space(40)
+    parents = np.stack([mutate(even_candidate(space), space, 30, np.random.default_rng(seed)) for seed in range(3)])
+    children = make_offspring(parents, space, 90, np.random.default_rng(0), switches=1)
+    distances = np.array([[np.count_nonzero(child != parent) for parent in parents] for child in children])
+    assert (distances.min(axis=1) == 2).all()  # one raised, one lowered
+    assert set(distances.argmin(axis=1).tolist()) == {0, 1, 2}
+    far = make_offspring(parents[0], space, 30, np.random.default_rng(0), switches=7)
+    assert np.mean([np.count_nonzero(child != parents[0]) for child in far]) > 8

@@ -78,6 +78,8 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("searches.evo.initial_tokens", 32, SEARCH),
     ("searches.evo.start", "sensitivity", SEARCH),
     ("searches.evo.sensitivity_tokens", 32, SEARCH),
+    ("searches.evo.population", 2, SEARCH),
+    ("searches.evo.switches", 3, SEARCH),
     ("searches.evo.seed", 1, SEARCH),
     ("searches.evo.variants", "second", {"variants second"} | SEARCH),
     ("searches.other", {"strategy": "uniform", "variants": "gptq", "target": 3}, OTHER_SEARCH),
@@ -119,6 +121,8 @@ def changed(settings: dict[str, Any], path: str, value: Any, sources: Path) -> d
         return replaced(settings, section, {"source": value, "tokens": 512, "sequence_length": 32}, sources)
     if path == "searches.evo.survivors":
         settings = replaced(settings, "searches.evo.tokens", [64, 128], sources)
+    if path == "searches.evo.population":
+        settings = replaced(settings, "searches.evo.survivors", [2], sources)
     also = ALSO.get((path, value)) if isinstance(value, str) else None
     for other, content in (also or {path: value}).items():
         settings = replaced(settings, other, content, sources)
