@@ -44,7 +44,7 @@ def compressed_size(checkpoint: Checkpoint, configuration: pd.DataFrame) -> Size
     searched = _searched_bytes(checkpoint, sizes, configuration)
     parameters, packed = int(configuration["parameters"].sum()), int(configuration["bytes"].sum())
     overhead, total = 8 * packed / parameters, sum(sizes.values()) - searched + packed
-    measure = measure_of(configuration["value"])
+    measure = measure_of(configuration)
     level = average(measure, int(configuration["cost"].sum()), parameters)
     if measure == "bits":
         return Size(level, overhead, total)

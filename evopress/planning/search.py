@@ -98,7 +98,7 @@ def search_work(
         ConfigError: the target and the levels do not allow the search.
     """
     units = units_from_variants(variants, settings.group_rule)
-    space = make_space(units, settings.target, where, measure_of(variants["value"]))
+    space = make_space(units, settings.target, where, measure_of(variants))
     sharing = Sharing.of([unit.block for unit in units], [unit.group for unit in units], shape.blocks)
     memory = divide_memory(
         memory_gb, shape.outside * shape.itemsize, shape.hidden_size, shape.vocab_size, shape.itemsize, device

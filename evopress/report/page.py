@@ -99,7 +99,7 @@ def _section(results: Results, search: str, configuration: pd.DataFrame, values:
         fitness = str(settings.get("fitness", "fitness"))
         curve = Markup(search_curve(trace, search, FITNESS.get(fitness, fitness)))  # noqa: S704 (matplotlib escapes)
     several = len(levels) > 1
-    measure = measure_of(configuration["value"])
+    measure = measure_of(configuration)
     return SearchSection(
         name=search,
         strategy=str(settings.get("strategy", "unknown")),

@@ -130,7 +130,7 @@ def table(sizes: dict[str, int], target: float = 0.5, step: int = 10, blocks: in
 
 
 def space_of(variants: pd.DataFrame, target: float, rule: str = "none") -> Space:
-    return make_space(units_from_variants(variants, rule), target, "searches.s", measure_of(variants["value"]))
+    return make_space(units_from_variants(variants, rule), target, "searches.s", measure_of(variants))
 
 
 @pytest.mark.parametrize("rule", ["none", "size", "name"])
@@ -169,7 +169,9 @@ def test_uniform_offers_the_nearest_sparsities() -> None:
 
 
 def test_values_tell_sparsities_from_bits() -> None:
-    assert measure_of([0.0, 0.99]) == "sparsity"
-    assert measure_of([2.0, 3.0]) == "bits"
+    assert measure_of(pd.DataFrame({"level": ["-1", "0"], "value": [0.0, 0.99]})) == "sparsity"
+    assert measure_of(pd.DataFrame({"level": ["2", "3"], "value": [2.0, 3.0]})) == "bits"
+    assert measure_of(pd.DataFrame({"level": ["drop", "keep"], "value": [0.0, 1.0]})) == "depth"
+    assert measure_of(pd.DataFrame({"level": ["drop", "3"], "value": [0.0, 3.0]})) == "bits"
     assert average("sparsity", 30, 40) == 0.25
     assert average("bits", 120, 40) == 3
