@@ -25,26 +25,27 @@ from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
 from evopress.config.data import PythonDocs
 from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
+from evopress.config.overlays import load_settings
 from evopress.config.search import EvolutionSettings
 from evopress.config.variants import GptqSettings, HessianSettings, SparseGptSettings
 from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 from evopress.planning import shape as planning_shape
-from evopress.planning.command import load_settings
 from evopress.planning.search import SearchWork, search_work
 from evopress.planning.shape import ModelShape, shape_from_config, shape_of
 from evopress.planning.sharing import Sharing
 from evopress.planning.stages import hessian_bytes, stages
 from evopress.planning.text import amount
 from evopress.planning.variants import variant_table
+from evopress.search.evaluator import model_evaluator
 from evopress.search.evolution import first_state, next_generation
 from evopress.search.initial import even_candidate
 from evopress.search.mutation import make_offspring
+from evopress.search.objectives import Fitness
 from evopress.search.prefixes import plan_block
 from evopress.search.selection import Step
 from evopress.search.space import Level, Unit, make_space, units_from_variants
-from evopress.search.strategies.evolution import model_evaluator
 
 CPU = torch.device("cpu")
 COMPUTE = ComputeSettings(device="cpu")
@@ -309,7 +310,9 @@ class Tiny:
             return weight + scale * torch.randn(weight.shape, generator=torch.Generator().manual_seed(block))
 
         compute = ComputeSettings(device="cpu", memory_gb=memory_gb)
-        evaluator = model_evaluator(model, space, unpack, self.tokens, SEARCH, compute, "searches.q", lambda: None)
+        evaluator = model_evaluator(
+            model, space, unpack, self.tokens, Fitness("kl"), compute, "searches.q", lambda: None
+        )
         rng = np.random.default_rng(1)
         state, _ = first_state(space, SEARCH.initial_candidates, SEARCH.initial_tokens, evaluator, rng)
         steps = [Step(kept, tokens) for kept, tokens in zip(SEARCH.survivors, SEARCH.tokens, strict=True)]

@@ -4,7 +4,6 @@ import re
 import sys
 from pathlib import Path
 
-import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 from snakemake.persistence.file import FilePersistence
@@ -13,7 +12,8 @@ from evopress.artifacts.origin import require_settings
 from evopress.artifacts.paths import DENSE, Results, manifest_path
 from evopress.config import files, slices
 from evopress.config.closure import code_closure
-from evopress.config.settings import Settings, lay_over
+from evopress.config.overlays import combined, read_yaml
+from evopress.config.settings import Settings
 from evopress.errors import EvopressError
 from evopress.models.block_count import count_blocks
 
@@ -27,9 +27,9 @@ def unrecorded(artifacts):
 
 
 try:
-    if not config.get("complete"):
-        config = lay_over(yaml.safe_load(Path("config/config.yaml").read_text(encoding="utf-8")), config)
-    SETTINGS = Settings.load(config)
+    # Snakemake merges its config files into `config` key by key; a section whose kind changes must be replaced whole.
+    asked = workflow.config_settings
+    SETTINGS = Settings.load(combined([*map(read_yaml, asked.configfiles), asked.config]))
     RESULTS = Results(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
     MODEL_FILES = files.model_files(SETTINGS.model)
