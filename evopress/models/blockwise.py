@@ -4,8 +4,8 @@ Nothing here knows an architecture. The model's own forward code prepares what b
 and what follows the last block (norm, head, soft-capping), while the blocks between are stood in for.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from evopress.models.absent import Absence, find_absence, left_out
 from evopress.models.checkpoint import Checkpoint
+from evopress.models.modules import modules_of
 from evopress.models.skeleton import assign, build_skeleton, fill_outside
 from evopress.models.standin import BlockInputs, Surroundings
 from evopress.models.structure import find_blocks, linear_layers, surroundings_of, unsupported
+from evopress.models.trace import few_inputs
 
 __all__ = ["BlockInputs", "BlockwiseModel"]
 
@@ -33,6 +36,7 @@ class BlockwiseModel:
     """Names of the blocks in the model, as in `model.layers.0`."""
     device: torch.device
     dtype: torch.dtype
+    _absences: dict[tuple[int, str], Absence] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_folder(
@@ -110,22 +114,53 @@ class BlockwiseModel:
 
     @torch.no_grad()
     def run_block(
-        self, index: int, hidden: Tensor, inputs: BlockInputs, weights: Mapping[str, Tensor] | None = None
+        self,
+        index: int,
+        hidden: Tensor,
+        inputs: BlockInputs,
+        weights: Mapping[str, Tensor] | None = None,
+        absent: Collection[str] = (),
     ) -> Tensor:
         """Hidden states [N, L, H] after block ``index``, given those before it and what `embed` made for length L.
 
         ``weights`` replaces weights of linear layers [rows, columns], keyed by the layer's name inside the block
-        (`self_attn.q_proj`); they are used as they are, without a copy, and only for this call.
+        (`self_attn.q_proj`); they are used as they are, without a copy, and only for this call. Modules of the kinds in
+        ``absent`` (`attn`, `mlp`) are not run, and add nothing to the residual stream; a block without any of its
+        modules is gone, whatever norms it has.
 
         Raises:
+            UnsupportedArchitectureError: a module of this architecture cannot be left out.
             ValueError: hidden states of another length, an unknown layer or a weight of another shape.
         """
         if hidden.shape[1] != inputs.length:
             raise ValueError(f"hidden states of length {hidden.shape[1]} with block inputs of length {inputs.length}")
+        if self.gone(index, absent):
+            return hidden
         args, kwargs = inputs.call(index, hidden)
         replaced = self._replacements(index, weights or {})
-        output = torch.func.functional_call(self.blocks[index], replaced, args, kwargs, tie_weights=False)
+        with left_out(self.blocks[index], [self._absence(index, kind) for kind in absent]):
+            output = torch.func.functional_call(self.blocks[index], replaced, args, kwargs, tie_weights=False)
         return output[0] if isinstance(output, tuple) else output
+
+    def gone(self, index: int, absent: Collection[str]) -> bool:
+        """Whether nothing of block ``index`` is left without the modules of kinds ``absent``."""
+        return bool(absent) and set(absent) >= set(modules_of(linear_layers(self.blocks[index])))
+
+    def _absence(self, index: int, kind: str) -> Absence:
+        """How to run block ``index`` without a module; found once."""
+        if (index, kind) not in self._absences:
+            modules = modules_of(linear_layers(self.blocks[index]))
+            if kind not in modules:
+                raise ValueError(f"{self.block_names[index]}: has no {kind}; it has {sorted(modules)}")
+            self._absences[index, kind] = find_absence(
+                self.blocks[index],
+                modules[kind],
+                few_inputs(self.around),
+                index,
+                self.hidden_size,
+                lambda reason: unsupported(self.model, reason),
+            )
+        return self._absences[index, kind]
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:

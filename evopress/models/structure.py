@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from evopress.errors import UnsupportedArchitectureError
+from evopress.models.modules import module_kind
 from evopress.models.standin import Surroundings
 from evopress.models.trace import check_chain, input_groups, surroundings
 
@@ -84,18 +85,12 @@ def _row(index: int, block: str, layer: str, group: str, module: nn.Linear) -> d
         "layer": layer,
         "name": f"{block}.{layer}",
         "kind": layer.rpartition(".")[2],
-        "module": _module(layer),
+        "module": module_kind(layer),
         "input_group": group,
         "rows": module.out_features,
         "columns": module.in_features,
         "parameters": module.weight.numel(),
     }
-
-
-def _module(layer: str) -> str:
-    """`attn` for a layer inside a child of the block named so, else `mlp` (OPT's lie right in the block)."""
-    child, _, rest = layer.partition(".")
-    return "attn" if rest and ("attn" in child or "attention" in child) else "mlp"
 
 
 def _linear_parameters(blocks: nn.ModuleList) -> int:

@@ -31,7 +31,7 @@ def surroundings(model: PreTrainedModel, blocks: Sequence[nn.Module], refuse: Re
     """
     with _explained(refuse), torch.no_grad():
         _, inputs = Surroundings(model, blocks, form=0).inputs(_ids(model), count=1)
-        output = _run_on_meta(blocks[0], inputs, 0, model.config.get_text_config().hidden_size)
+        output = run_on_meta(blocks[0], inputs, 0, model.config.get_text_config().hidden_size)
     if isinstance(output, Tensor):
         return Surroundings(model, blocks, form=0)
     if not isinstance(output, tuple) or any(part is not None for part in output[1:]):
@@ -64,7 +64,7 @@ def check_chain(around: Surroundings, refuse: Refuse) -> BlockInputs:
                 raise refuse(f"block {index} does not run on what block {index - 1} returns")
         if around.logits(torch.cat([returned[-1]] * _BATCH)).shape != (_BATCH, *logits.shape[1:]):
             raise refuse("its logits cannot be made from final hidden states alone")
-        return around.inputs(_ids(around.model))[1]
+        return few_inputs(around)
 
 
 def input_groups(
@@ -77,8 +77,14 @@ def input_groups(
             not run exactly once on every token.
     """
     calls: list[tuple[str, Tensor]] = []
+
+    def watch(twin: nn.Module) -> None:
+        for name, module in twin.named_modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_pre_hook(lambda _, args, name=name: calls.append((name, args[0])))
+
     with _explained(refuse), torch.no_grad():
-        output = _run_on_meta(block, inputs, index, hidden_size, lambda name, tensor: calls.append((name, tensor)))
+        output = run_on_meta(block, inputs, index, hidden_size, watch)
     hidden = output[0] if isinstance(output, tuple) else output
     if hidden.shape != (_BATCH, _TOKENS, hidden_size):
         raise refuse(f"block {index} turns hidden states into {list(hidden.shape)}")
@@ -94,30 +100,38 @@ def input_groups(
     return groups
 
 
+def few_inputs(around: Surroundings) -> BlockInputs:
+    """What the blocks get beside the hidden states, for a few tokens, as `run_on_meta` needs it."""
+    return around.inputs(_ids(around.model))[1]
+
+
 def _ids(model: PreTrainedModel) -> Tensor:
     """A few tokens, on the device of the embedding (blocks may be on the meta device)."""
     device = next(model.get_input_embeddings().parameters()).device
     return torch.zeros((1, _TOKENS), dtype=torch.long, device=device)
 
 
-def _run_on_meta(
+def run_on_meta(
     block: nn.Module,
     inputs: BlockInputs,
     index: int,
     hidden_size: int,
-    saw: Callable[[str, Tensor], None] = lambda name, tensor: None,
+    prepare: Callable[[nn.Module], None] = lambda twin: None,
 ) -> Any:
-    """Output of a copy of ``block`` on several sequences; ``saw`` is told what each linear layer gets."""
-    twin = copy.deepcopy(block).to("meta")
-    for name, module in twin.named_modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(lambda _, args, name=name: saw(name, args[0]))
+    """Output of a copy of ``block`` on several sequences; ``prepare`` may put hooks on the copy."""
+    # Weights are not copied: the twin shares their names and shapes alone.
+    twin = copy.deepcopy(block, {id(tensor): _on_meta(tensor) for tensor in block.parameters()}).to("meta")
+    prepare(twin)
     dtype = next(parameter.dtype for parameter in twin.parameters() if parameter.is_floating_point())
     hidden = torch.empty((_BATCH, _TOKENS, hidden_size), dtype=dtype, device="meta")
     args, kwargs = tree_map(
         lambda value: value.to("meta") if isinstance(value, Tensor) else value, inputs.call(index, hidden)
     )
     return twin(*args, **kwargs)
+
+
+def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
 
 
 @contextmanager
