@@ -50,12 +50,12 @@ class Objective:
     """Positions at the end of a sequence that do not count."""
 
 
-def make_objective(fitness: Fitness) -> Objective:
-    """Objective by its name in the settings."""
-    if fitness.name == "kl":
+def make_objective(name: str, top_k: int) -> Objective:
+    """Objective by its name (`Fitness`)."""
+    if name == "kl":
         return Objective(lambda logits, _: distribution(logits), kl_divergence)
-    if fitness.name == "topk_kl":
-        return Objective(lambda logits, _: soften_top(logits, fitness.top_k), topk_kl)
+    if name == "topk_kl":
+        return Objective(lambda logits, _: soften_top(logits, top_k), topk_kl)
     return Objective(lambda _, targets: targets, _next_token_loss, needs_teacher=False, positions_lost=1)
 
 

@@ -34,9 +34,7 @@ class ResumeFolder:
         self.folder, self.digest = folder, digest
         self.log = folder / "log.jsonl"
 
-    def save(
-        self, state: State, rng: np.random.Generator, rows: list[TraceRow], spent: Effort = _NOTHING
-    ) -> None:
+    def save(self, state: State, rng: np.random.Generator, rows: list[TraceRow], spent: Effort = _NOTHING) -> None:
         """Record a finished generation, the ``rows`` that it added to the trace, and what it ``spent``.
 
         Raises:

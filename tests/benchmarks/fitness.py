@@ -30,17 +30,17 @@ from transformers.utils.logging import disable_progress_bar
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import EvolutionSettings
 from evopress.config.settings import Settings
 from evopress.data.tokens import read_tokens, write_tokens
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.sources import prepare_model
+from evopress.search.evaluator import model_evaluator
 from evopress.search.fitness import ModelEvaluator
 from evopress.search.minibatch import Minibatch
 from evopress.search.mutation import make_offspring
+from evopress.search.objectives import Fitness
 from evopress.search.space import Level, Space, Unit, make_space
-from evopress.search.strategies.evolution import model_evaluator
 from evopress.search.strategies.uniform import uniform_candidate
 
 CASES = ("16x512", "64x512", "8x2048")
@@ -103,14 +103,13 @@ class Bench:
 
     def _engine(self, results: Results, memory_gb: float) -> ModelEvaluator:
         model = BlockwiseModel.from_folder(results.model, torch.device("cpu"), self.dtype, resident=False)
-        settings = EvolutionSettings(variants="gptq", target=TARGET)
         compute = ComputeSettings(device="cpu", memory_gb=memory_gb)
         return model_evaluator(
             model,
             self.space,
             lambda block, layer, level: self.unpack(block, layer, level),
             self.tokens,
-            settings,
+            Fitness("kl"),
             compute,
             "benchmark",
             lambda: None,

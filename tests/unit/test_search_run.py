@@ -162,7 +162,7 @@ def search_in_process(
 def test_killed_at_any_moment_and_restarted_ends_with_the_same_bytes(results: Results) -> None:
     whole = fresh(results, "whole")
     assert search_in_process(whole, MIXED) == 0
-    # Syncs: two for the log's first line, one for each of 7 generations, two for each of two artifacts.
+    # Syncs: two for the log's first line, one for each of 7 generations, two for each of three artifacts.
     for number, moments in enumerate(
         [
             [("judging", 1), ("judging", 4), ("judging", 9)],

@@ -47,8 +47,8 @@ def evolution(**values) -> EvolutionSettings:
     ("values", "message"),
     [
         ({"survivors": [2, 1]}, "searches.q3: survivors has 2 steps and tokens has 3"),
-        ({"survivors": [4, 2], "tokens": [64, 128]}, "survivors must end in 1"),
-        ({"survivors": [], "tokens": []}, "survivors must end in 1"),
+        ({"survivors": [4, 2], "tokens": [64, 128]}, "survivors must end in population (1"),
+        ({"survivors": [], "tokens": []}, "survivors must end in population (1"),
         ({"survivors": [2, 4, 1]}, "survivors must not grow"),
         ({"survivors": [200, 4, 1]}, "keeps 200 of only 128 offspring"),
         ({"survivors": [4, 0, 1]}, "searches.q3.survivors.1"),

@@ -12,6 +12,7 @@ rule search:
     output:
         RESULTS.configuration("{search}"),
         RESULTS.trace("{search}"),
+        RESULTS.effort("{search}"),
     log:
         LOGS / "search" / "{search}.log",
     threads: MANY_THREADS

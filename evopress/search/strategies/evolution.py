@@ -21,7 +21,9 @@ def evolution(context: Context[EvolutionSettings]) -> Found | None:
     """
     settings = context.settings
     fitness = Fitness(settings.fitness, settings.top_k)
-    return search_by_model(context, generations(context.space, settings), fitness, tokens_asked(settings, context.space))
+    return search_by_model(
+        context, generations(context.space, settings), fitness, tokens_asked(settings, context.space)
+    )
 
 
 def generations(space: Space, settings: EvolutionSettings) -> Rounds:
