@@ -10,7 +10,7 @@ from evopress.errors import ConfigError
 _SAFE = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
-def _safe_name(name: str) -> str:
+def safe_name(name: str) -> str:
     """Accept names that are safe as one component of a path and as a word of a shell line."""
     if not name or len(name) > 64 or not name[0].isalnum() or not set(name) <= _SAFE:
         raise ValueError(
@@ -19,7 +19,7 @@ def _safe_name(name: str) -> str:
     return name
 
 
-Name = Annotated[str, AfterValidator(_safe_name)]
+Name = Annotated[str, AfterValidator(safe_name)]
 
 
 class Section(BaseModel):

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from evopress.config.base import Name, Section
 
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 
 
 class _Strategy(Section):
@@ -19,13 +20,34 @@ class _Strategy(Section):
     )
 
 
+class _Seeded(_Strategy):
+    """A strategy that draws random numbers; the class that is made of it has a `seed`."""
+
+    seeds: tuple[Seed, ...] | None = Field(
+        None,
+        exclude=True,  # what it stands for are searches of their own, which have nothing but a seed
+        description="Instead of `seed`: one search for each of these, named `<name>-seed0` and so on, which the report "
+        "compares as one.",
+    )
+
+    @model_validator(mode="after")
+    def _check_seeds(self) -> "_Seeded":
+        if self.seeds is None:
+            return self
+        if "seed" in self.model_fields_set:
+            raise ValueError("seed and seeds are both given: seeds names all of them; remove seed")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: name at least one, and each once; got {list(self.seeds)}")
+        return self
+
+
 class UniformSettings(_Strategy):
     """The same level everywhere; the baseline of every comparison."""
 
     strategy: Literal["uniform"] = "uniform"
 
 
-class EvolutionSettings(_Strategy):
+class EvolutionSettings(_Seeded):
     """The (1+lambda) evolutionary search of EvoPress (arXiv 2410.14649, algorithm 1)."""
 
     strategy: Literal["evolution"] = "evolution"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from evopress.artifacts.paths import DENSE
 from evopress.config.base import Name, Section, parse_section
@@ -13,6 +13,7 @@ from evopress.config.data import DataSettings
 from evopress.config.evaluation import EvaluationSettings
 from evopress.config.model import ModelSettings
 from evopress.config.search import EvolutionSettings, OwlSettings, SearchSettings, UniformSettings
+from evopress.config.seeds import repeated, written_name
 from evopress.config.variants import DropSettings, GptqSettings, HessianSettings, VariantSettings
 from evopress.errors import ConfigError
 
@@ -42,7 +43,7 @@ class Settings(Section):
     variants: Annotated[dict[Name, VariantSettings], BeforeValidator(_drop_removed)] = Field(
         {}, description="Databases of compressed layers, by name; null removes an entry."
     )
-    searches: Annotated[dict[Name, SearchSettings], BeforeValidator(_drop_removed)] = Field(
+    searches: Annotated[dict[Name, SearchSettings], BeforeValidator(_drop_removed), AfterValidator(repeated)] = Field(
         {}, description="Ways to choose levels, by name; null removes an entry."
     )
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -56,7 +57,7 @@ class Settings(Section):
             ConfigError: one line per problem, each starting with the dotted path of the setting.
         """
         settings = parse_section(cls, _without_removed_texts(values))
-        if problems := list(_problems(settings)):
+        if problems := dict.fromkeys(_problems(settings)):  # repetitions of a search share theirs
             raise ConfigError("\n".join(problems))
         return settings
 
@@ -93,7 +94,8 @@ def _problems(settings: Settings) -> Iterator[str]:
     for name in settings.data.evaluation:
         if name in ROLES:
             yield f"data.evaluation.{name}: the name is taken by data.{name}; choose another"
-    for name, search in settings.searches.items():
+    for repetition, search in settings.searches.items():
+        name = written_name(repetition, search)
         where = f"searches.{name}"
         if name == DENSE:
             yield f"{where}: the name is taken by the uncompressed model; choose another"

@@ -28,6 +28,7 @@ HELD_OUT = {"tokens held", "perplexity_dense", "perplexity evo", "card evo"} | R
 MODEL = {"model"} | CALIBRATION | SEARCH_TEXT | HELD_OUT | TASKS
 CHAIN = {"variants_chain gptq"} | SEARCH
 OTHER_SEARCH = {"search other", "stitch other", "card other", "perplexity other", "tasks other"} | REPORT
+SEEDS = {f"{job}-seed{seed}" for job in SEARCH - REPORT for seed in (0, 1)} | REPORT
 
 # Setting, another value, and what must run again. A setting of a kind that the run does not have is changed together
 # with the kind; its own part in the slice is checked in tests/unit/test_config.py.
@@ -81,6 +82,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("searches.evo.population", 2, SEARCH),
     ("searches.evo.switches", 3, SEARCH),
     ("searches.evo.seed", 1, SEARCH),
+    ("searches.evo.seeds", [0, 1], SEEDS),
     ("searches.evo.variants", "second", {"variants second"} | SEARCH),
     ("searches.other", {"strategy": "uniform", "variants": "gptq", "target": 3}, OTHER_SEARCH),
     ("evaluation.tasks.names", [], TASKS),
@@ -123,6 +125,9 @@ def changed(settings: dict[str, Any], path: str, value: Any, sources: Path) -> d
         settings = replaced(settings, "searches.evo.tokens", [64, 128], sources)
     if path == "searches.evo.population":
         settings = replaced(settings, "searches.evo.survivors", [2], sources)
+    if path == "searches.evo.seeds":
+        evo = {key: content for key, content in settings["searches"]["evo"].items() if key != "seed"}
+        settings = replaced(settings, "searches.evo", evo, sources)
     also = ALSO.get((path, value)) if isinstance(value, str) else None
     for other, content in (also or {path: value}).items():
         settings = replaced(settings, other, content, sources)
