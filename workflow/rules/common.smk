@@ -85,11 +85,16 @@ def with_manifest(*tensors):
     return [*map(ancient, tensors), *map(manifest_path, tensors)]
 
 
+def gpus(wildcards):
+    """One GPU for a job that can use it, unless the settings ask for CPUs."""
+    return 0 if SETTINGS.compute.device == "cpu" else 1
+
+
 def gpus_of_search(wildcards):
-    """A GPU for each process of a search, unless the settings ask for CPUs; only evolution has several processes."""
-    if SETTINGS.compute.device == "cpu":
-        return 0
-    return SETTINGS.compute.processes if SETTINGS.searches[wildcards.search].strategy == "evolution" else 1
+    """A GPU for each process of a search; only evolution has several, and the same level everywhere asks no model."""
+    strategy = SETTINGS.searches[wildcards.search].strategy
+    processes = SETTINGS.compute.processes if strategy == "evolution" else int(strategy != "uniform")
+    return gpus(wildcards) * processes
 
 
 def kept(tensors):

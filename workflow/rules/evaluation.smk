@@ -15,6 +15,8 @@ rule perplexity_dense:
     log:
         LOGS / "evaluation" / DENSE / "perplexity.log",
     threads: MANY_THREADS
+    resources:
+        gpu=gpus,
     params:
         **SCRIPT,
         datasets=EVALUATION_SETS,
@@ -36,6 +38,8 @@ rule perplexity:
     log:
         LOGS / "evaluation" / "{search}" / "perplexity.log",
     threads: MANY_THREADS
+    resources:
+        gpu=gpus,
     params:
         **SCRIPT,
         datasets=EVALUATION_SETS,
@@ -57,6 +61,8 @@ rule tasks_dense:
     log:
         LOGS / "evaluation" / DENSE / "tasks.log",
     threads: MANY_THREADS
+    resources:
+        gpu=gpus,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.tasks_slice(SETTINGS),
@@ -78,6 +84,8 @@ rule tasks:
     log:
         LOGS / "evaluation" / "{search}" / "tasks.log",
     threads: MANY_THREADS
+    resources:
+        gpu=gpus,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.tasks_slice(SETTINGS),

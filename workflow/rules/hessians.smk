@@ -16,6 +16,8 @@ rule hessians:
     log:
         LOGS / "hessians" / ("shard_0.log" if SHARDS == 1 else "shard_{shard}.log"),
     threads: MANY_THREADS
+    resources:
+        gpu=gpus,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.hessians_slice(SETTINGS),

@@ -14,6 +14,8 @@ rule variants:
         LOGS / "variants" / "{variants}" / "block_{block}.log",
     wildcard_constraints:
         variants=any_of(set(SETTINGS.variants) - set(CHAINS)),
+    resources:
+        gpu=gpus,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
@@ -41,6 +43,8 @@ rule variants_chain:
     wildcard_constraints:
         variants=any_of(CHAINS),
     threads: MANY_THREADS
+    resources:
+        gpu=gpus,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
