@@ -3,10 +3,11 @@
 import argparse
 import sys
 
+from evopress.configurations import export_command, import_command
 from evopress.errors import EvopressError
 from evopress.planning import command as plan
 
-COMMANDS = {"plan": plan}
+COMMANDS = {"plan": plan, "import-config": import_command, "export-config": export_command}
 """Modules with a first line that says what the command does, `add_arguments` and `run`."""
 
 

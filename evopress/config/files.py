@@ -6,6 +6,7 @@ from pathlib import Path
 from evopress.config.data import FileText, TextSettings
 from evopress.config.evaluation import TaskSettings
 from evopress.config.model import FolderModel, GgufModel, ModelSettings
+from evopress.config.search import ImportedSettings, SearchSettings
 from evopress.data.local import find_files
 from evopress.errors import ConfigError, ModelError
 
@@ -45,6 +46,20 @@ def task_files(tasks: TaskSettings) -> list[str]:
     if not folder.is_dir():
         raise ConfigError(f"evaluation.tasks.include_path: {tasks.include_path!r} is not a folder")
     return _listed(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
+
+
+def search_files(search: SearchSettings, where: str) -> list[str]:
+    """The file of an imported configuration: an edited one is imported again.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if not isinstance(search, ImportedSettings):
+        return []
+    path = Path(search.file)
+    if not path.is_file():
+        raise ConfigError(f"{where}.file: {search.file!r} is not there; check the path")
+    return [path.as_posix()]
 
 
 def _listed(paths: Iterable[Path]) -> list[str]:

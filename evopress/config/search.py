@@ -109,4 +109,15 @@ class OwlSettings(_Strategy):
     )
 
 
-SearchSettings = Annotated[UniformSettings | EvolutionSettings | OwlSettings, Field(discriminator="strategy")]
+class ImportedSettings(_Strategy):
+    """A configuration from a text file, in either format that is published with the paper."""
+
+    strategy: Literal["imported"] = "imported"
+    file: str = Field(
+        min_length=1, description="Lines of `layer: level`; for depth, `none`, `attn`, `mlp` or `attn+mlp` for each block."
+    )
+
+
+SearchSettings = Annotated[
+    UniformSettings | EvolutionSettings | OwlSettings | ImportedSettings, Field(discriminator="strategy")
+]

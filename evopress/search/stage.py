@@ -6,25 +6,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pandas as pd
-
 from evopress import __version__
-from evopress.artifacts.measure import Measure, average, measure_of
 from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, write_table
-from evopress.artifacts.tensors import read_manifest, sha256
-from evopress.artifacts.variants import VariantStore
+from evopress.artifacts.tensors import sha256
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import EvolutionSettings, OwlSettings, SearchSettings, UniformSettings
+from evopress.config.search import EvolutionSettings, ImportedSettings, OwlSettings, SearchSettings, UniformSettings
 from evopress.device import resolve_device
 from evopress.progress import log
 from evopress.search.context import Context, Found, Strategy
 from evopress.search.effort import Effort, effort_table
+from evopress.search.opening import Choices, open_choices
 from evopress.search.ranks import Ranks
 from evopress.search.resume import ResumeFolder
-from evopress.search.space import Candidate, Space, make_space, units_from_variants
+from evopress.search.space import Candidate
 from evopress.search.strategies.evolution import evolution
+from evopress.search.strategies.imported import imported
 from evopress.search.strategies.owl import owl
 from evopress.search.strategies.uniform import uniform_candidate
 from evopress.search.trace import trace_table
@@ -48,39 +46,18 @@ def search(
         SearchError: no candidate has a fitness, or another process is gone.
     """
     ranks = ranks or Ranks()
-    space, measure, store, read = _open(results, settings, f"searches.{name}", check=ranks.rank == 0)
-    resume = ResumeFolder(results.resume(name), _digest(results, settings, read))
-    context = Context(results, name, settings, compute, space, store, resume, ranks, trust_remote_code)
+    choices = _open(results, settings, f"searches.{name}", check=ranks.rank == 0)
+    resume = ResumeFolder(results.resume(name), _digest(results, settings, choices.digests))
+    context = Context(results, name, settings, compute, choices.space, choices.store, resume, ranks, trust_remote_code)
     found = _STRATEGIES[type(settings)](context)
     if found is None:
         return
     provenance = Provenance("search", settings.model_dump_json(), read_model_fingerprint(results))
     write_table(trace_table(found.records), results.trace(name), TRACE, provenance)
     write_table(effort_table(found.effort), results.effort(name), EFFORT, provenance)
-    configuration = configuration_table(space, found.candidate, settings.variants)
-    write_table(configuration, results.configuration(name), CONFIGURATION, provenance)
+    write_table(choices.configuration(found.candidate), results.configuration(name), CONFIGURATION, provenance)
     resume.remove()
-    reached = average(measure, space.cost_of(found.candidate), sum(unit.parameters for unit in space.units))
-    log.info("search %s: %d units, %s %.4f on average", name, len(space.units), measure, reached)
-
-
-def configuration_table(space: Space, candidate: Candidate, variants: str) -> pd.DataFrame:
-    """Table with the CONFIGURATION schema."""
-    rows = [
-        (
-            unit.name,
-            unit.block,
-            unit.layer,
-            variants,
-            level.label,
-            level.value,
-            level.cost,
-            unit.parameters,
-            level.bytes,
-        )
-        for unit, level in ((unit, unit.levels[index]) for unit, index in zip(space.units, candidate, strict=True))
-    ]
-    return pd.DataFrame(rows, columns=CONFIGURATION.names)
+    log.info("search %s: %s", name, choices.describe(found.candidate))
 
 
 def _timed(choose: Callable[[Context[Any]], Candidate]) -> Strategy:
@@ -107,20 +84,13 @@ _STRATEGIES: dict[type, Strategy] = {
     UniformSettings: _timed(_uniform),
     EvolutionSettings: evolution,
     OwlSettings: _timed(_owl),
+    ImportedSettings: _timed(imported),
 }
 
 
-def _open(
-    results: Results, settings: SearchSettings, where: str, *, check: bool
-) -> tuple[Space, Measure, VariantStore, list[str]]:
-    """The space, what its levels count, their weights, and digests of what was read for them."""
-    store = VariantStore(results, settings.variants, check=check)
+def _open(results: Results, settings: SearchSettings, where: str, *, check: bool) -> Choices:
     rule = settings.group_rule if isinstance(settings, EvolutionSettings) else "none"
-    measure = measure_of(store.table)
-    space = make_space(units_from_variants(store.table, rule), settings.target, where, measure)
-    blocks = sorted({unit.block for unit in space.units})
-    read = [read_manifest(results.variant_tensors(settings.variants, block))["sha256"] for block in blocks]
-    return space, measure, store, read
+    return open_choices(results, settings.variants, settings.target, rule, where, check=check)
 
 
 def _digest(results: Results, settings: SearchSettings, read: Sequence[str]) -> str:

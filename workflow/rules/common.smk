@@ -1,5 +1,6 @@
 # Settings, paths, and what the rules of all stages share. Cluster jobs parse this too: nothing heavy is imported here.
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ try:
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
     MODEL_FILES = files.model_files(SETTINGS.model)
     TASK_FILES = files.task_files(SETTINGS.evaluation.tasks)
+    SEARCH_FILES = {name: files.search_files(made, f"searches.{name}") for name, made in SETTINGS.searches.items()}
     TEXT_FILES = {name: files.text_files(text) for name, text in slices.texts(SETTINGS).items()}
     if workflow.is_main_process:
         require_settings(unrecorded(slices.expected_slices(SETTINGS, RESULTS, BLOCKS)), RESULTS.root)
@@ -43,7 +45,8 @@ except EvopressError as error:
 LOGS = RESULTS.root / "logs"
 SEARCHES = list(SETTINGS.searches)
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
-CHAINS = [name for name, variants in SETTINGS.variants.items() if variants.propagation == "compressed"]
+DROPS = [name for name, variants in SETTINGS.variants.items() if variants.method == "drop"]
+CHAINS = [name for name, variants in SETTINGS.variants.items() if needs_chain(variants)]
 
 
 def any_of(names):
@@ -66,7 +69,7 @@ def interpreter(wildcards, threads):
 def common(wildcards, threads):
     compute = SETTINGS.compute.model_copy(update={"threads": SETTINGS.compute.threads or threads})
     trust = ["--trust-remote-code"] if SETTINGS.model.trust_remote_code else []
-    return ["--results", RESULTS.root, "--compute", compute.model_dump_json(), *trust]
+    return ["--results", RESULTS.root, "--compute", compute.model_dump_json(exclude={"container"}), *trust]
 
 
 # Parameters of every script. Snakemake takes functions of `threads` for derived values and does not rerun a job when
@@ -85,15 +88,20 @@ def with_manifest(*tensors):
     return [*map(ancient, tensors), *map(manifest_path, tensors)]
 
 
+if not workflow.is_main_process and (devices := os.environ.get("CUDA_VISIBLE_DEVICES")):
+    # A job of the cluster may be a group of ours: no more of them at a time than it was given devices.
+    workflow.register_resource("gpu", len(devices.split(",")))
+
+
 def gpus(wildcards):
     """One GPU for a job that can use it, unless the settings ask for CPUs."""
     return 0 if SETTINGS.compute.device == "cpu" else 1
 
 
 def gpus_of_search(wildcards):
-    """A GPU for each process of a search; only evolution has several, and the same level everywhere asks no model."""
+    """A GPU for each process of a search; only evolution has several, and some strategies ask no model."""
     strategy = SETTINGS.searches[wildcards.search].strategy
-    processes = SETTINGS.compute.processes if strategy == "evolution" else int(strategy != "uniform")
+    processes = SETTINGS.compute.processes if strategy == "evolution" else int(strategy not in ("uniform", "imported"))
     return gpus(wildcards) * processes
 
 
@@ -123,6 +131,8 @@ def hessians_of_search(wildcards):
 def searched_variants(wildcards):
     """Inputs that stand for all blocks of the variants that a search picks from."""
     variants = SETTINGS.searches[wildcards.search].variants
+    if variants in DROPS:
+        return [RESULTS.module_table(variants)]
     tensors = [RESULTS.variant_tensors(variants, block) for block in BLOCKS]
     tables = [RESULTS.variant_table(variants, block) for block in BLOCKS]
     # Asking for what only a chain leaves makes it run where another propagation has made the variants before.
