@@ -94,6 +94,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("compute.memory_gb", 2.0, set()),
     ("compute.processes", 2, set()),
     ("compute.threads", 1, set()),
+    ("compute.container", "docker://python:3.12", set()),
 ]
 # What must change with a setting to keep the settings valid.
 ALSO: dict[tuple[str, Any], dict[str, Any]] = {
