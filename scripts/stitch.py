@@ -8,7 +8,7 @@ from evopress.stitch.run import stitch_model
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    stitch_model(arguments.results, arguments.search)
+    stitch_model(arguments.results, arguments.search, trust_remote_code=arguments.trust_remote_code)
 
 
 if __name__ == "__main__":

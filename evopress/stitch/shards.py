@@ -38,25 +38,34 @@ def shard_names(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def write_weights(checkpoint: Checkpoint, folder: Path, replace: Replace, shard_bytes: int) -> None:
-    """Write every tensor of ``checkpoint`` into ``folder``, each passed through ``replace``.
+def write_weights(
+    checkpoint: Checkpoint, folder: Path, names: Mapping[str, str], replace: Replace, shard_bytes: int
+) -> None:
+    """Write tensors of ``checkpoint`` into ``folder``, each passed through ``replace``.
 
-    Names and sizes stay those of the checkpoint, so what it ties (a head that is not stored) stays tied.
+    What the checkpoint ties (a head that is not stored) stays tied.
+
+    Args:
+        checkpoint: of the dense model.
+        folder: gets the shards.
+        names: name to store each tensor under, by its name in the checkpoint; those not named are left out.
+        replace: must keep sizes.
+        shard_bytes: bytes of tensors a shard may hold.
 
     Raises:
         OSError: the disk is full.
         ArtifactError: a file cannot be written.
         ModelError: the checkpoint is damaged.
     """
-    sizes = checkpoint.sizes()
+    sizes = {name: size for name, size in checkpoint.sizes().items() if name in names}
     shards = plan_shards(sizes, shard_bytes)
     files = shard_names(len(shards))
-    for file, names in zip(files, shards, strict=True):
-        dense = checkpoint.read(names)
-        tensors = {name: replace(name, dense.pop(name)) for name in names}
+    for file, members in zip(files, shards, strict=True):
+        dense = checkpoint.read(members)
+        tensors = {names[name]: replace(name, dense.pop(name)) for name in members}
         save(tensors, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
-        _write_index(folder / INDEX, files, shards, sum(sizes.values()))
+        _write_index(folder / INDEX, files, [[names[name] for name in shard] for shard in shards], sum(sizes.values()))
 
 
 def _write_index(path: Path, files: Sequence[str], shards: Sequence[Sequence[str]], total: int) -> None:
