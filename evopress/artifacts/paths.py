@@ -53,6 +53,10 @@ class Results:
         """Table of the variants of one block."""
         return self.root / "variants" / variants / f"{block_name(block)}.parquet"
 
+    def module_table(self, variants: str) -> Path:
+        """Table of the modules that may be dropped; variants of this kind have no tensors."""
+        return self.root / "variants" / variants / "modules.parquet"
+
     def chain_state(self, variants: str, block: int | str) -> Path:
         """Hidden states after a compressed block, which the next block of a chain starts from."""
         return self.root / "variants" / variants / "chain" / f"{block_name(block)}.safetensors"
@@ -106,6 +110,24 @@ class Results:
         return self.root / "evaluation" / DENSE / f"hidden_{dataset}.safetensors"
 
     @property
+    def comparison(self) -> Path:
+        """Mean and spread of all that was measured, of searches that only differ in their seed."""
+        return self.root / "comparison.parquet"
+
+    @property
+    def convergence(self) -> Path:
+        """Generations to the optimum of linear objectives."""
+        return self.root / "convergence.parquet"
+
+    def monotonicity_candidates(self, study: str) -> Path:
+        """Candidates with their summed errors and their fitness."""
+        return self.root / "monotonicity" / study / "candidates.parquet"
+
+    def monotonicity_pairs(self, study: str) -> Path:
+        """Pairs of candidates of which the one that should be better is worse."""
+        return self.root / "monotonicity" / study / "pairs.parquet"
+
+    @property
     def report(self) -> Path:
         """The report (one HTML file)."""
         return self.root / "report.html"
@@ -114,6 +136,11 @@ class Results:
     def summary(self) -> Path:
         """The comparison table as plain text."""
         return self.root / "summary.txt"
+
+
+def text_path(table: Path) -> Path:
+    """What a table of a study says, as text for the terminal, beside it."""
+    return table.with_suffix(".txt")
 
 
 def manifest_path(tensors: Path) -> Path:

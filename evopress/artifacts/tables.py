@@ -1,5 +1,6 @@
-"""Parquet tables with a fixed schema, page checksums and provenance."""
+"""Parquet tables with a fixed schema, a checksum and provenance."""
 
+import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evopress.artifacts.atomic import atomic_file
+from evopress.artifacts.damage import damaged
 from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
 from evopress.errors import ArtifactError
 
@@ -51,11 +53,26 @@ VARIANTS = pa.schema(
     ]
 )
 
+MODULES = pa.schema(
+    [
+        pa.field("block", pa.int32()),
+        pa.field("module", pa.string(), metadata={"about": "attn or mlp"}),
+        pa.field("name", pa.string(), metadata={"about": "name of the module, as in model.layers.0.attn"}),
+        pa.field("unit", pa.string(), metadata={"about": "what it is dropped with: itself, its block or a pair"}),
+        pa.field("parameters", pa.int64(), metadata={"about": "weights of its linear layers"}),
+        pa.field("bytes", pa.int64(), metadata={"about": "size of these weights in the dense model"}),
+    ]
+)
+
 CONFIGURATION = pa.schema(
     [
-        pa.field("unit", pa.string(), metadata={"about": "name of the unit, as in model.layers.0.self_attn.q_proj"}),
+        pa.field(
+            "unit",
+            pa.string(),
+            metadata={"about": "layer or module, as in model.layers.0.self_attn.q_proj, model.layers.0.attn"},
+        ),
         pa.field("block", pa.int32()),
-        pa.field("layer", pa.string(), metadata={"about": "name inside the block"}),
+        pa.field("layer", pa.string(), metadata={"about": "name inside the block; attn or mlp for a module"}),
         pa.field("variants", pa.string(), metadata={"about": "folder of variants that the level comes from"}),
         pa.field("level", pa.string()),
         pa.field("value", pa.float64()),
@@ -108,6 +125,12 @@ TASKS = pa.schema(
 )
 
 _PROVENANCE = PROVENANCE_KEY.encode()
+_DIGEST = b"evopress.sha256"
+"""Key, in the file's own metadata, of the sha256 of the whole file with this digest's place filled with zeros.
+
+Parquet's page checksums do not cover the footer, where a changed bit may well go unnoticed and give other numbers.
+"""
+_BLANK = b"0" * 64
 
 
 def write_table(frame: pd.DataFrame, path: Path, schema: pa.Schema, provenance: Provenance) -> None:
@@ -116,24 +139,35 @@ def write_table(frame: pd.DataFrame, path: Path, schema: pa.Schema, provenance: 
     Raises:
         ArtifactError: the table cannot be written.
     """
+    with atomic_file(path) as temporary:
+        save_table(frame, temporary, schema, provenance)
+
+
+def save_table(frame: pd.DataFrame, path: Path, schema: pa.Schema, provenance: Provenance) -> None:
+    """Write a table in place; for use inside an atomic write, which explains an OSError.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written.
+    """
     table = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
     table = table.replace_schema_metadata({_PROVENANCE: provenance.dumps().encode()})
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    buffer = pa.BufferOutputStream()
+    with pq.ParquetWriter(buffer, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({_DIGEST: _BLANK})
+    content = bytearray(buffer.getvalue())
+    content[_digest_place(content)] = _digest(content)
+    path.write_bytes(content)
 
 
 def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    """Read a table and check page checksums and columns.
+    """Read a table and check its digest and columns.
 
     Raises:
-        ArtifactError: missing, damaged, or of another schema.
+        ArtifactError: missing, or of another schema.
+        DamagedError: cut short or changed.
     """
-    try:
-        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: missing; run the stage that writes it") from None
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: damaged ({error}); delete it and run again to remake it") from error
+    table = _read(path)
     if table.schema.names != schema.names:
         raise ArtifactError(
             f"{path}: has columns {table.schema.names}, expected {schema.names}; delete it and run again"
@@ -145,12 +179,41 @@ def read_provenance(path: Path) -> Provenance:
     """Provenance of a table.
 
     Raises:
-        ArtifactError: missing, damaged, or not written by evopress.
+        ArtifactError: missing, or not written by evopress.
+        DamagedError: cut short or changed.
     """
+    metadata = _read(path, columns=[]).schema.metadata or {}
     try:
-        metadata = pq.read_schema(path).metadata or {}
         return Provenance.loads(metadata[_PROVENANCE].decode())
+    except (KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: no readable provenance ({error!r}); delete it and run again") from error
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """What a file holds, after a check of all its bytes; nothing of it is interpreted before."""
+    try:
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ArtifactError(f"{path}: missing; run the stage that writes it") from None
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path}: no readable provenance ({error!r}); delete it and run again") from error
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); check the disk and the permissions") from error
+    if content[_digest_place(content)] != _digest(content):
+        raise damaged(path, "differs from its checksum, or has none")
+    try:
+        return pq.read_table(pa.BufferReader(content), columns=columns)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def _digest_place(content: bytes | bytearray) -> slice:
+    """Where the digest stands: after its key, a byte for the type of its field and one for its length."""
+    start = content.rfind(_DIGEST) + len(_DIGEST) + 2
+    return slice(start, start + len(_BLANK))
+
+
+def _digest(content: bytes | bytearray) -> bytes:
+    place, view = _digest_place(content), memoryview(content)
+    digest = hashlib.sha256(view[: place.start])
+    digest.update(_BLANK)
+    digest.update(view[place.stop :])
+    return digest.hexdigest().encode()

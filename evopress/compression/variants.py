@@ -21,6 +21,7 @@ from evopress.config.variants import CompressionSettings
 from evopress.device import resolve_device
 from evopress.errors import ArtifactError, CompressionError, ConfigError
 from evopress.models.checkpoint import Checkpoint
+from evopress.models.intact import require_intact
 from evopress.progress import log, progress
 
 
@@ -98,6 +99,7 @@ def compress_layers(
         ModelError: a weight cannot be read.
     """
     device, checkpoint = resolve_device(compute.device), Checkpoint(results.model)
+    require_intact(results, [f"{layer}.weight" for layer in layers["name"]])
     variants: list[Variant] = []
     seconds = 0.0
     with progress(description, len(layers), "layers") as bar:
@@ -166,6 +168,7 @@ def write_variants(
     """
     table = results.variant_table(name, block)
     table.unlink(missing_ok=True)
+    results.module_table(name).unlink(missing_ok=True)  # of another method under this name
     tensors = {
         tensor_name(variant.layer, variant.level, part): tensor
         for variant in variants

@@ -60,7 +60,11 @@ def expected_slices(settings: Settings, results: Results, blocks: Sequence[str])
     for block in blocks:
         yield manifest_path(results.hessian(block)), hessians_slice(settings)
         for variants in settings.variants:
-            yield results.variant_table(variants, block), variants_slice(settings, variants)
+            if settings.variants[variants].method != "drop":
+                yield results.variant_table(variants, block), variants_slice(settings, variants)
+    for variants, made in settings.variants.items():
+        if made.method == "drop":
+            yield results.module_table(variants), variants_slice(settings, variants)
     for search in settings.searches:
         yield results.configuration(search), search_slice(settings, search)
         yield results.archive(search), search_slice(settings, search)

@@ -153,6 +153,16 @@ class DropSettings(Section):
     )
 
 
+def needs_chain(settings: object) -> bool:
+    """Whether the blocks of these variants are made one after the other."""
+    return isinstance(settings, _MethodSettings) and settings.propagation == "compressed"
+
+
+def needs_hessians(settings: object) -> bool:
+    """Whether these variants rest on the Hessians of the dense model."""
+    return isinstance(settings, _MethodSettings) and settings.propagation == "dense"
+
+
 SparsitySettings = SparseGptSettings | WandaSettings | MagnitudeSettings
 """Settings of the methods whose levels are sparsities."""
 CompressionSettings = Annotated[GptqSettings | SparsitySettings, Field(discriminator="method")]

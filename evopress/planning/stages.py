@@ -14,7 +14,7 @@ from evopress.config.model import FolderModel, HubModel
 from evopress.config.search import EvolutionSettings, OwlSettings
 from evopress.config.settings import Settings
 from evopress.config.slices import texts
-from evopress.config.variants import GptqSettings, MagnitudeSettings, VariantSettings
+from evopress.config.variants import CompressionSettings, DropSettings, GptqSettings, MagnitudeSettings, needs_hessians
 from evopress.config.variants import WandaSettings as Wanda
 from evopress.planning.search import SearchWork
 from evopress.planning.shape import ModelShape
@@ -126,12 +126,14 @@ def _hessians(settings: Settings, shape: ModelShape) -> Iterator[Stage]:
 
 def _needs_hessians(settings: Settings) -> bool:
     """Whether anything rests on the Hessians of the dense model; chains make their own."""
-    dense = any(method.propagation == "dense" for method in settings.variants.values())
+    dense = any(map(needs_hessians, settings.variants.values()))
     return dense or any(isinstance(search, OwlSettings) for search in settings.searches.values())
 
 
 def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFrame) -> Stage:
     method = settings.variants[name]
+    if isinstance(method, DropSettings):
+        return Stage(f"variants {name}", 1, note="only a list of modules")
     own = table[table["block"] == table["block"].min()]
     layers = shape.layers[shape.layers["name"].isin(own["name"])]
     levels = len(own) / max(1, len(layers))
@@ -157,7 +159,7 @@ def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFr
     return Stage(f"variants {name}", shape.blocks, memory, disk, tokens, total, note="one block after the other")
 
 
-def _needs_no_factor(method: VariantSettings) -> bool:
+def _needs_no_factor(method: CompressionSettings) -> bool:
     return isinstance(method, (Wanda, MagnitudeSettings))
 
 

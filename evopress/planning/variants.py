@@ -6,11 +6,12 @@ from typing import Any
 
 import pandas as pd
 
+from evopress.compression.drop import module_table
 from evopress.compression.gptq import check_group_size
 from evopress.compression.grid import SCALE_DTYPE
 from evopress.compression.packing import packed_bytes
 from evopress.compression.sparsity_levels import pattern_levels, unstructured_levels
-from evopress.config.variants import GptqSettings, SparsitySettings, VariantSettings
+from evopress.config.variants import CompressionSettings, DropSettings, GptqSettings, SparsitySettings, VariantSettings
 from evopress.errors import CompressionError, ConfigError
 from evopress.planning.shape import ModelShape
 
@@ -19,7 +20,7 @@ COLUMNS = ["block", "layer", "name", "level", "value", "cost", "parameters", "by
 
 
 def variant_table(shape: ModelShape, settings: VariantSettings, where: str) -> pd.DataFrame:
-    """One row (`COLUMNS`) for each layer and level, in the order of blocks.
+    """One row (`COLUMNS`) for each layer and level, in the order of blocks; of modules to drop, the MODULES schema.
 
     Args:
         shape: gives the layers.
@@ -29,6 +30,8 @@ def variant_table(shape: ModelShape, settings: VariantSettings, where: str) -> p
     Raises:
         ConfigError: a layer cannot have these levels; the message names it.
     """
+    if isinstance(settings, DropSettings):
+        return module_table(shape.layers.assign(bytes=shape.layers["parameters"] * shape.itemsize), settings, where)
     rows = []
     for layer in shape.layers.to_dict("records"):
         if any(fnmatchcase(layer["name"], pattern) for pattern in settings.exclude):
@@ -41,7 +44,7 @@ def variant_table(shape: ModelShape, settings: VariantSettings, where: str) -> p
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _levels(layer: Mapping[Any, Any], settings: VariantSettings, itemsize: int) -> Iterator[tuple[Any, ...]]:
+def _levels(layer: Mapping[Any, Any], settings: CompressionSettings, itemsize: int) -> Iterator[tuple[Any, ...]]:
     """Label, value, cost, parameters and bytes of each level of a layer."""
     parameters = int(layer["parameters"])
     if isinstance(settings, GptqSettings):

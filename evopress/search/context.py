@@ -25,8 +25,8 @@ class Context(Generic[S]):
     settings: S
     compute: ComputeSettings
     space: Space
-    store: VariantStore
-    """Where the weights of the space's levels lie."""
+    store: VariantStore | None
+    """Where the weights of the space's levels lie; None where modules are kept or dropped."""
     resume: ResumeFolder
     ranks: Ranks
     trust_remote_code: bool = False

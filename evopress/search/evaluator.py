@@ -12,6 +12,7 @@ from evopress.data.tokens import read_tokens
 from evopress.device import resolve_device
 from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
+from evopress.models.intact import require_intact
 from evopress.models.propagation import final_hidden
 from evopress.search.context import Context
 from evopress.search.counters import Counters
@@ -62,9 +63,15 @@ def open_evaluator(context: Context, tokens: torch.Tensor, fitness: Fitness, che
         ConfigError: as `model_evaluator`.
     """
     compute, device = context.compute, resolve_device(context.compute.device)
+    if context.ranks.rank == 0:
+        require_intact(context.results)
     model = BlockwiseModel.from_folder(
         context.results.model, device, resident=False, trust_remote_code=context.trust_remote_code
     )
+    if context.store is None:
+        return model_evaluator(
+            model, context.space, _no_variants, tokens, fitness, compute, context.where, check, ranks=context.ranks
+        )
     limit = packed_limit(compute.memory_gb, plan_memory(compute.memory_gb, model, tokens.shape[1]), model)
     packed = PackedWeights(context.store, device, model.dtype, limit)
     return model_evaluator(
@@ -80,6 +87,10 @@ def open_evaluator(context: Context, tokens: torch.Tensor, fitness: Fitness, che
         held=packed.bytes if device.type == "cpu" else 0,
         ranks=context.ranks,
     )
+
+
+def _no_variants(block: int, layer: str, level: str) -> torch.Tensor:
+    raise AssertionError(f"asked for level {level} of {layer} in block {block}, but only modules are dropped")
 
 
 def model_evaluator(

@@ -50,8 +50,11 @@ def advance(
             states = _pass_block(blocks, block, plan, states, inputs, run_tokens, check)
         state_of = plan.state_of
         counters.peak_state_bytes = max(counters.peak_state_bytes, (before + len(states)) * size)
-        counters.block_tokens += len(states) * ids.numel()
-        counters.block_tokens_alone += len(candidates) * ids.numel()
+        ran = np.zeros(len(states), dtype=bool)
+        for levels, members in plan.groups():
+            ran[members.start : members.stop] = not blocks.gone(block, levels)
+        counters.block_tokens += int(ran.sum()) * ids.numel()
+        counters.block_tokens_alone += int(ran[state_of].sum()) * ids.numel()
     return [_present(states[state]) for state in state_of]
 
 
@@ -64,23 +67,34 @@ def _pass_block(
     run_tokens: int,
     check: Check,
 ) -> list[Tensor | None]:
-    """States after a block; each state before it is dropped as soon as nothing needs it."""
+    """States after a block; each state before it is dropped as soon as nothing needs it.
+
+    States that a block without modules leaves unchanged are handed on, not run.
+    """
     uses = np.bincount(plan.parents, minlength=len(states))
     after: list[Tensor | None] = []
     for levels, members in plan.groups():
         parents = plan.parents[members.start : members.stop].tolist()
+        if blocks.gone(block, levels):
+            after += [_last_use(states, parent, uses) for parent in parents]
+            continue
         sequences, length = _present(states[parents[0]]).shape[:2]
         step = max(1, run_tokens // (sequences * length))
         for start in range(0, len(parents), step):
             check()
             batch = parents[start : start + step]
-            inside = [_present(states[parent]) for parent in batch]
-            for parent in batch:
-                uses[parent] -= 1
-                if not uses[parent]:
-                    states[parent] = None
+            inside = [_last_use(states, parent, uses) for parent in batch]
             after += _run_batch(blocks, block, levels, inside, inputs, max(1, run_tokens // length))
     return after
+
+
+def _last_use(states: list[Tensor | None], state: int, uses: NDArray[np.int64]) -> Tensor:
+    """Take a state, and drop it from ``states`` if nothing else will use it."""
+    taken = _present(states[state])
+    uses[state] -= 1
+    if not uses[state]:
+        states[state] = None
+    return taken
 
 
 def _run_batch(

@@ -21,6 +21,8 @@ from evopress.errors import ConfigError
 GroupRule = Literal["size", "name", "none"]
 Candidate = NDArray[np.int16]
 """One level index per unit, [units]."""
+DENSE_LEVEL = -1
+"""In a candidate, a unit as it is in the dense model. Only for measuring: it has no cost, and no result holds it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ class Unit:
     parameters: int
     levels: tuple[Level, ...]
     """By rising cost."""
+    modules: tuple[tuple[int, str], ...] = ()
+    """Modules that leave the model at level `drop`, as (block, kind); none where the unit is a linear layer."""
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks whose output its level changes at first hand."""
+        return tuple(dict.fromkeys(block for block, _ in self.modules)) or (self.block,)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evopress.artifacts.measure import DROP
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
+from evopress.models.modules import module_kind
 from evopress.models.structure import linear_layers
 from evopress.search.counters import Counters
-from evopress.search.space import Unit
+from evopress.search.space import DENSE_LEVEL, Unit
 from evopress.search.streams import Loaded, SideStream
 
 Unpack = Callable[[int, str, str], Tensor]
@@ -87,7 +89,7 @@ class VariantBlocks:
     """The blocks of a model, run with a choice of levels for their units.
 
     Norms and biases stay loaded. The weights of linear layers, those of units and those that stay dense, come and go
-    as there is room.
+    as there is room; those of modules that are dropped are not asked for.
     """
 
     def __init__(
@@ -112,10 +114,10 @@ class VariantBlocks:
         self.model, self.units, self.unpack, self.read_ahead = model, units, unpack, read_ahead
         self.units_of: list[list[int]] = [[] for _ in model.blocks]
         for index, unit in enumerate(units):
-            self.units_of[unit.block].append(index)
+            for block in unit.blocks:
+                self.units_of[block].append(index)
         shapes = [{name: layer.weight.shape for name, layer in linear_layers(block).items()} for block in model.blocks]
-        searched = [{units[index].layer for index in members} for members in self.units_of]
-        self.dense = [[layer for layer in shapes[b] if layer not in searched[b]] for b in range(len(shapes))]
+        self.layers = [list(block) for block in shapes]
         self.stream = SideStream(model.device)
 
         def size(key: Key) -> int:
@@ -140,14 +142,31 @@ class VariantBlocks:
     def run(self, block: int, levels: Sequence[int], hidden: Tensor, inputs: BlockInputs) -> Tensor:
         """Hidden states [N, L, H] after a block whose units are at ``levels``."""
         weights = {key[1]: self.cache.weight(key) for key in self._keys(block, levels)}
-        return self.model.run_block(block, hidden, inputs, weights)
+        return self.model.run_block(block, hidden, inputs, weights, self._absent(block, levels))
+
+    def gone(self, block: int, levels: Sequence[int]) -> bool:
+        """Whether all modules of a block are dropped, so that hidden states pass it unchanged."""
+        return self.model.gone(block, self._absent(block, levels))
+
+    def _absent(self, block: int, levels: Sequence[int]) -> frozenset[str]:
+        """Kinds of the modules of a block that are dropped."""
+        return frozenset(
+            kind
+            for index, level in zip(self.units_of[block], levels, strict=True)
+            if level != DENSE_LEVEL and self.units[index].levels[level].label == DROP
+            for other, kind in self.units[index].modules
+            if other == block
+        )
 
     def _keys(self, block: int, levels: Sequence[int]) -> list[Key]:
-        chosen = [self.units[index] for index in self.units_of[block]]
-        keys: list[Key] = [
-            (block, unit.layer, unit.levels[level].label) for unit, level in zip(chosen, levels, strict=True)
-        ]
-        return keys + [(block, layer, None) for layer in self.dense[block]]
+        """Weights that a block needs: of each layer outside of dropped modules, at its level, or dense."""
+        absent = self._absent(block, levels)
+        chosen = {
+            self.units[index].layer: self.units[index].levels[level].label
+            for index, level in zip(self.units_of[block], levels, strict=True)
+            if level != DENSE_LEVEL and not self.units[index].modules
+        }
+        return [(block, layer, chosen.get(layer)) for layer in self.layers[block] if module_kind(layer) not in absent]
 
     def _needed(self, block: int, candidates: NDArray[np.int16]) -> list[Key]:
         """Every weight of a block that a candidate uses; none after the last block."""

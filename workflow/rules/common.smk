@@ -9,10 +9,12 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 from snakemake.persistence.file import FilePersistence
 
+from evopress.accelerators import usable_devices
 from evopress.artifacts.origin import require_settings
 from evopress.artifacts.paths import DENSE, Results, manifest_path
 from evopress.config import files, slices
 from evopress.config.closure import code_closure
+from evopress.config.devices import devices_of_job, devices_of_search
 from evopress.config.overlays import combined, read_yaml
 from evopress.config.settings import Settings
 from evopress.errors import EvopressError
@@ -93,16 +95,20 @@ if not workflow.is_main_process and (devices := os.environ.get("CUDA_VISIBLE_DEV
     workflow.register_resource("gpu", len(devices.split(",")))
 
 
+if workflow.is_main_process and workflow.nodes is None and "gpu" not in workflow.global_resources:
+    # Jobs run on this machine: no more at a time than it has devices. Each leases its own; others would only wait.
+    if here := len(usable_devices()):
+        workflow.register_resource("gpu", here)
+
+
 def gpus(wildcards):
     """One GPU for a job that can use it, unless the settings ask for CPUs."""
-    return 0 if SETTINGS.compute.device == "cpu" else 1
+    return devices_of_job(SETTINGS.compute)
 
 
 def gpus_of_search(wildcards):
-    """A GPU for each process of a search; only evolution has several, and some strategies ask no model."""
-    strategy = SETTINGS.searches[wildcards.search].strategy
-    processes = SETTINGS.compute.processes if strategy == "evolution" else int(strategy not in ("uniform", "imported"))
-    return gpus(wildcards) * processes
+    """A GPU for each process of a search."""
+    return devices_of_search(SETTINGS.searches[wildcards.search], SETTINGS.compute)
 
 
 def kept(tensors):

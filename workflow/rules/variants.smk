@@ -1,4 +1,5 @@
 # Every linear layer of a block, compressed to every level: each block on its own, or one after the other in a chain.
+# Of depth pruning, only the list of modules that may be dropped.
 
 
 rule variants:
@@ -13,7 +14,7 @@ rule variants:
     log:
         LOGS / "variants" / "{variants}" / "block_{block}.log",
     wildcard_constraints:
-        variants=any_of(set(SETTINGS.variants) - set(CHAINS)),
+        variants=any_of(set(SETTINGS.variants) - set(CHAINS) - set(DROPS)),
     resources:
         gpu=gpus,
     params:
@@ -53,3 +54,24 @@ rule variants_chain:
     shell:
         "{params.python:q} scripts/variants_chain.py {params.common:q} --name {wildcards.variants:q}"
         " --block {wildcards.block} --settings {params.settings:q} --log {log:q}"
+
+
+rule variants_drop:
+    input:
+        RESULTS.model_manifest,
+        RESULTS.layers,
+        code=code("variants_drop.py"),
+    output:
+        RESULTS.module_table("{variants}"),
+    log:
+        LOGS / "variants" / "{variants}" / "modules.log",
+    wildcard_constraints:
+        variants=any_of(DROPS),
+    params:
+        **SCRIPT,
+        settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
+    message:
+        "Variants {wildcards.variants}: modules that may be dropped"
+    shell:
+        "{params.python:q} scripts/variants_drop.py {params.common:q} --name {wildcards.variants:q}"
+        " --settings {params.settings:q} --log {log:q}"
