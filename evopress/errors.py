@@ -1,5 +1,8 @@
 """Errors that a user can act on: each message names what is wrong, where, and what to do."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 
 class EvopressError(Exception):
     """Base of every error that is reported as one line, without a traceback."""
@@ -23,6 +26,17 @@ class DataError(EvopressError):
 
 class ArtifactError(EvopressError):
     """An artifact is missing, damaged, unwritable, or made by other settings."""
+
+
+class DamagedError(ArtifactError):
+    """An artifact was cut short or changed after it was written; ``evopress.artifacts.damage`` makes these."""
+
+    def __init__(self, problem: str, files: Mapping[Path, tuple[int, ...]]) -> None:
+        super().__init__(f"{problem}; delete it and run again to remake it")
+        self.problem = problem
+        """Which artifact it is, and what is wrong with it."""
+        self.files = files
+        """What must go for it to be remade, and what tells each file from one that has taken its place since."""
 
 
 class CompressionError(EvopressError):

@@ -4,18 +4,31 @@ import argparse
 import logging
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from evopress.artifacts.atomic import explain, is_lack_of_space_or_access
+from evopress.artifacts.damage import set_aside
 from evopress.artifacts.paths import Results
 from evopress.config.base import parse_json
 from evopress.config.compute import ComputeSettings
-from evopress.errors import EvopressError
+from evopress.config.devices import devices_of_job
+from evopress.errors import DamagedError, EvopressError
+from evopress.leases import leased
 from evopress.progress import setup_logging
 
 log = logging.getLogger("evopress")
+
+
+Devices = Callable[[argparse.Namespace], int]
+
+
+def one_device(arguments: argparse.Namespace) -> int:
+    """For stages that run a model, or compress one, on a device."""
+    return devices_of_job(arguments.compute)
 
 
 def argument_parser(about: str) -> argparse.ArgumentParser:
@@ -43,9 +56,12 @@ def settings_argument(parser: argparse.ArgumentParser, kind: object, where: str)
     )
 
 
-def run(parser: argparse.ArgumentParser, stage: Callable[[argparse.Namespace], None]) -> NoReturn:
+def run(
+    parser: argparse.ArgumentParser, stage: Callable[[argparse.Namespace], None], devices: Devices | None = None
+) -> NoReturn:
     """Parse the command line, run ``stage`` and leave the process: with 0, or with 1 and an error of one line.
 
+    ``devices`` tells how many CUDA devices the stage uses where there are any: they are its own while it runs.
     SIGTERM (a scheduler's time limit, a cancelled run) unwinds the stack, so that temporary files are removed.
     """
     try:
@@ -53,17 +69,26 @@ def run(parser: argparse.ArgumentParser, stage: Callable[[argparse.Namespace], N
         setup_logging(arguments.log)
         signal.signal(signal.SIGTERM, _leave)
         _set_threads(arguments.compute.threads)
-        stage(arguments)
+        with leased(arguments.compute.device, devices(arguments) if devices else 0):
+            stage(arguments)
+    except DamagedError as error:
+        _fail(set_aside(error))
     except EvopressError as error:
-        log.error("%s", error)
-        _print_unless_logged_there(f"error: {error}")
-        sys.exit(1)
+        _fail(str(error))
     except KeyboardInterrupt:
         sys.exit("interrupted")
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and is_lack_of_space_or_access(error):
+            _fail(str(explain(error, error.filename or tempfile.gettempdir())))
         log.exception("unexpected failure")
         raise
     sys.exit(0)
+
+
+def _fail(message: str) -> NoReturn:
+    log.error("%s", message)
+    _print_unless_logged_there(f"error: {message}")
+    sys.exit(1)
 
 
 def _print_unless_logged_there(line: str) -> None:

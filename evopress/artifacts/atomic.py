@@ -1,38 +1,72 @@
 """Writes that either happen whole or not at all, even with two writers or a full disk."""
 
 import errno
+import fcntl
 import os
+import re
 import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from evopress.errors import ArtifactError
 
-
-def _temporary(path: Path) -> Path:
-    """Name beside ``path`` that no other thread or process, on this host or another, uses."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_native_id()}.tmp")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_ACCESS = (errno.EACCES, errno.EROFS, errno.EPERM)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _explain(error: OSError, path: Path) -> ArtifactError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def explain(error: OSError, path: Path | str) -> ArtifactError:
+    """The error to report where ``path`` could not be written."""
+    if error.errno in _NO_SPACE:
         return ArtifactError(f"{path}: no space left on the disk; free some and run again (nothing was written)")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    if error.errno in _NO_ACCESS:
         return ArtifactError(
             f"{path}: cannot be written ({error.strerror}); check the permissions of the results folder"
         )
-    return ArtifactError(f"{path}: cannot be written: {error}")
+    return ArtifactError(f"{path}: cannot be written ({error}); check the disk and its limits, then run again")
+
+
+def is_lack_of_space_or_access(error: OSError) -> bool:
+    """Whether an error says that a disk is full or may not be written, rather than that a program is wrong."""
+    return error.errno in (*_NO_SPACE, *_NO_ACCESS)
+
+
+@contextmanager
+def atomic_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Yield temporary files beside ``paths``; on success they take the places of ``paths`` together.
+
+    All paths lie in one folder. The last is the seal: readers ask for it, it goes before the others are replaced and
+    comes back after them, so that whenever it is there, what it seals is of one writer. A temporary file may be made a
+    folder.
+
+    Raises:
+        ArtifactError: the disk is full or the folder cannot be written.
+    """
+    folder, seal = paths[0].parent, paths[-1]
+    temporaries = tuple(map(_temporary, paths))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, temporary in zip(paths, temporaries, strict=True):
+            _remove_abandoned(path)
+            temporary.touch()
+        mode = temporaries[0].stat().st_mode & 0o666
+        yield temporaries
+        for temporary in temporaries:
+            _finish(temporary, mode)
+        with _locked(folder):
+            if len(paths) > 1:
+                seal.unlink(missing_ok=True)
+            for path, temporary in zip(paths, temporaries, strict=True):
+                _put(temporary, path)
+            _sync(folder)
+    except OSError as error:
+        raise explain(error, paths[0]) from error
+    finally:
+        for temporary in temporaries:
+            _remove(temporary)
+            _remove(_displaced(temporary))
 
 
 @contextmanager
@@ -42,20 +76,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    temporary = _temporary(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode
+    with atomic_files(path) as (temporary,):
         yield temporary
-        temporary.chmod(mode)  # safetensors makes files that only the owner can read
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise _explain(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -65,31 +87,103 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    temporary = _temporary(path)
-    displaced = temporary.with_suffix(".old")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with atomic_files(path) as (temporary,):
+        temporary.unlink()
+        temporary.mkdir()
         yield temporary
-        mode = temporary.stat().st_mode & 0o666
-        for child in temporary.rglob("*"):
-            if child.is_symlink():
-                continue
-            if child.is_file():
-                child.chmod(mode)
-            _sync(child)
-        if path.exists():
-            path.rename(displaced)
-        temporary.rename(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise _explain(error, path) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(displaced, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a small text artifact whole."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _temporary(path: Path) -> Path:
+    """Name beside ``path`` that no other thread or process, on this host or another, uses."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_native_id()}.tmp")
+
+
+def _displaced(temporary: Path) -> Path:
+    """Where what a folder replaces lies for a moment."""
+    return temporary.with_suffix(".old")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what writers of ``path`` left that were killed on this host; of other hosts' nothing is known."""
+    name = re.compile(re.escape(f".{path.name}.{socket.gethostname()}.") + r"(\d+)\.\d+\.(tmp|old)")
+    for entry in path.parent.iterdir():
+        match = name.fullmatch(entry.name)
+        if match and not _runs(int(match[1])):
+            _remove(entry)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # of another user
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there; never what a link points to."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _finish(temporary: Path, mode: int) -> None:
+    """Bring what was written to the disk, readable by whom the umask lets (safetensors lets the owner alone)."""
+    if not temporary.is_dir():
+        temporary.chmod(mode)
+        _sync(temporary)
+        return
+    for child in temporary.rglob("*"):
+        if child.is_symlink():
+            continue
+        if child.is_file():
+            child.chmod(mode)
+        _sync(child)
+    _sync(temporary)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Let ``temporary`` take the place of ``path``."""
+    if not temporary.is_dir():
+        temporary.replace(path)
+        return
+    while True:
+        with suppress(FileNotFoundError):
+            path.rename(_displaced(temporary))
+        try:
+            temporary.rename(path)
+            return
+        except OSError as error:  # without locks, another writer may have put its own in between
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            _remove(_displaced(temporary))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold other writers off while files change places; where the file system cannot lock, go on without."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,14 +1,14 @@
 """What is known of the dense model beside its numbers: name, origin, license."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from evopress.artifacts.damage import damaged
+from evopress.artifacts.manifest import load_manifest
 from evopress.artifacts.paths import Results
-from evopress.errors import ArtifactError
 
 _INHERITED = ("license", "license_name", "license_link", "language")
 """Keys of the original's model card that hold for a compressed version too."""
@@ -31,17 +31,16 @@ def read_model_facts(results: Results) -> ModelFacts:
     """Facts from ``model.json`` and from the original's model card, where it has one.
 
     Raises:
-        ArtifactError: ``model.json`` is missing or damaged.
+        ArtifactError: ``model.json`` is missing.
+        DamagedError: it is damaged.
     """
     path = results.model_manifest
+    manifest = load_manifest(path, "model")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
         source, origin = manifest["source"], manifest.get("origin", {})
         return model_facts({**source, **origin}, read_card(results.model / "README.md"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: missing; run the stage that writes it (model)") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: damaged ({error!r}); delete it and run again to remake it") from error
+    except (KeyError, TypeError) as error:
+        raise damaged(path, repr(error)) from error
 
 
 def model_facts(source: dict[str, Any], card: dict[str, Any]) -> ModelFacts:

@@ -4,8 +4,9 @@ import json
 from dataclasses import asdict, dataclass
 
 from evopress import __version__
+from evopress.artifacts.damage import damaged
+from evopress.artifacts.manifest import load_manifest
 from evopress.artifacts.paths import Results
-from evopress.errors import ArtifactError
 
 PROVENANCE_KEY = "evopress"
 """Key under which the metadata of a parquet or safetensors file holds it."""
@@ -36,15 +37,11 @@ def read_model_fingerprint(results: Results) -> str:
     """Fingerprint of the dense model, without loading anything of the model.
 
     Raises:
-        ArtifactError: ``model.json`` is missing, damaged, or holds no fingerprint.
+        ArtifactError: ``model.json`` is missing.
+        DamagedError: it is damaged, or holds no fingerprint.
     """
     path = results.model_manifest
-    try:
-        fingerprint = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: missing; run the stage that writes it (model)") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: damaged ({error!r}); delete it and run again to remake it") from error
+    fingerprint = load_manifest(path, "model").get("fingerprint")
     if not isinstance(fingerprint, str) or not fingerprint:
-        raise ArtifactError(f"{path}: holds no fingerprint; delete it and run again to remake it")
+        raise damaged(path, "holds no fingerprint")
     return fingerprint

@@ -6,10 +6,11 @@ from typing import Any
 
 from evopress.artifacts.atomic import write_text
 from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.damage import damaged
+from evopress.artifacts.manifest import load_manifest, manifest_text
 from evopress.artifacts.paths import DENSE, Results
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tensors import sha256
-from evopress.errors import ArtifactError
 
 
 def file_digests(folder: Path) -> dict[str, dict[str, str | int]]:
@@ -29,41 +30,45 @@ def write_stitched_manifest(
         ArtifactError: it cannot be written.
     """
     content = {"files": files, "provenance": json.loads(provenance.dumps()), "search": search}
-    write_text(results.stitched_manifest(search), json.dumps(content, indent=1, sort_keys=True) + "\n")
+    write_text(results.stitched_manifest(search), manifest_text(content))
 
 
 def read_stitched_manifest(results: Results, search: str) -> dict[str, Any]:
     """Manifest of a stitched model, after checking that it belongs to the model in ``results``.
 
-    Sizes of the files are checked; digests are not, since reading all weights for it would take minutes.
+    Sizes of the files are checked; digests are left to `model_folder`, since all weights are read for it.
 
     Raises:
-        ArtifactError: missing, damaged, made for another model, or a file is missing or cut short.
+        ArtifactError: missing, or made for another model.
+        DamagedError: the manifest is damaged, or a file is missing or cut short.
     """
     path = results.stitched_manifest(search)
+    content = load_manifest(path, "stitch")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         provenance = Provenance(**content["provenance"])
         sizes = {name: facts["bytes"] for name, facts in content["files"].items()}
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: missing; run the stage that writes it (stitch)") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path}: damaged ({error!r}); delete it and run again to remake it") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, repr(error)) from error
     require_same_model(results, provenance, path)
     for name, size in sizes.items():
         file = results.stitched(search) / name
         if not file.exists() or file.stat().st_size != size:
-            raise ArtifactError(f"{file}: missing or cut short; delete {results.stitched(search)} and run again")
+            raise damaged(file, "missing or cut short", path)  # without its manifest the folder is written anew
     return content
 
 
 def model_folder(results: Results, search: str) -> Path:
-    """Hugging Face folder of a search's model or of the dense one, after checking that it is whole.
+    """Hugging Face folder of a search's model or of the dense one, after checking the former against its manifest.
 
     Raises:
-        ArtifactError: the stitched model is missing, cut short or of another model.
+        ArtifactError: the stitched model is missing, or of another model.
+        DamagedError: a file is missing, cut short or changed.
     """
     if search == DENSE:
         return results.model
-    read_stitched_manifest(results, search)
+    files = read_stitched_manifest(results, search)["files"]
+    for name, facts in files.items():
+        file = results.stitched(search) / name
+        if sha256(file) != facts["sha256"]:
+            raise damaged(file, "differs from its manifest", results.stitched_manifest(search))
     return results.stitched(search)

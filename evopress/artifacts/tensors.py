@@ -1,8 +1,9 @@
 """safetensors files with a manifest (sha256, bytes, provenance) beside each."""
 
-import errno
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from evopress.artifacts.atomic import atomic_file, write_text
+from evopress.artifacts.atomic import atomic_files
+from evopress.artifacts.damage import damaged
+from evopress.artifacts.manifest import load_manifest, manifest_text
 from evopress.artifacts.paths import manifest_path
 from evopress.artifacts.provenance import Provenance
 from evopress.errors import ArtifactError
@@ -28,19 +31,22 @@ def sha256(path: Path) -> str:
 
 
 def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a bare safetensors file; for use inside an atomic write, which explains an OSError.
+    """Write a bare safetensors file in place; for use inside an atomic write, which explains an OSError.
 
     Raises:
-        OSError: the disk is full.
-        ArtifactError: the file cannot be written.
+        OSError: the disk is full, or the file cannot be written.
     """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         save_file(contiguous, path, metadata=dict(metadata) if metadata else None)
-    except SafetensorError as error:  # safetensors hides the errno of a full disk
-        if "No space left" in str(error):
-            raise OSError(errno.ENOSPC, "No space left on device") from error
-        raise ArtifactError(f"{path}: cannot be written: {error}") from error
+    except SafetensorError as error:
+        raise os_error(error) from error
+
+
+def os_error(error: SafetensorError) -> OSError:
+    """What the system said, which safetensors tells only in words."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 
 
 def write_tensors(
@@ -53,33 +59,43 @@ def write_tensors(
     Raises:
         ArtifactError: the file cannot be written.
     """
-    manifest_path(path).unlink(missing_ok=True)
-    with atomic_file(path) as temporary:
-        save(tensors, temporary)
-        digest, size = sha256(temporary), temporary.stat().st_size
-    manifest = {
-        "sha256": digest,
-        "bytes": size,
+    with atomic_files(path, manifest_path(path)) as (temporary, manifest):
+        save_tensors(tensors, temporary, manifest, provenance, facts)
+
+
+def save_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    path: Path,
+    manifest: Path,
+    provenance: Provenance,
+    facts: Mapping[str, object] | None = None,
+) -> None:
+    """Write tensors and their manifest in place; for use inside an atomic write, which explains an OSError.
+
+    Raises:
+        OSError: the disk is full, or a file cannot be written.
+    """
+    save(tensors, path)
+    content = {
+        "sha256": sha256(path),
+        "bytes": path.stat().st_size,
         "provenance": json.loads(provenance.dumps()),
         "facts": dict(facts or {}),
     }
-    write_text(manifest_path(path), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    manifest.write_text(manifest_text(content), encoding="utf-8")
 
 
 def read_manifest(path: Path) -> dict:
     """Manifest of the safetensors file ``path``.
 
     Raises:
-        ArtifactError: missing or damaged.
+        ArtifactError: missing.
+        DamagedError: cut short or changed.
     """
     manifest = manifest_path(path)
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        content["sha256"], content["bytes"], content["provenance"]
-    except FileNotFoundError:
-        raise ArtifactError(f"{manifest}: missing; run the stage that writes it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{manifest}: damaged ({error!r}); delete it and run again to remake it") from error
+    content = load_manifest(manifest)
+    if not {"sha256", "bytes", "provenance"} <= content.keys():
+        raise damaged(manifest, "lacks sha256, bytes or provenance")
     return content
 
 
@@ -87,13 +103,16 @@ def verify(path: Path) -> dict:
     """Check size and digest against the manifest and return the manifest.
 
     Raises:
-        ArtifactError: missing, cut short or changed.
+        ArtifactError: missing.
+        DamagedError: cut short or changed.
     """
     manifest = read_manifest(path)
     if not path.exists():
         raise ArtifactError(f"{path}: missing; run the stage that writes it")
-    if path.stat().st_size != manifest["bytes"] or sha256(path) != manifest["sha256"]:
-        raise ArtifactError(f"{path}: damaged (differs from its manifest); delete it and run again to remake it")
+    while path.stat().st_size != manifest["bytes"] or sha256(path) != manifest["sha256"]:
+        before, manifest = manifest, read_manifest(path)
+        if manifest == before:  # else another writer has replaced both between the two looks
+            raise damaged(path, "differs from its manifest", path, manifest_path(path))
     return manifest
 
 
@@ -103,7 +122,8 @@ def read_tensors(
     """Read tensors, all or those named, after checking the file against its manifest.
 
     Raises:
-        ArtifactError: missing, damaged, or without a tensor that was asked for.
+        ArtifactError: missing, or without a tensor that was asked for.
+        DamagedError: cut short or changed.
     """
     if check:
         verify(path)
@@ -112,4 +132,4 @@ def read_tensors(
             wanted = stream.keys() if names is None else names
             return {name: stream.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}); delete it and run again to remake it") from error
+        raise damaged(path, error, path, manifest_path(path)) from error

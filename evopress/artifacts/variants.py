@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Results
+from evopress.artifacts.damage import damaged
+from evopress.artifacts.paths import Results, manifest_path
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.read_ahead import ReadAhead
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table
@@ -108,9 +109,7 @@ class VariantStore:
             try:
                 stream = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise ArtifactError(
-                    f"{path}: cannot be read ({error}); delete it and run again to remake it"
-                ) from error
+                raise damaged(path, error, path, manifest_path(path)) from error
             parts: dict[tuple[str, str], list[str]] = {}
             for name in stream.keys():  # noqa: SIM118 (not a mapping)
                 layer, level, part = name.rsplit("/", 2)

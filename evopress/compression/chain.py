@@ -27,6 +27,7 @@ from evopress.data.tokens import read_tokens
 from evopress.device import resolve_device
 from evopress.errors import ArtifactError, CompressionError
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
+from evopress.models.intact import require_intact
 from evopress.progress import log
 
 _STATE = "hidden"
@@ -57,6 +58,8 @@ def make_chained_variants(
     provenance = variants_provenance(results, settings)
     tokens = read_tokens(results, "calibration")
     facts = _facts(results, tokens)
+    if not block:
+        require_intact(results)  # later jobs check what they compress
     model = BlockwiseModel.from_folder(
         results.model, resolve_device(compute.device), resident=False, trust_remote_code=trust_remote_code
     )

@@ -25,6 +25,7 @@ from evopress.data.tokens import read_tokens
 from evopress.device import resolve_device
 from evopress.errors import ArtifactError, CompressionError, ConfigError
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
+from evopress.models.intact import require_intact
 from evopress.progress import log, progress
 
 _PANEL = 256
@@ -73,6 +74,7 @@ def accumulate_hessians(
     require_same_model(results, read_provenance(results.layers), results.layers)
     tokens = shard_of(read_tokens(results, "calibration"), shard, settings.shards)
     layers = read_table(results.layers, LAYERS)
+    require_intact(results)
     model = BlockwiseModel.from_folder(
         results.model, resolve_device(compute.device), resident=False, trust_remote_code=trust_remote_code
     )

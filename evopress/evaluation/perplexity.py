@@ -20,6 +20,7 @@ from evopress.errors import ModelError
 from evopress.evaluation.hidden import read_dense_hidden, write_dense_hidden
 from evopress.metrics import kl_per_token, nll_per_token
 from evopress.models.blockwise import BlockwiseModel
+from evopress.models.intact import require_intact
 from evopress.models.propagation import final_hidden
 
 RUN_TOKENS = 8192
@@ -46,6 +47,8 @@ def evaluate_perplexity(
         ModelError: the model gives NaN.
     """
     provenance = Provenance("evaluation", json.dumps({"datasets": list(datasets)}), read_model_fingerprint(results))
+    if search == DENSE:
+        require_intact(results)
     model = BlockwiseModel.from_folder(
         model_folder(results, search),
         resolve_device(compute.device),

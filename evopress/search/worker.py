@@ -15,8 +15,9 @@ from typing import NoReturn
 
 import torch
 
+from evopress.artifacts.damage import set_aside
 from evopress.device import device_of_rank
-from evopress.errors import EvopressError
+from evopress.errors import ArtifactError, DamagedError, EvopressError
 from evopress.progress import log, setup_logging
 from evopress.search.job import LOST_PEER, JobFolder
 from evopress.search.ranks import LostPeerError, joined
@@ -67,6 +68,8 @@ def _run(folder: JobFolder, rank: int) -> NoReturn:
         code = 0
     except LostPeerError:
         code = LOST_PEER
+    except DamagedError as error:
+        folder.write_error(rank, ArtifactError(set_aside(error)))
     except EvopressError as error:
         folder.write_error(rank, error)
     except SystemExit as leaving:

@@ -1,0 +1,51 @@
+"""Whether the dense model is still what the model stage has read: a digest for each tensor, so that a job that needs
+one block reads no more than that.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+from torch import Tensor, uint8
+
+from evopress.artifacts.damage import damaged
+from evopress.artifacts.manifest import load_manifest
+from evopress.artifacts.paths import Results
+from evopress.artifacts.tensors import sha256
+from evopress.models.checkpoint import Checkpoint
+
+
+def tensor_digests(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> dict[str, str]:
+    """sha256 of type, shape and content of stored tensors, all or those named, one in memory at a time.
+
+    Raises:
+        ModelError: a tensor is missing, or its file cannot be read.
+    """
+    return {name: _digest(checkpoint.read([name])[name]) for name in (checkpoint.names() if names is None else names)}
+
+
+def require_intact(results: Results, parameters: Iterable[str] | None = None) -> None:
+    """Check the dense model, or parameters of it, and its small files against its manifest.
+
+    Raises:
+        DamagedError: a file or a tensor has changed since the model stage; only the manifest is to go, since weights
+            may be links to files that are not ours.
+    """
+    manifest = load_manifest(results.model_manifest, "model")
+    expected = manifest.get("tensors", {})
+    for name, facts in manifest.get("files", {}).items():
+        file = results.model / name
+        changed = not file.exists() or file.stat().st_size != facts["bytes"]
+        if changed or (file.suffix != ".safetensors" and sha256(file) != facts["sha256"]):
+            raise damaged(file, "missing or changed", results.model_manifest)
+    if expected:
+        checkpoint = Checkpoint(results.model)
+        stored = None if parameters is None else [checkpoint.stored_name(name) or name for name in parameters]
+        for name, digest in tensor_digests(checkpoint, stored).items():
+            if expected.get(name) != digest:
+                raise damaged(results.model, f"{name} differs from its checksum", results.model_manifest)
+
+
+def _digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(memoryview(tensor.contiguous().flatten().view(uint8).numpy()))
+    return digest.hexdigest()
