@@ -15,20 +15,11 @@ from evopress.artifacts.damage import set_aside
 from evopress.artifacts.paths import Results
 from evopress.config.base import parse_json
 from evopress.config.compute import ComputeSettings
-from evopress.config.devices import devices_of_job
 from evopress.errors import DamagedError, EvopressError
 from evopress.leases import leased
 from evopress.progress import setup_logging
 
 log = logging.getLogger("evopress")
-
-
-Devices = Callable[[argparse.Namespace], int]
-
-
-def one_device(arguments: argparse.Namespace) -> int:
-    """For stages that run a model, or compress one, on a device."""
-    return devices_of_job(arguments.compute)
 
 
 def argument_parser(about: str) -> argparse.ArgumentParser:
@@ -57,7 +48,9 @@ def settings_argument(parser: argparse.ArgumentParser, kind: object, where: str)
 
 
 def run(
-    parser: argparse.ArgumentParser, stage: Callable[[argparse.Namespace], None], devices: Devices | None = None
+    parser: argparse.ArgumentParser,
+    stage: Callable[[argparse.Namespace], None],
+    devices: int | Callable[[argparse.Namespace], int] = 0,
 ) -> NoReturn:
     """Parse the command line, run ``stage`` and leave the process: with 0, or with 1 and an error of one line.
 
@@ -69,7 +62,7 @@ def run(
         setup_logging(arguments.log)
         signal.signal(signal.SIGTERM, _leave)
         _set_threads(arguments.compute.threads)
-        with leased(arguments.compute.device, devices(arguments) if devices else 0):
+        with leased(arguments.compute.device, devices(arguments) if callable(devices) else devices):
             stage(arguments)
     except DamagedError as error:
         _fail(set_aside(error))

@@ -22,4 +22,4 @@ if __name__ == "__main__":
     parser = argument_parser(__doc__)
     parser.add_argument("--shard", required=True, type=int, help="number of the shard, from 0")
     settings_argument(parser, HessianSettings, "hessians")
-    run(parser, main)
+    run(parser, main, devices=1)

@@ -21,4 +21,4 @@ if __name__ == "__main__":
     parser = argument_parser(__doc__)
     parser.add_argument("--search", required=True, help="name of the search, or `dense`")
     parser.add_argument("--datasets", required=True, nargs="+", help="names of the evaluation sets")
-    run(parser, main)
+    run(parser, main, devices=1)

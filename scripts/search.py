@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 
+from evopress.config.devices import devices_of_search
 from evopress.config.search import SearchSettings
 from evopress.script import argument_parser, run, settings_argument
 from evopress.search.run import run_search
@@ -18,8 +19,13 @@ def main(arguments: Namespace) -> None:
     )
 
 
+def devices(arguments: Namespace) -> int:
+    """Devices that the search uses."""
+    return devices_of_search(arguments.settings, arguments.compute)
+
+
 if __name__ == "__main__":
     parser = argument_parser(__doc__)
     parser.add_argument("--name", required=True, help="name of the search")
     settings_argument(parser, SearchSettings, "searches")
-    run(parser, main)
+    run(parser, main, devices)

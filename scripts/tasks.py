@@ -22,4 +22,4 @@ if __name__ == "__main__":
     parser = argument_parser(__doc__)
     parser.add_argument("--search", required=True, help="name of the search, or `dense`")
     settings_argument(parser, TaskSettings, "evaluation.tasks")
-    run(parser, main)
+    run(parser, main, devices=1)

@@ -4,7 +4,7 @@ from argparse import Namespace
 
 from evopress.compression.variants import make_variants
 from evopress.config.variants import CompressionSettings
-from evopress.script import argument_parser, one_device, run, settings_argument
+from evopress.script import argument_parser, run, settings_argument
 
 
 def main(arguments: Namespace) -> None:
@@ -17,4 +17,4 @@ if __name__ == "__main__":
     parser.add_argument("--name", required=True, help="name of the variants")
     parser.add_argument("--block", required=True, type=int, help="index of the block")
     settings_argument(parser, CompressionSettings, "variants")
-    run(parser, main, one_device)
+    run(parser, main, devices=1)

@@ -24,4 +24,4 @@ if __name__ == "__main__":
     parser.add_argument("--name", required=True, help="name of the variants")
     parser.add_argument("--block", required=True, type=int, help="index of the block")
     settings_argument(parser, CompressionSettings, "variants")
-    run(parser, main)
+    run(parser, main, devices=1)

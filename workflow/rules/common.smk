@@ -107,8 +107,8 @@ def gpus(wildcards):
 
 
 def gpus_of_search(wildcards):
-    """A GPU for each process of a search."""
-    return devices_of_search(SETTINGS.searches[wildcards.search], SETTINGS.compute)
+    """A GPU for each process of a search that makes use of one."""
+    return gpus(wildcards) * SETTINGS.searches[wildcards.search].workers(SETTINGS.compute.processes)
 
 
 def kept(tensors):

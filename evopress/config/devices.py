@@ -1,0 +1,19 @@
+"""How many accelerators a job can use: what the scheduler hands out, and what the job then leases."""
+
+from evopress.config.compute import ComputeSettings
+from evopress.config.search import SearchSettings
+
+WITHOUT_MODEL = ("uniform", "imported")
+"""Strategies that run no model."""
+
+
+def devices_of_job(compute: ComputeSettings) -> int:
+    """One for a job that runs a model, unless the settings ask for CPUs."""
+    return 0 if compute.device == "cpu" else 1
+
+
+def devices_of_search(search: SearchSettings, compute: ComputeSettings) -> int:
+    """One for each process of a search; only evolution has several."""
+    if search.strategy in WITHOUT_MODEL:
+        return 0
+    return devices_of_job(compute) * (compute.processes if search.strategy == "evolution" else 1)
