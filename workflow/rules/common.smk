@@ -17,6 +17,7 @@ from evopress.config.closure import code_closure
 from evopress.config.devices import devices_of_job, devices_of_search
 from evopress.config.overlays import combined, read_yaml
 from evopress.config.settings import Settings
+from evopress.config.variants import needs_chain
 from evopress.errors import EvopressError
 from evopress.models.block_count import count_blocks
 
