@@ -47,5 +47,5 @@ def require_intact(results: Results, parameters: Iterable[str] | None = None) ->
 
 def _digest(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(memoryview(tensor.contiguous().flatten().view(uint8).numpy()))
+    digest.update(tensor.contiguous().flatten().view(uint8).numpy().data)
     return digest.hexdigest()
