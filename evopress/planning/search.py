@@ -207,5 +207,5 @@ def _start_tokens(settings: EvolutionSettings, units: int, *, even_fits: bool) -
     starts = 1 if even_fits else settings.initial_candidates
     if settings.start == "even":
         return 0 if even_fits else starts * settings.initial_tokens
-    alone = (2 * units + 1) * settings.sensitivity_tokens  # the dearest levels, and each unit at two others
+    alone = (2 * units + 1) * settings.sensitivity_tokens  # the dense model, and each unit at two levels
     return alone + (starts + 1) * settings.initial_tokens

@@ -2,22 +2,22 @@
 
 Beyond the paper, and off by default. To first order the divergence of a compressed model is a sum of what each unit's
 compression costs alone (the linearity theorem of HIGGS, arXiv 2411.17525). Seen from a model that is already
-compressed, such a cost drowns in the noise of all the other errors; seen from the model with every other unit at its
-dearest level, few tokens show it clearly. Layer errors only give the shape between the levels that are measured: as
-costs they choose badly. What the sum misses is left to the evolution, which starts from here if that is better than
-the even start.
+compressed, such a cost drowns in the noise of all the other errors; seen from the dense model, few tokens show it
+clearly. Layer errors only give the shape between the levels that are measured: as costs they choose badly. What the
+sum misses is left to the evolution, which starts from here if that is better than the even start.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evopress.artifacts.measure import KEEP
 from evopress.search.initial import even_candidate
 from evopress.search.selection import Evaluator, judge
-from evopress.search.space import Candidate, Space
+from evopress.search.space import DENSE_LEVEL, Candidate, Space
 from evopress.search.trace import TraceRow
 
 Effects = NDArray[np.float64]
-"""Rise in fitness by each level of each unit alone, [units, most levels]; 0 at a unit's dearest level."""
+"""Rise in fitness by each level of each unit alone, [units, most levels]; 0 for units without a choice."""
 LEAST_SHARE = 0.1
 """A measured effect below this share of what the layer errors suggest is taken for noise."""
 HALVINGS = 100
@@ -29,12 +29,15 @@ def measured_start(
 ) -> tuple[Candidate, list[TraceRow]]:
     """Candidate of least predicted fitness, and the judgements (generation 0, step 0) that the prediction rests on.
 
-    Each unit with a choice is judged at its lowest level and at its even one, all others at their dearest.
+    Each unit with a choice is judged at its lowest level and at its even one, all others dense.
     """
     even = np.minimum(even_candidate(space), space.top)
     free = np.flatnonzero(space.top > 0).tolist()
-    changes = [(unit, level) for unit in free for level in sorted({0, int(even[unit])}) if level < space.top[unit]]
-    candidates = np.repeat(space.top[None], len(changes) + 1, axis=0)
+    # To keep a module is to leave it dense, which is known to cost nothing.
+    changes = [
+        (unit, level) for unit in free for level in sorted({0, int(even[unit])}) if not _keeps(space, unit, level)
+    ]
+    candidates = np.full((len(changes) + 1, len(space.units)), DENSE_LEVEL, dtype=np.int16)
     for row, (unit, level) in enumerate(changes, start=1):
         candidates[row, unit] = level
     minibatch = evaluator.draw(tokens, rng)
@@ -49,6 +52,10 @@ def measured_start(
     return allocate(space, effects), rows
 
 
+def _keeps(space: Space, unit: int, level: int) -> bool:
+    return space.units[unit].levels[level].label == KEEP
+
+
 def _effects_of(space: Space, unit: int, even: int, measured: dict[tuple[int, int], float]) -> NDArray[np.float64]:
     """Effects of all levels of a unit, from those measured at its lowest and its even level."""
     top = int(space.top[unit])
@@ -59,7 +66,7 @@ def _effects_of(space: Space, unit: int, even: int, measured: dict[tuple[int, in
     middle = measured.get((unit, even), 0.0)
     suggested = max(measured[unit, 0], middle, 1e-12) * shape
     ratio = 1.0
-    if 0 < even < top and suggested[even] > 0:
+    if even > 0 and suggested[even] > 0:
         # Two estimates of one effect: what was measured there, and the lowest level's scaled by the layer errors.
         ratio = float(np.sqrt(max(middle / suggested[even], LEAST_SHARE)))
     levels = np.arange(top + 1)
@@ -73,9 +80,9 @@ def _shape(space: Space, unit: int) -> NDArray[np.float64]:
     levels = space.units[unit].levels
     heights = np.array([level.error for level in levels])
     if not np.isfinite(heights).all() or heights[0] <= heights[-1]:
-        heights = -np.array([level.cost for level in levels], dtype=np.float64)
-    span = heights[0] - heights[-1]
-    return ((heights - heights[-1]) / span).clip(min=0.0) if span > 0 else np.zeros(len(levels))
+        costs = np.array([level.cost for level in levels], dtype=np.float64)
+        heights = costs[-1] - costs
+    return (heights / heights[0]).clip(0.0) if heights[0] > 0 else np.zeros(len(levels))
 
 
 def allocate(space: Space, effects: Effects) -> Candidate:

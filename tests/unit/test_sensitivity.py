@@ -10,7 +10,7 @@ from evopress.search.initial import even_candidate
 from evopress.search.minibatch import draw_minibatch
 from evopress.search.selection import Judgement
 from evopress.search.sensitivity import allocate, measured_start
-from evopress.search.space import Level, Space, Unit, make_space
+from evopress.search.space import DENSE_LEVEL, Level, Space, Unit, make_space
 
 ERRORS = {2: 0.03, 3: 0.007, 4: 0.0016, 5: 0.0004, 6: 0.0001}
 
@@ -36,7 +36,8 @@ class Additive:
         return draw_minibatch(tokens, 8, 16, rng)
 
     def fitness(self, candidate: np.ndarray) -> float:
-        return float(self.effects[np.arange(len(candidate)), candidate].sum())
+        compressed = np.flatnonzero(candidate != DENSE_LEVEL)
+        return float(self.effects[compressed, candidate[compressed]].sum())
 
     def evaluate(self, candidates, minibatch):
         self.judged.append(candidates)
@@ -74,14 +75,30 @@ def test_each_unit_is_judged_alone_at_its_lowest_and_even_level():
     evaluator = Additive(np.array([1.0, 5.0, 1.0]), space)
     _, rows = measured_start(space, 32, evaluator, np.random.default_rng(0))
     assert [candidate.tolist() for candidate in evaluator.judged[0]] == [
-        [4, 4, 0],
-        [0, 4, 0],
-        [1, 4, 0],
-        [4, 0, 0],
-        [4, 1, 0],
+        [-1, -1, -1],
+        [0, -1, -1],
+        [1, -1, -1],
+        [-1, 0, -1],
+        [-1, 1, -1],
     ]
     assert [(row.generation, row.step, row.candidate) for row in rows] == [(0, 0, i) for i in range(5)]
     assert all(row.minibatch.tokens == 32 for row in rows)
+
+
+def test_levels_far_from_dense_are_told_apart_by_what_they_cost_beyond_the_dense_model():
+    """Sparsity: the dearest level is far from dense, so its effect is no zero to measure from."""
+    sparse = tuple(Level(str(k), 0.0, 100 + k, 0, error) for k, error in enumerate((0.5, 0.45, 0.4)))
+    units = [Unit(f"l{i}", i, "proj", "all", 200, sparse) for i in range(6)]
+    space = Space(tuple(units), (6 * 101,))
+    scale = np.array([1.0, 8.0, 2.0, 0.5, 4.0, 1.5])
+
+    class Scaled(Additive):
+        def __init__(self) -> None:
+            self.effects = scale[:, None] * np.array([0.5, 0.45, 0.4])
+            self.judged = []
+
+    candidate, _ = measured_start(space, 32, Scaled(), np.random.default_rng(0))
+    assert candidate.tolist() == [0, 2, 2, 0, 2, 0]  # the three most sensitive are pruned less
 
 
 @pytest.mark.parametrize("errors", [True, False])
@@ -102,7 +119,7 @@ def test_the_even_start_is_kept_where_it_is_better():
 
         def fitness(self, candidate):
             uneven = np.count_nonzero(candidate != 1)
-            return super().fitness(candidate) + (uneven if np.count_nonzero(candidate != 4) > 1 else 0)
+            return super().fitness(candidate) + (uneven if np.count_nonzero(candidate != DENSE_LEVEL) > 1 else 0)
 
     space = make_space([unit(i, 16) for i in range(10)], 3.0, "searches.x")
     evaluator = Deceptive(np.geomspace(1, 1e-6, 10), space)
