@@ -70,12 +70,12 @@ class Checkpoint:
         return tensors
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each stored tensor, from the files' headers."""
-        sizes: dict[str, int] = {}
-        for file in self.files:
-            with open_safetensors(file) as stream:
-                sizes |= {name: stream.get_tensor(name).nbytes for name in stream.keys()}  # noqa: SIM118 (not a mapping)
-        return {name: sizes[name] for name in self.names()}
+        """Bytes of each stored tensor, without reading it."""
+        return {name: tensor.nbytes for name, tensor in self.read(self.names()).items()}
+
+    def elements(self) -> dict[str, int]:
+        """Numbers in each stored tensor, without reading it."""
+        return {name: tensor.numel() for name, tensor in self.read(self.names()).items()}
 
     def floating_dtype(self) -> torch.dtype:
         """Type of the first tensor of floating point, as `from_pretrained` takes it where the config names none.

@@ -33,9 +33,17 @@ class Dropped:
         """Dropped modules of blocks that are kept."""
         return sorted(module for module in self.modules if module[0] in self.kept)
 
+    def whole_blocks(self) -> "Dropped":
+        """The same without the modules that were dropped alone."""
+        return Dropped(self.modules - set(self.single), self.all_modules)
+
     def count(self, kind: str) -> int:
         """Number of dropped modules of a kind."""
         return sum(dropped == kind for _, dropped in self.modules)
+
+    def total(self, kind: str) -> int:
+        """Number of modules of a kind in the dense model."""
+        return sum(module == kind for _, module in self.all_modules)
 
 
 def dropped_modules(configuration: pd.DataFrame, layers: pd.DataFrame) -> Dropped:

@@ -2,20 +2,21 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 
-from evopress.accounting import Size, compressed_size, dense_size
+from evopress.accounting import dense_size, size_of
 from evopress.artifacts.configuration import read_configuration
 from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import DENSE, Results
 from evopress.artifacts.tables import PERPLEXITY, TASKS, read_provenance, read_table
 from evopress.errors import ArtifactError
 from evopress.models.checkpoint import Checkpoint
+from evopress.models.modules import KINDS
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Comparison:
         return "-" if cell is None else cell.text(column.digits)
 
 
+DROPPED = {kind: Column("dropped", f"{kind} modules", 0) for kind in KINDS}
+PARAMETERS = Column("parameters", "millions, in use", 1)
 BITS = Column("bits", "per weight", 2)
 SPARSITY = Column("sparsity", "of searched layers", 4)
 SIZE = Column("packed size", "MB", 1)
@@ -86,12 +89,8 @@ def compare(results: Results, searches: Sequence[str]) -> Comparison:
         ArtifactError: an artifact is missing, damaged, or of another model.
     """
     comparison = Comparison()
-    checkpoint = Checkpoint(results.model)
     configurations = {search: read_configuration(results, search) for search in searches}
-    first = next(iter(configurations.values()), None)
-    _put_size(comparison, DENSE, dense_size(checkpoint, first))
-    for search, configuration in configurations.items():
-        _put_size(comparison, search, compressed_size(checkpoint, configuration))
+    _put_sizes(comparison, results, configurations)
     models = [DENSE, *searches]
     tables = {model: _checked(results, results.perplexity(model), PERPLEXITY) for model in models}
     for title, key, digits in (("perplexity", "perplexity", 2), ("KL", "kl", 4)):
@@ -103,11 +102,23 @@ def compare(results: Results, searches: Sequence[str]) -> Comparison:
     return comparison
 
 
-def _put_size(comparison: Comparison, model: str, size: Size) -> None:
-    if size.sparsity is not None:
-        comparison.put(model, SPARSITY, Cell(size.sparsity))
-    comparison.put(model, BITS, Cell(size.bits))
-    comparison.put(model, SIZE, Cell(size.total_bytes / 1e6))
+def _put_sizes(comparison: Comparison, results: Results, configurations: Mapping[str, pd.DataFrame]) -> None:
+    """Sizes of all models, in what their searches chose: bits, sparsity or modules."""
+    checkpoint = Checkpoint(results.model)
+    compressed = {search: size_of(results, configuration) for search, configuration in configurations.items()}
+    layers = next((configurations[name] for name, size in compressed.items() if size.measure != "depth"), None)
+    for model, size in {DENSE: dense_size(checkpoint, layers), **compressed}.items():
+        if size.depth:
+            for kind, column in DROPPED.items():
+                comparison.put(model, column, Cell(size.depth.dropped.count(kind)))
+            comparison.put(model, PARAMETERS, Cell(size.depth.in_use / 1e6))
+        if size.sparsity is not None:
+            comparison.put(model, SPARSITY, Cell(size.sparsity))
+        if size.measure != "depth" and (layers is not None or not configurations):
+            comparison.put(model, BITS, Cell(size.bits))
+        comparison.put(model, SIZE, Cell(size.total_bytes / 1e6))
+    if PARAMETERS in comparison.columns:
+        comparison.put(DENSE, PARAMETERS, Cell(sum(checkpoint.elements().values()) / 1e6))
 
 
 def _put_tasks(comparison: Comparison, results: Results, model: str) -> None:

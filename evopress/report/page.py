@@ -1,7 +1,7 @@
 """The report: one HTML file that works offline, and the summary for the terminal."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.configuration import read_configuration
-from evopress.artifacts.measure import Measure, average, measure_of
+from evopress.artifacts.configuration import read_configuration, variants_of
+from evopress.artifacts.measure import DROP, Measure, average, measure_of, of_modules
 from evopress.artifacts.model_facts import read_model_facts
 from evopress.artifacts.paths import DENSE, Results
 from evopress.artifacts.tables import PERPLEXITY, TRACE, read_provenance, read_table
+from evopress.models.modules import KINDS
 from evopress.report.comparison import compare
 from evopress.report.plots import level_map, search_curve
 from evopress.report.summary import summary
@@ -33,8 +34,8 @@ class SearchSection:
     name: str
     strategy: str
     measure: Measure
-    asked: str
-    reached: str
+    budget: str
+    """What was asked for, and what was reached."""
     generations: int
     curve: Markup | None
     level_map: Markup | None
@@ -51,7 +52,9 @@ def write_report(results: Results, searches: Sequence[str]) -> None:
     facts = read_model_facts(results)
     comparison = compare(results, searches)
     configurations = {search: read_configuration(results, search) for search in searches}
-    values = sorted({value for configuration in configurations.values() for value in configuration["value"]})
+    values: dict[Measure, set[float]] = {}
+    for configuration in configurations.values():
+        values.setdefault(measure_of(configuration), set()).update(configuration["value"])
     sections = [_section(results, search, configurations[search], values) for search in searches]
     page = _environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
     html = page.render(
@@ -81,8 +84,8 @@ def recorded_settings(results: Results, searches: Sequence[str]) -> dict[str, An
             made["texts"][dataset] = _settings_of(results.tokens(dataset))
     for search in searches:
         made["searches"][search] = _settings_of(results.configuration(search))
-        for name, rows in read_configuration(results, search).groupby("variants"):
-            made["variants"][str(name)] = _settings_of(results.variant_table(str(name), int(rows["block"].min())))
+        for name, table in variants_of(results, read_configuration(results, search)):
+            made["variants"][name] = _settings_of(table)
     return made
 
 
@@ -90,7 +93,9 @@ def _settings_of(path: Path) -> Any:
     return json.loads(read_provenance(path).settings)
 
 
-def _section(results: Results, search: str, configuration: pd.DataFrame, values: list[float]) -> SearchSection:
+def _section(
+    results: Results, search: str, configuration: pd.DataFrame, values: Mapping[Measure, set[float]]
+) -> SearchSection:
     settings = _settings_of(results.configuration(search))
     trace = read_table(results.trace(search), TRACE)
     levels = sorted(set(configuration["level"]))
@@ -104,13 +109,23 @@ def _section(results: Results, search: str, configuration: pd.DataFrame, values:
         name=search,
         strategy=str(settings.get("strategy", "unknown")),
         measure=measure,
-        asked=f"{settings['target']:g}" if isinstance(settings.get("target"), int | float) else "not stated",
-        reached=f"{average(measure, int(configuration['cost'].sum()), int(configuration['parameters'].sum())):.4f}",
+        budget=_budget(settings.get("target"), configuration, measure),
         generations=int(trace["generation"].max()) if len(trace) else 0,
         curve=curve,
-        level_map=Markup(level_map(configuration, search, values)) if several else None,  # noqa: S704
+        level_map=Markup(level_map(configuration, search, sorted(values[measure]))) if several else None,  # noqa: S704
         level="" if several else levels[0],
     )
+
+
+def _budget(target: object, configuration: pd.DataFrame, measure: Measure) -> str:
+    asked = f"{target:g}" if isinstance(target, int | float) else "unknown"
+    if measure == "depth":
+        dropped = configuration[configuration["level"] == DROP]["layer"]
+        counts = " and ".join(f"{(dropped == kind).sum()} {kind}" for kind in KINDS)
+        return f"{asked} blocks' worth of modules asked to drop, {counts} modules dropped"
+    layers = configuration[~of_modules(configuration)]
+    reached = average(measure, int(layers["cost"].sum()), int(layers["parameters"].sum()))
+    return f"{asked} {'bits per weight' if measure == 'bits' else 'sparsity'} asked, {reached:.4f} reached"
 
 
 def _environment() -> Environment:

@@ -5,20 +5,22 @@ makes no model again.
 """
 
 import json
-import re
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
-from evopress.accounting import Size, compressed_size, dense_size
+from evopress.accounting import Size, dense_size, size_of
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.configuration import read_configuration
+from evopress.artifacts.configuration import read_configuration, variants_of
+from evopress.artifacts.measure import of_modules
 from evopress.artifacts.model_facts import ModelFacts, read_model_facts
 from evopress.artifacts.paths import DENSE, Results
 from evopress.artifacts.stitched import read_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, read_table
 from evopress.models.checkpoint import Checkpoint
+from evopress.stitch.depth_card import DepthFolder, depth_introduction, depth_size_rows, depth_title, modules_table
+from evopress.stitch.markdown import escape, markdown_table
 from evopress.versions import versions
 from evopress.yaml_text import to_yaml
 
@@ -46,8 +48,13 @@ def write_card(results: Results, search: str) -> None:
     write_text(results.card(search), render_card(results, search))
 
 
-def render_card(results: Results, search: str) -> str:
+def render_card(results: Results, search: str, folder: DepthFolder | None = None) -> str:
     """Text of the card.
+
+    Args:
+        results: of the run.
+        search: name of the search.
+        folder: where modules were dropped, what holds the model; None is the folder that plain transformers loads.
 
     Raises:
         ArtifactError: as `write_card`.
@@ -55,19 +62,19 @@ def render_card(results: Results, search: str) -> str:
     facts = read_model_facts(results)
     configuration = read_configuration(results, search)
     settings = json.loads(read_provenance(results.configuration(search)).settings)
-    checkpoint = Checkpoint(results.model)
-    size, dense = compressed_size(checkpoint, configuration), dense_size(checkpoint, configuration)
+    size, dense = size_of(results, configuration), dense_size(Checkpoint(results.model), configuration)
+    if size.depth and folder is None:
+        stored = sum(Checkpoint(results.stitched(search)).elements().values())
+        folder = DepthFolder(size.depth, size.depth.dropped.whole_blocks(), stored)
     sections = [
-        header(facts),
-        f"# {escape(facts.name)} at {_level(size)}",
-        _introduction(facts, search, settings, size),
+        header(facts, relation=None if folder else "quantized"),
+        f"# {escape(facts.name)} {_title(size)}",
+        _introduction(facts, search, settings, size, folder),
         "## Size",
-        _size_section(size, dense, settings),
+        _size_section(size, dense, settings, folder),
         "## Held-out text",
         _perplexity_section(results, search),
-        "## Levels",
-        f"The level of each linear layer ({_meaning(size)}), by block.",
-        levels_table(configuration),
+        *_levels_sections(configuration, size, folder),
         "## Settings",
         _settings_section(results, search, configuration),
         "## Versions",
@@ -76,8 +83,8 @@ def render_card(results: Results, search: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def header(facts: ModelFacts) -> str:
-    """YAML header with the keys of the hub's model cards."""
+def header(facts: ModelFacts, relation: str | None = "quantized") -> str:
+    """YAML header with the keys of the hub's model cards; ``relation`` is to the original, if the hub has a word."""
     known: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -85,7 +92,7 @@ def header(facts: ModelFacts) -> str:
         **facts.card,
     }
     if facts.hub_id:
-        known |= {"base_model": facts.hub_id, "base_model_relation": "quantized"}
+        known |= {"base_model": facts.hub_id} | ({"base_model_relation": relation} if relation else {})
     return f"---\n{to_yaml(known, sort=True)}---"
 
 
@@ -97,29 +104,36 @@ def levels_table(configuration: pd.DataFrame) -> str:
     return markdown_table(["block", *levels.columns], rows)
 
 
-def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
-    """GitHub-flavoured table with escaped cells."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    cells = [line if number == 1 else [escape(cell) for cell in line] for number, line in enumerate(lines)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+def _title(size: Size) -> str:
+    words = []
+    if size.measure != "depth":
+        words += [
+            f"at {size.bits:.4g} bits per weight" if size.sparsity is None else f"at {size.sparsity:.1%} sparsity"
+        ]
+    if size.depth:
+        words += [f"without {depth_title(size.depth.dropped)}"]
+    return " ".join(words)
 
 
-def escape(text: str) -> str:
-    """Text as Markdown shows it literally, on one line."""
-    return re.sub(r"([\\`*\[\]<>|#~&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+def _levels_sections(configuration: pd.DataFrame, size: Size, folder: DepthFolder | None) -> list[str]:
+    """Tables of what was chosen: of modules, of layers, or both."""
+    sections = []
+    if folder:
+        sections += ["## Dropped modules", "Blocks that are not listed are whole.", modules_table(folder)]
+    if size.measure != "depth":
+        meaning = (
+            "bits per weight, without scales"
+            if size.sparsity is None
+            else "signed steps of equally many weights from the target sparsity, or n of every m weights kept"
+        )
+        sections += ["## Levels", f"The level of each linear layer ({meaning}), by block."]
+        sections += [levels_table(configuration[~of_modules(configuration)])]
+    return sections
 
 
-def _level(size: Size) -> str:
-    return f"{size.bits:.4g} bits per weight" if size.sparsity is None else f"{size.sparsity:.1%} sparsity"
-
-
-def _meaning(size: Size) -> str:
-    if size.sparsity is None:
-        return "bits per weight, without scales"
-    return "signed steps of equally many weights from the target sparsity, or n of every m weights kept"
-
-
-def _introduction(facts: ModelFacts, search: str, settings: dict[str, Any], size: Size) -> str:
+def _introduction(
+    facts: ModelFacts, search: str, settings: dict[str, Any], size: Size, folder: DepthFolder | None
+) -> str:
     origin = escape(facts.origin)
     if facts.hub_id:
         origin = f"[{escape(facts.hub_id)}](https://huggingface.co/{quote(facts.hub_id)})"
@@ -129,31 +143,44 @@ def _introduction(facts: ModelFacts, search: str, settings: dict[str, Any], size
         "owl": f"chosen by the outliers of each block ([OWL]({OWL}))",
     }
     chosen = how.get(str(settings.get("strategy")), f"found by the strategy {settings.get('strategy')}")
-    return (
-        f"A compressed version of {origin}. The linear layers listed below each have a level of compression; the rest "
-        f"is as in the original. The levels are {chosen} (search `{search}`).\n\n"
-        f"{QUANTIZED if size.sparsity is None else SPARSE} "
-        "The packed size below is what the same numbers take with each layer stored at its level."
+    layers = (
+        "The linear layers listed below each have a level of compression; the rest is as in the original. The levels "
+        "are "
+        if size.measure != "depth"
+        else "Everything but its dropped modules is as in the original. They were "
     )
+    texts = [f"A compressed version of {origin}. {layers}{chosen} (search `{search}`)."]
+    if folder:
+        texts += [depth_introduction(folder)]
+    if size.measure != "depth":
+        texts += [
+            f"{QUANTIZED if size.sparsity is None else SPARSE} "
+            "The packed size below is what the same numbers take with each layer stored at its level."
+        ]
+    return "\n\n".join(texts)
 
 
-def _size_section(size: Size, dense: Size, settings: dict[str, Any]) -> str:
+def _size_section(size: Size, dense: Size, settings: dict[str, Any], folder: DepthFolder | None) -> str:
     asked = f"{settings['target']:g}" if isinstance(settings.get("target"), int | float) else "not stated"
-    if size.sparsity is None:
-        rows = [
+    rows: list[list[str]] = depth_size_rows(folder) if folder else []
+    if size.measure == "depth":
+        rows = [["blocks' worth of modules to drop, as asked", asked], *rows]
+    elif size.measure == "bits":
+        rows += [
             ["bits per weight asked (compressed layers)", asked],
             ["bits per weight reached", f"{size.bits:.4f}"],
             ["bits per weight with scales and zeros", f"{size.bits_with_overhead:.4f}"],
         ]
     else:
-        rows = [
+        rows += [
             ["sparsity asked (compressed layers)", asked],
             ["sparsity reached", f"{size.sparsity:.4f}"],
             ["bits per weight with the bitmask", f"{size.bits_with_overhead:.4f}"],
         ]
+    name = "size of the parameters in use" if size.measure == "depth" else "packed size of the whole model"
     rows += [
         ["bits per weight of the original", f"{dense.bits:.4g}"],
-        ["packed size of the whole model", f"{size.total_bytes / 1e6:,.1f} MB"],
+        [name, f"{size.total_bytes / 1e6:,.1f} MB"],
         ["size of the original", f"{dense.total_bytes / 1e6:,.1f} MB"],
     ]
     return markdown_table(["", "value"], rows)
@@ -190,7 +217,6 @@ def _perplexity_section(results: Results, search: str) -> str:
 def _settings_section(results: Results, search: str, configuration: pd.DataFrame) -> str:
     """Settings that made the configuration and its variants, as the artifacts themselves record them."""
     made: dict[str, Any] = {"search": json.loads(read_provenance(results.configuration(search)).settings)}
-    for name, rows in configuration.groupby("variants"):
-        table = results.variant_table(str(name), int(rows["block"].min()))
-        made.setdefault("variants", {})[str(name)] = json.loads(read_provenance(table).settings)
+    for name, table in variants_of(results, configuration):
+        made.setdefault("variants", {})[name] = json.loads(read_provenance(table).settings)
     return f"````yaml\n{to_yaml(made)}````"

@@ -14,7 +14,8 @@ from evopress.artifacts.stitched import file_digests, write_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, VARIANTS, write_table
 from evopress.errors import ArtifactError
 from evopress.models.checkpoint import Checkpoint
-from evopress.stitch.card import escape, levels_table, markdown_table, write_card
+from evopress.stitch.card import levels_table, write_card
+from evopress.stitch.markdown import escape, markdown_table
 
 
 @pytest.fixture
