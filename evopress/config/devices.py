@@ -3,9 +3,6 @@
 from evopress.config.compute import ComputeSettings
 from evopress.config.search import SearchSettings
 
-WITHOUT_MODEL = ("uniform", "imported")
-"""Strategies that run no model."""
-
 
 def devices_of_job(compute: ComputeSettings) -> int:
     """One for a job that runs a model, unless the settings ask for CPUs."""
@@ -13,7 +10,5 @@ def devices_of_job(compute: ComputeSettings) -> int:
 
 
 def devices_of_search(search: SearchSettings, compute: ComputeSettings) -> int:
-    """One for each process of a search; only evolution has several."""
-    if search.strategy in WITHOUT_MODEL:
-        return 0
-    return devices_of_job(compute) * (compute.processes if search.strategy == "evolution" else 1)
+    """One for each process of a search that makes use of it."""
+    return devices_of_job(compute) * search.workers(compute.processes)

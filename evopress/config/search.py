@@ -1,6 +1,6 @@
 """How a level is chosen for every unit."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,7 @@ from evopress.config.base import Name, Section
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
+GroupRule = Literal["size", "name", "none"]
 
 
 class _Strategy(Section):
@@ -15,9 +16,17 @@ class _Strategy(Section):
     target: float = Field(
         gt=0,
         allow_inf_nan=False,
-        description="Budget over what is searched: average bits per weight at most, average sparsity at least, or, with "
-        "`method: drop`, how many blocks' worth of modules go.",
+        description="Budget over what is searched: average bits per weight at most, average sparsity at least, or, "
+        "with `method: drop`, how many blocks' worth of modules go.",
     )
+
+    def workers(self, processes: int) -> int:
+        """Devices that the search makes use of, if there may be so many processes with one each."""
+        return 0
+
+    def tokens_asked(self) -> dict[str, int]:
+        """Most tokens of the search text that are needed at once, by the setting that asks for them."""
+        return {}
 
 
 class _Seeded(_Strategy):
@@ -47,21 +56,77 @@ class UniformSettings(_Strategy):
     strategy: Literal["uniform"] = "uniform"
 
 
-class EvolutionSettings(_Seeded):
-    """The (1+lambda) evolutionary search of EvoPress (arXiv 2410.14649, algorithm 1)."""
+class _Judged(_Seeded):
+    """A strategy that judges candidates by running them through the model."""
 
-    strategy: Literal["evolution"] = "evolution"
+    fitness: Literal["kl", "topk_kl", "perplexity"] = Field(
+        "kl", description="What selection minimizes: divergence from the dense model, or perplexity."
+    )
+    top_k: int = Field(100, ge=1, description="For topk_kl: tokens of the dense model's distribution kept apart.")
+    seed: int = Field(0, ge=0, description="Seed of the mutations and of the choice of tokens.")
+
+    def workers(self, processes: int) -> int:
+        """All of them: candidates are shared out."""
+        return processes
+
+    def least_tokens(self) -> int:
+        """Fewest tokens on which a candidate is judged."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _check_fitness(self) -> Self:
+        if self.fitness == "perplexity" and self.least_tokens() < 2:
+            raise ValueError("tokens: perplexity predicts the next token, so each step needs at least 2")
+        return self
+
+
+class _Grouped(_Judged):
+    group_rule: GroupRule = Field("size", description="Which layers may trade levels.")
+
+
+class _Stepwise(_Grouped):
+    """Generations of candidates, judged in steps of more and more tokens."""
+
     generations: int = Field(150, ge=1, description="Rounds of mutation and selection.")
     offspring: int = Field(128, ge=1, description="Candidates made in each generation (lambda).")
     survivors: tuple[Count, ...] = Field(
         (16, 4, 1), description="Candidates kept by each selection step, ending in population."
     )
     tokens: tuple[Count, ...] = Field((2048, 16384, 131072), description="Tokens on which each step judges.")
-    fitness: Literal["kl", "topk_kl", "perplexity"] = Field(
-        "kl", description="What selection minimizes: divergence from the dense model, or perplexity."
-    )
-    top_k: int = Field(100, ge=1, description="For topk_kl: tokens of the dense model's distribution kept apart.")
-    group_rule: Literal["size", "name", "none"] = Field("size", description="Which layers may trade levels.")
+
+    def parents(self) -> int:
+        """Candidates that a generation leaves to the next."""
+        return 1
+
+    def tokens_asked(self) -> dict[str, int]:
+        """By the step that sees most."""
+        return {"tokens": max(self.tokens)}
+
+    def least_tokens(self) -> int:
+        """Of all steps."""
+        return min(self.tokens, default=2)
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if len(self.survivors) != len(self.tokens):
+            raise ValueError(
+                f"survivors has {len(self.survivors)} steps and tokens has {len(self.tokens)}: give one each per step"
+            )
+        if self.survivors[-1:] != (self.parents(),):
+            raise ValueError(
+                f"survivors must end in population ({self.parents()}, the next parents), got {list(self.survivors)}"
+            )
+        if any(later > earlier for earlier, later in zip(self.survivors, self.survivors[1:], strict=False)):
+            raise ValueError(f"survivors must not grow from step to step, got {list(self.survivors)}")
+        if self.survivors[0] > self.offspring:
+            raise ValueError(f"survivors: the first step keeps {self.survivors[0]} of only {self.offspring} offspring")
+        return self
+
+
+class EvolutionSettings(_Stepwise):
+    """The (1+lambda) evolutionary search of EvoPress (arXiv 2410.14649, algorithm 1)."""
+
+    strategy: Literal["evolution"] = "evolution"
     start: Literal["even", "sensitivity"] = Field(
         "even",
         description="Where the search starts: even (the paper's way), or from the effect of each layer alone on the "
@@ -78,25 +143,112 @@ class EvolutionSettings(_Seeded):
     switches: int | None = Field(
         None, ge=1, description="Level switches of each offspring; null draws min(U(1,3), U(1,3)), as the paper does."
     )
-    seed: int = Field(0, ge=0, description="Seed of the mutations and of the choice of tokens.")
 
-    @model_validator(mode="after")
-    def _check_steps(self) -> "EvolutionSettings":
-        if len(self.survivors) != len(self.tokens):
-            raise ValueError(
-                f"survivors has {len(self.survivors)} steps and tokens has {len(self.tokens)}: give one each per step"
-            )
-        if self.survivors[-1:] != (self.population,):
-            raise ValueError(
-                f"survivors must end in population ({self.population}, the next parents), got {list(self.survivors)}"
-            )
-        if any(later > earlier for earlier, later in zip(self.survivors, self.survivors[1:], strict=False)):
-            raise ValueError(f"survivors must not grow from step to step, got {list(self.survivors)}")
-        if self.survivors[0] > self.offspring:
-            raise ValueError(f"survivors: the first step keeps {self.survivors[0]} of only {self.offspring} offspring")
-        if self.fitness == "perplexity" and min(*self.tokens, self.initial_tokens, self.sensitivity_tokens) < 2:
-            raise ValueError("tokens: perplexity predicts the next token, so each step needs at least 2")
-        return self
+    def parents(self) -> int:
+        """The population."""
+        return self.population
+
+    def tokens_asked(self) -> dict[str, int]:
+        """By steps and start."""
+        asked = {**super().tokens_asked(), "initial_tokens": self.initial_tokens}
+        return asked | ({"sensitivity_tokens": self.sensitivity_tokens} if self.start == "sensitivity" else {})
+
+    def least_tokens(self) -> int:
+        """Of all steps and of the start."""
+        return min(*self.tokens, self.initial_tokens, self.sensitivity_tokens)
+
+
+class RandomSettings(_Stepwise):
+    """Random search: candidates from all over the space, and the best so far, on as many tokens as evolution has."""
+
+    strategy: Literal["random"] = "random"
+
+
+class _OneText(_Judged):
+    """A strategy that judges every candidate on equally many tokens."""
+
+    tokens: int = Field(4096, ge=1, description="Tokens on which each candidate is judged.")
+
+    def tokens_asked(self) -> dict[str, int]:
+        """By each candidate."""
+        return {"tokens": self.tokens}
+
+    def least_tokens(self) -> int:
+        """The same for all."""
+        return self.tokens
+
+
+class GreedySettings(_OneText, _Grouped):
+    """Greedy descent: from every unit at its dearest level, by the step down that costs the fitness least."""
+
+    strategy: Literal["greedy"] = "greedy"
+    per_round: int = Field(
+        1, ge=1, description="Steps down taken at once, the best ones, before all are judged again: more is faster."
+    )
+
+
+class BruteSettings(_OneText):
+    """Brute force over whole blocks: every choice of blocks to drop is judged; for depth pruning."""
+
+    strategy: Literal["brute"] = "brute"
+    max_candidates: int = Field(
+        10_000, ge=1, description="Refuse a search of more candidates than this; each is judged on `tokens` tokens."
+    )
+
+
+class DpSettings(_Seeded):
+    """Dynamic programming: the levels of least summed error of the layers, each taken alone."""
+
+    strategy: Literal["dp"] = "dp"
+    errors: Literal["table", "propagated"] = Field(
+        "table",
+        description="Whose errors are summed: the relative output error of each layer, as made, or that of the model's "
+        "final hidden states when the layer alone is compressed.",
+    )
+    tokens: int = Field(4096, ge=1, description="For errors: propagated: tokens on which each is measured.")
+    group_rule: GroupRule = Field(
+        "none", description="Which layers share a budget: those of one `size` or `name`, or all (`none`)."
+    )
+    resolution: int = Field(
+        100_000,
+        ge=1,
+        description="Steps into which a budget is cut where costs have no common measure that is coarser.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the choice of tokens.")
+
+    def workers(self, processes: int) -> int:
+        """Errors from the table ask no model."""
+        return processes if self.errors == "propagated" else 0
+
+    def tokens_asked(self) -> dict[str, int]:
+        """None, where errors are in the table."""
+        return {"tokens": self.tokens} if self.errors == "propagated" else {}
+
+
+class ScoresSettings(_Seeded):
+    """Block scores: the blocks that matter least, each judged alone, are dropped; for depth pruning."""
+
+    strategy: Literal["scores"] = "scores"
+    score: Literal["cosine", "window_cosine", "norm_ratio", "l2", "normalized_l2", "perplexity", "kl"] = Field(
+        "cosine",
+        description="What a block does to hidden states (`cosine`: ShortGPT; `window_cosine`: neighbouring blocks "
+        "together; `norm_ratio`: weight subcloning; `l2`, `normalized_l2`), or what its removal alone does to the "
+        "model (`perplexity`: Shortened Llama; `kl`).",
+    )
+    tokens: int = Field(8192, ge=2, description="Tokens on which scores are measured.")
+    seed: int = Field(0, ge=0, description="Seed of the choice of tokens.")
+
+    def judges(self) -> bool:
+        """Whether blocks are removed to score them."""
+        return self.score in ("perplexity", "kl")
+
+    def workers(self, processes: int) -> int:
+        """Hidden states are looked at in one run."""
+        return processes if self.judges() else 1
+
+    def tokens_asked(self) -> dict[str, int]:
+        """By each score."""
+        return {"tokens": self.tokens}
 
 
 class OwlSettings(_Strategy):
@@ -108,16 +260,30 @@ class OwlSettings(_Strategy):
         5.0, gt=0, description="An outlier's score |w| ||x|| exceeds this many times the block's mean."
     )
 
+    def workers(self, processes: int) -> int:
+        """One, that scores weights."""
+        return 1
+
 
 class ImportedSettings(_Strategy):
     """A configuration from a text file, in either format that is published with the paper."""
 
     strategy: Literal["imported"] = "imported"
     file: str = Field(
-        min_length=1, description="Lines of `layer: level`; for depth, `none`, `attn`, `mlp` or `attn+mlp` for each block."
+        min_length=1,
+        description="Lines of `layer: level`; for depth, `none`, `attn`, `mlp` or `attn+mlp` for each block.",
     )
 
 
 SearchSettings = Annotated[
-    UniformSettings | EvolutionSettings | OwlSettings | ImportedSettings, Field(discriminator="strategy")
+    UniformSettings
+    | EvolutionSettings
+    | RandomSettings
+    | GreedySettings
+    | DpSettings
+    | OwlSettings
+    | ScoresSettings
+    | BruteSettings
+    | ImportedSettings,
+    Field(discriminator="strategy"),
 ]

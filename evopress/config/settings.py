@@ -1,7 +1,6 @@
 """All settings of a run, and what must hold between their sections."""
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -11,10 +10,11 @@ from evopress.config.base import Name, Section, parse_section
 from evopress.config.compute import ComputeSettings
 from evopress.config.data import DataSettings
 from evopress.config.evaluation import EvaluationSettings
+from evopress.config.families import level_problems
 from evopress.config.model import ModelSettings
-from evopress.config.search import EvolutionSettings, OwlSettings, SearchSettings, UniformSettings
+from evopress.config.search import SearchSettings
 from evopress.config.seeds import repeated, written_name
-from evopress.config.variants import DropSettings, GptqSettings, HessianSettings, VariantSettings
+from evopress.config.variants import HessianSettings, VariantSettings
 from evopress.errors import ConfigError
 
 ROLES = ("calibration", "search")
@@ -99,45 +99,11 @@ def _problems(settings: Settings) -> Iterator[str]:
         where = f"searches.{name}"
         if name == DENSE:
             yield f"{where}: the name is taken by the uncompressed model; choose another"
-        yield from _level_problems(where, search, settings.variants)
-        if isinstance(search, EvolutionSettings):
-            yield from _token_problems(where, search, settings.data.search.tokens)
+        yield from level_problems(where, search, settings.variants)
+        yield from _token_problems(where, search, settings.data.search.tokens)
 
 
-def _level_problems(where: str, search: SearchSettings, variants: Mapping[str, VariantSettings]) -> Iterator[str]:
-    made = variants.get(search.variants)
-    if made is None:
-        near = get_close_matches(search.variants, variants, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(variants) or 'none'}"
-        yield f"{where}.variants: no variants are named {search.variants!r}: {hint}"
-    elif isinstance(made, DropSettings):
-        yield from _drop_problems(where, search, made)
-    elif not isinstance(made, GptqSettings):
-        if search.target >= 1:
-            yield f"{where}.target: {search.target:g} is no sparsity below 1, which is what {search.variants!r} offers"
-    elif isinstance(search, OwlSettings):
-        yield f"{where}.variants: OWL chooses sparsities, but {search.variants!r} is quantized; name pruned variants"
-    elif search.target < min(made.bits):
-        yield f"{where}.target: {search.target:g} bits is below the lowest level ({min(made.bits)})"
-    elif search.target > max(made.bits):
-        yield f"{where}.target: {search.target:g} bits is above the highest level ({max(made.bits)})"
-
-
-def _drop_problems(where: str, search: SearchSettings, made: DropSettings) -> Iterator[str]:
-    if isinstance(search, (UniformSettings, OwlSettings)):
-        yield f"{where}.strategy: {search.strategy} chooses levels of linear layers, but {search.variants!r} drops modules"
-    elif not search.target.is_integer():
-        yield f"{where}.target: {search.target:g} is no number of blocks to drop, which is what {search.variants!r} offers"
-    elif made.unit == "pair" and search.target % 2:
-        yield f"{where}.target: {search.target:g} blocks are no whole pairs; choose an even number, or `unit: block`"
-
-
-def _token_problems(where: str, search: EvolutionSettings, available: int | None) -> Iterator[str]:
-    if available is None:
-        return
-    asked_for = {"tokens": max(search.tokens), "initial_tokens": search.initial_tokens}
-    if search.start == "sensitivity":
-        asked_for["sensitivity_tokens"] = search.sensitivity_tokens
-    for key, asked in asked_for.items():
-        if asked > available:
+def _token_problems(where: str, search: SearchSettings, available: int | None) -> Iterator[str]:
+    for key, asked in search.tokens_asked().items():
+        if available is not None and asked > available:
             yield f"{where}.{key}: {asked} tokens are more than data.search.tokens has ({available})"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from evopress.errors import SearchError
 from evopress.search.initial import initial_candidates
 from evopress.search.mutation import make_offspring
-from evopress.search.selection import Evaluator, Known, Selection, Step, select
+from evopress.search.selection import Evaluator, Known, Step, select
 from evopress.search.sensitivity import measured_start
 from evopress.search.space import Candidate, Space
 from evopress.search.trace import TraceRow
@@ -55,7 +55,7 @@ def first_state(
         return State(0, starts), rows
     known: Known = {}
     chosen = select(starts, None, [Step(population, tokens)], evaluator, known, rng, generation=0)
-    _require_number(chosen)
+    require_number(chosen.judgement.fitness)
     step = 1 if rows else 0
     return State(0, chosen.winners, known), [*rows, *(replace(row, step=step) for row in chosen.rows)]
 
@@ -77,13 +77,27 @@ def next_generation(
     Raises:
         SearchError: no candidate has a fitness that is a number.
     """
-    generation = state.generation + 1
     children = make_offspring(state.population, space, offspring, rng, switches)
+    return select_next(state, children, steps, evaluator, rng)
+
+
+def select_next(
+    state: State, children: NDArray[np.int16], steps: Sequence[Step], evaluator: Evaluator, rng: np.random.Generator
+) -> tuple[State, list[TraceRow]]:
+    """Select the next population from ``children`` [n, units] and the present one.
+
+    Returns:
+        The new state, and a row for each judgement (none without children).
+
+    Raises:
+        SearchError: no candidate has a fitness that is a number.
+    """
+    generation = state.generation + 1
     if not len(children):
         return State(generation, state.population, state.known), []
     known = dict(state.known)
     chosen = select(children, state.population, steps, evaluator, known, rng, generation)
-    _require_number(chosen)
+    require_number(chosen.judgement.fitness)
     drawn = {row.minibatch for row in chosen.rows}
     new = {key: found for key, found in known.items() if key[1] in drawn}
     return State(generation, chosen.winners, retained(state.known, new)), chosen.rows
@@ -98,8 +112,13 @@ def retained(known: Known, new: Known) -> Known:
     return {key: found for key, found in {**known, **new}.items() if key[1] in drawn} if new else known
 
 
-def _require_number(chosen: Selection) -> None:
-    if math.isnan(chosen.judgement.fitness):
+def require_number(fitness: float) -> None:
+    """Refuse a selection whose best candidate has no ``fitness``.
+
+    Raises:
+        SearchError: it says what to do.
+    """
+    if math.isnan(fitness):
         raise SearchError(
             "the fitness of every candidate is NaN: the model's activations overflow in its dtype, or its variants "
             "hold NaN; remake the variants, or set model.dtype to bfloat16 or float32"

@@ -92,17 +92,22 @@ class ModelEvaluator:
         model, (sequences, length) = self.blocks.model, ids.shape
         flat = [final.flatten(0, 1) for final in finals]
         dense = self.dense[rows, :length].flatten(0, 1) if self.dense is not None else None
-        targets = next_tokens(ids)
+        targets, head = next_tokens(ids), self._head
         scores = torch.empty((len(finals), len(targets)), dtype=torch.float32, device=model.device)
         for tokens in even_slices(len(targets), self.memory.score_tokens):
-            teacher = targets.new_empty(0) if dense is None else model.logits(dense[tokens].to(model.device)[None])[0]
+            teacher = targets.new_empty(0) if dense is None else head(dense[tokens].to(model.device))
             prepared = self.objective.prepare(teacher, targets[tokens])
             del teacher
             for index, hidden in enumerate(flat):
                 self.check()
-                scores[index, tokens] = self.objective.score(prepared, model.logits(hidden[tokens][None])[0])
-        self.counters.head_tokens += len(targets) * (len(finals) + (dense is not None))
+                scores[index, tokens] = self.objective.score(prepared, head(hidden[tokens]))
+        if self.objective.reads_logits:
+            self.counters.head_tokens += len(targets) * (len(finals) + (dense is not None))
         return scores.double().unflatten(1, (sequences, length)).sum(-1).cpu().numpy()
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """What the objective reads of final hidden states [T, H]."""
+        return self.blocks.model.logits(hidden[None])[0] if self.objective.reads_logits else hidden
 
 
 def even_slices(total: int, most: int) -> list[slice]:

@@ -4,10 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from evopress import errors
 from evopress.artifacts.paths import Results
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import EvolutionSettings
+from evopress.config.search import SearchSettings
 from evopress.errors import EvopressError
 
 LOST_PEER = 75
@@ -20,7 +22,7 @@ class Job:
 
     results: Results
     name: str
-    settings: EvolutionSettings
+    settings: SearchSettings
     compute: ComputeSettings
     trust_remote_code: bool
 
@@ -58,7 +60,7 @@ class JobFolder:
         job = Job(
             Results(Path(content["results"])),
             content["name"],
-            EvolutionSettings.model_validate(content["settings"]),
+            TypeAdapter(SearchSettings).validate_python(content["settings"]),
             ComputeSettings.model_validate(content["compute"]),
             content["trust_remote_code"],
         )

@@ -17,7 +17,7 @@ from evopress.metrics import IGNORE, distribution, kl_divergence, nll_per_token,
 
 @dataclass(frozen=True)
 class Fitness:
-    """Which fitness function judges: ``kl``, ``topk_kl``, or ``perplexity`` (as its logarithm)."""
+    """Which fitness function judges: ``kl``, ``topk_kl``, ``perplexity`` (as its logarithm), or ``hidden_error``."""
 
     name: str
     top_k: int = 100
@@ -48,6 +48,8 @@ class Objective:
     needs_teacher: bool = True
     positions_lost: int = 0
     """Positions at the end of a sequence that do not count."""
+    reads_logits: bool = True
+    """False: in place of logits, ``prepare`` and ``score`` get final hidden states [T, H]."""
 
 
 def make_objective(name: str, top_k: int) -> Objective:
@@ -56,6 +58,8 @@ def make_objective(name: str, top_k: int) -> Objective:
         return Objective(lambda logits, _: distribution(logits), kl_divergence)
     if name == "topk_kl":
         return Objective(lambda logits, _: soften_top(logits, top_k), topk_kl)
+    if name == "hidden_error":
+        return Objective(lambda hidden, _: hidden, hidden_error, reads_logits=False)
     return Objective(lambda _, targets: targets, _next_token_loss, needs_teacher=False, positions_lost=1)
 
 
@@ -72,6 +76,12 @@ def topk_kl(teacher: TopTeacher, logits: Tensor) -> Tensor:
     # An empty bucket (k = V) is -inf on both sides and adds nothing.
     terms = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
     return terms.sum(-1)
+
+
+def hidden_error(dense: Tensor, hidden: Tensor) -> Tensor:
+    """Squared error of hidden states [T, H] relative to the dense model's, token by token, [T]."""
+    dense = dense.float()
+    return (hidden.float() - dense).square().sum(-1) / dense.square().sum(-1)
 
 
 def next_tokens(ids: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from evopress.artifacts.paths import Results
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import EvolutionSettings, SearchSettings
+from evopress.config.search import SearchSettings
 from evopress.search.launch import Job, run_in_processes
 from evopress.search.stage import search
 
@@ -18,14 +18,14 @@ def run_search(
     """Choose a level for every unit; write ``results.configuration(name)`` and ``results.trace(name)``.
 
     A search that was killed goes on from its last finished generation. On SIGTERM the process exits with code 143.
-    Only evolution uses more than one process.
+    Strategies that judge candidates by the model use all processes, the others one.
 
     Raises:
         ConfigError: the target, the levels, the text and the memory do not allow the search.
         ArtifactError: variants or tokens are missing, damaged or of another model.
         SearchError: no candidate has a fitness, or one of several processes died.
     """
-    if isinstance(settings, EvolutionSettings) and compute.processes > 1:
+    if settings.workers(compute.processes) > 1:
         run_in_processes(Job(results, name, settings, compute, trust_remote_code))
     else:
         search(results, name, settings, compute, trust_remote_code)

@@ -12,7 +12,18 @@ from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, write_table
 from evopress.artifacts.tensors import sha256
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import EvolutionSettings, ImportedSettings, OwlSettings, SearchSettings, UniformSettings
+from evopress.config.search import (
+    BruteSettings,
+    DpSettings,
+    EvolutionSettings,
+    GreedySettings,
+    ImportedSettings,
+    OwlSettings,
+    RandomSettings,
+    ScoresSettings,
+    SearchSettings,
+    UniformSettings,
+)
 from evopress.device import resolve_device
 from evopress.progress import log
 from evopress.search.context import Context, Found, Strategy
@@ -20,10 +31,15 @@ from evopress.search.effort import Effort, effort_table
 from evopress.search.opening import Choices, open_choices
 from evopress.search.ranks import Ranks
 from evopress.search.resume import ResumeFolder
-from evopress.search.space import Candidate
+from evopress.search.space import Candidate, GroupRule
+from evopress.search.strategies.brute import brute
+from evopress.search.strategies.dp import dynamic_programming
 from evopress.search.strategies.evolution import evolution
+from evopress.search.strategies.greedy import greedy
 from evopress.search.strategies.imported import imported
 from evopress.search.strategies.owl import owl
+from evopress.search.strategies.random import random_search
+from evopress.search.strategies.scores import scores
 from evopress.search.strategies.uniform import uniform_candidate
 from evopress.search.trace import trace_table
 
@@ -83,13 +99,20 @@ def _owl(context: Context[OwlSettings]) -> Candidate:
 _STRATEGIES: dict[type, Strategy] = {
     UniformSettings: _timed(_uniform),
     EvolutionSettings: evolution,
+    RandomSettings: random_search,
+    GreedySettings: greedy,
+    DpSettings: dynamic_programming,
     OwlSettings: _timed(_owl),
+    ScoresSettings: scores,
+    BruteSettings: brute,
     ImportedSettings: _timed(imported),
 }
 
 
 def _open(results: Results, settings: SearchSettings, where: str, *, check: bool) -> Choices:
-    rule = settings.group_rule if isinstance(settings, EvolutionSettings) else "none"
+    rule: GroupRule = "none"
+    if isinstance(settings, EvolutionSettings | RandomSettings | GreedySettings | DpSettings):
+        rule = settings.group_rule
     return open_choices(results, settings.variants, settings.target, rule, where, check=check)
 
 

@@ -11,7 +11,7 @@ from snakemake.persistence.file import FilePersistence
 
 from evopress.accelerators import usable_devices
 from evopress.artifacts.origin import require_settings
-from evopress.artifacts.paths import DENSE, Results, manifest_path
+from evopress.artifacts.paths import DENSE, Results, manifest_path, text_path
 from evopress.config import files, slices
 from evopress.config.closure import code_closure
 from evopress.config.devices import devices_of_job, devices_of_search
@@ -108,8 +108,8 @@ def gpus(wildcards):
 
 
 def gpus_of_search(wildcards):
-    """A GPU for each process of a search that makes use of one."""
-    return gpus(wildcards) * SETTINGS.searches[wildcards.search].workers(SETTINGS.compute.processes)
+    """A GPU for each process of a search."""
+    return devices_of_search(SETTINGS.searches[wildcards.search], SETTINGS.compute)
 
 
 def kept(tensors):

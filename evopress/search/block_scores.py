@@ -1,0 +1,104 @@
+"""How much each block changes the hidden states that pass it: importance scores for depth pruning.
+
+All compare the hidden states x before a block with those after it, y, token by token, in the dense model. The less a
+block changes them, the less it is taken to matter.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from evopress.models.blockwise import BlockwiseModel
+from evopress.progress import progress
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""(x [T, H], y [T, H]), both float32 -> [T]."""
+
+
+def cosine(x: Tensor, y: Tensor) -> Tensor:
+    """Block influence of ShortGPT (arXiv 2403.03853, eq. 1): 1 - cos(x, y)."""
+    return 1 - cosine_similarity(x, y, dim=-1)
+
+
+def angle(x: Tensor, y: Tensor) -> Tensor:
+    """Angular distance, arccos(cos(x, y)) / pi, of "The Unreasonable Ineffectiveness of the Deeper Layers"
+    (arXiv 2403.17887, section 3.2); there for the last token of each sequence, here for all.
+    """
+    return cosine_similarity(x, y, dim=-1).clamp(-1, 1).acos() / torch.pi
+
+
+def norm_ratio(x: Tensor, y: Tensor) -> Tensor:
+    """What the block adds, relative to what leaves it: |y - x| / |y|, of weight subcloning (arXiv 2312.09299)."""
+    return l2(x, y) / y.norm(dim=-1)
+
+
+def l2(x: Tensor, y: Tensor) -> Tensor:
+    """|y - x|."""
+    return (y - x).norm(dim=-1)
+
+
+def normalized_l2(x: Tensor, y: Tensor) -> Tensor:
+    """|y - x| / |x|: as a share of what enters the block."""
+    return l2(x, y) / x.norm(dim=-1)
+
+
+SCORES: dict[str, Score] = {
+    "cosine": cosine,
+    "window_cosine": angle,
+    "norm_ratio": norm_ratio,
+    "l2": l2,
+    "normalized_l2": normalized_l2,
+}
+"""By name in the settings."""
+
+
+@torch.inference_mode()
+def block_scores(
+    model: BlockwiseModel,
+    tokens: Tensor,
+    score: Score,
+    window: int,
+    run_tokens: int,
+    check: Callable[[], None] = lambda: None,
+) -> NDArray[np.float64]:
+    """Mean score, over all tokens, of each window of consecutive blocks in the dense model.
+
+    Args:
+        model: opened with ``resident=False``; each block is loaded once and unloaded.
+        tokens: [S, L] int64.
+        score: compares the states before a window with those after it.
+        window: blocks in a window.
+        run_tokens: tokens that pass a block at once (at least one sequence).
+        check: called between runs; raises if the work should stop.
+
+    Returns:
+        [blocks - window + 1], by the first block of the window.
+    """
+    rows = max(1, run_tokens // tokens.shape[1])
+    inputs = model.embed(tokens[:1])[1]
+    hidden = torch.cat([model.embed(batch)[0].cpu() for batch in tokens.split(rows)])
+    before: deque[Tensor] = deque([hidden], maxlen=window)  # states before the last blocks, the oldest first
+    scores = []
+    with progress("block scores", len(model.blocks), "blocks") as bar:
+        for block in range(len(model.blocks)):
+            model.load_block(block)
+            after = torch.empty_like(hidden)
+            total = 0.0
+            for start in range(0, len(tokens), rows):
+                check()
+                part = slice(start, start + rows)
+                after[part] = model.run_block(block, before[-1][part].to(model.device), inputs)
+                if len(before) == window:
+                    x, y = (states[part].to(model.device).float().flatten(0, 1) for states in (before[0], after))
+                    total += float(score(x, y).sum(dtype=torch.float64))
+            if len(before) == window:
+                scores.append(total / tokens.numel())
+            before.append(after)
+            model.unload_block(block)
+            bar.advance()
+    return np.array(scores)

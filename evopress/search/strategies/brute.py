@@ -1,0 +1,58 @@
+"""Brute force over whole blocks: every choice of so many is judged on the same tokens, and the best one is kept."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evopress.config.search import BruteSettings
+from evopress.errors import ConfigError
+from evopress.search.context import Context, Found
+from evopress.search.enumeration import enumeration
+from evopress.search.objectives import Fitness
+from evopress.search.rounds import search_by_model
+from evopress.search.space import Space
+
+PART = 64
+"""Candidates that are judged together, and lost if the search is killed."""
+
+
+def brute(context: Context[BruteSettings]) -> Found | None:
+    """Judge every choice of units to drop.
+
+    Raises:
+        ConfigError: there are more than ``max_candidates``, or the text or the memory is too little.
+        ArtifactError: tokens or variants are missing, damaged or of another model.
+        SearchError: no candidate has a fitness.
+    """
+    settings = context.settings
+    candidates = every_choice(context.space, settings.max_candidates, context.where)
+    rounds = enumeration(candidates, PART, settings.tokens, settings.seed)
+    fitness = Fitness(settings.fitness, settings.top_k)
+    return search_by_model(context, rounds, fitness, settings.tokens_asked())
+
+
+def every_choice(space: Space, most: int, where: str) -> NDArray[np.int16]:
+    """Every candidate that meets the budget exactly, [C, units], in an order in which neighbours share their prefixes.
+
+    Args:
+        space: one group of units with two levels, all of the same costs.
+        most: candidates.
+        where: dotted path of the settings, for messages.
+
+    Raises:
+        ConfigError: there are more.
+    """
+    units, worth = len(space.units), int(space.costs[0, 1])
+    dropped = units - space.budget // worth
+    count = math.comb(units, dropped)
+    if count > most:
+        raise ConfigError(
+            f"{where}.max_candidates: {dropped} of {units} can be dropped in {count:,} ways, more than {most:,}; raise "
+            f"it, drop fewer, or use the evolution strategy"
+        )
+    candidates = np.ones((count, units), dtype=np.int16)
+    for row, chosen in enumerate(combinations(range(units), dropped)):
+        candidates[row, list(chosen)] = 0
+    return candidates
