@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -310,19 +311,24 @@ def test_a_killed_holder_frees_its_devices(holders: Holders) -> None:
     assert holders.events(10)[-1][0] == "done"
 
 
-def test_a_job_that_waits_says_so(
-    holders: Holders, environment: dict[str, str], caplog: pytest.LogCaptureFixture
-) -> None:
-    logger = logging.getLogger("evopress")
-    logger.propagate, logger.level = True, logging.INFO
-    holders.start("d0", rounds=1, longest=2.0)
-    while not holders.events(0):
-        time.sleep(0.02)
+def test_a_job_that_waits_says_so(environment: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("evopress").propagate = True
+    release = threading.Event()
     found = [Device("0", "d0")]
-    with (
-        caplog.at_level(logging.INFO, "evopress"),
-        leased("auto", environment=environment, find=lambda _: found, poll_seconds=0.01),
-    ):
-        pass
-    assert caplog.messages.count("waiting for 1 of the devices 0: other jobs hold them") <= 1
-    assert "leased 0" in caplog.messages
+
+    def wait() -> None:
+        with leased("auto", environment=dict(environment), find=lambda _: found, poll_seconds=0.01):
+            release.set()
+
+    waiting = "waiting for 1 of the devices 0: other jobs hold them"
+    with caplog.at_level(logging.INFO, "evopress"):
+        with leased("auto", environment=environment, find=lambda _: found):
+            thread = threading.Thread(target=wait)
+            thread.start()
+            while waiting not in caplog.messages:
+                time.sleep(0.01)
+            assert not release.wait(0.2)
+        thread.join(timeout=20)
+    assert release.is_set()
+    assert caplog.messages.count(waiting) == 1
+    assert caplog.messages[-1] == "leased 0"
