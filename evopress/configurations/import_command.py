@@ -5,14 +5,12 @@ What is printed is an overlay for Snakemake, with the facts as comments.
 """
 
 import argparse
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from evopress.artifacts.measure import DROP, Measure, average, measure_of
 from evopress.artifacts.paths import Results
 from evopress.config.overlays import DEFAULT, combined, read_yaml
 from evopress.config.settings import Settings, lay_over
@@ -20,8 +18,6 @@ from evopress.configurations.match import match, require_budget
 from evopress.configurations.output import add_output_arguments, emit
 from evopress.configurations.text import read_text
 from evopress.errors import ConfigError
-from evopress.planning.text import amount
-from evopress.search.space import Candidate, Space, make_space, units_from_variants
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,11 +50,8 @@ def _search(values: Mapping[str, Any], arguments: argparse.Namespace) -> dict[st
     named = values.get("searches", {}).get(arguments.search) or {}
     asked = {"variants": arguments.variants, "target": arguments.target}
     search = {key: named.get(key) if value is None else value for key, value in asked.items()}
-    for key, value in search.items():
-        if value is None:
-            raise ConfigError(
-                f"searches.{arguments.search}: is not in the settings, so its {key} is not known; add --{key}"
-            )
+    if unknown := [f"--{key}" for key, value in search.items() if value is None]:
+        raise ConfigError(f"searches.{arguments.search}: is not in the settings; give {' and '.join(unknown)}")
     return {"strategy": "imported", **search, "file": arguments.file.as_posix()}
 
 
@@ -68,7 +61,9 @@ def _facts(settings: Settings, name: str, path: Path) -> list[str]:
     Raises:
         ConfigError: it does not fit the model, the variants or the target.
     """
+    from evopress.configurations.facts import facts_of
     from evopress.planning.shape import shape_of  # only here: settings are checked before transformers is imported
+    from evopress.planning.space import planned_space
     from evopress.planning.variants import variant_table
 
     search, results = settings.searches[name], Results(Path("results") / settings.name)
@@ -80,38 +75,8 @@ def _facts(settings: Settings, name: str, path: Path) -> list[str]:
             f"    snakemake --cores all {results.model_manifest}"
         )
     table = variant_table(shape, settings.variants[search.variants], f"variants.{search.variants}")
-    measure, where = measure_of(table), f"searches.{name}.file: {path}"
-    space = make_space(units_from_variants(table, "none"), search.target, f"searches.{name}", measure)
+    where = f"searches.{name}.file: {path}"
+    space = planned_space(table, search.target, "none", f"searches.{name}")
     candidate = match(text, space, shape.blocks, where)
     require_budget(space, candidate, search.target, where)
-    return _describe(space, candidate, measure, search.target, path)
-
-
-def _describe(space: Space, candidate: Candidate, measure: Measure, target: float, path: Path) -> list[str]:
-    """Units, average and budget; then how many units have each level."""
-    chosen = [unit.levels[level] for unit, level in zip(space.units, candidate, strict=True)]
-    if measure == "depth":
-        dropped = [
-            module
-            for unit, level in zip(space.units, chosen, strict=True)
-            if level.label == DROP
-            for module in unit.modules
-        ]
-        kinds = Counter(kind for _, kind in dropped)
-        whole = [block for block, count in Counter(block for block, _ in dropped).items() if count == 2]
-        return [
-            f"{path}: drops {kinds['attn']} attention and {kinds['mlp']} MLP modules, {len(whole)} blocks whole; "
-            f"the target is {target:g} blocks"
-        ]
-    reached = average(measure, space.cost_of(candidate), sum(unit.parameters for unit in space.units))
-    what = {"bits": "bits per weight", "sparsity": "of the weights zero"}[measure]
-    counts = Counter(level.label for level in chosen)
-    packed = amount(sum(level.bytes for level in chosen), "B")
-    return [
-        f"{path}: {len(chosen)} layers, {reached:.6g} {what} on average (target {target:g}), {packed} packed",
-        "layers by level: " + ", ".join(f"{level}: {counts[level]}" for level in sorted(counts, key=_order)),
-    ]
-
-
-def _order(label: str) -> tuple[int, str]:
-    return (0, label) if ":" in label else (int(label), label)
+    return facts_of(space, candidate, search.target)

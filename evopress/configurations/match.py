@@ -45,7 +45,7 @@ def require_budget(space: Space, candidate: Candidate, target: float, where: str
     how_much = {
         "bits": f"{share:.3g} bits per weight above the target of {target:g} ({excess} bits in all)",
         "sparsity": f"{share:.3g} short of the target of {target:g} ({excess} weights too many stay)",
-        "depth": f"{excess} modules too many stay for the target of {target:g} blocks",
+        "depth": f"{excess * len(space.units[0].modules)} modules too many stay for the target of {target:g} blocks",
     }
     raise ConfigError(f"{where}: {how_much[space_measure(space)]}; set another target, or choose another file")
 

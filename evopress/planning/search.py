@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evopress.artifacts.measure import measure_of
 from evopress.config.data import TextSettings
 from evopress.config.search import EvolutionSettings
 from evopress.planning.shape import ModelShape
 from evopress.planning.sharing import Sharing
+from evopress.planning.space import kept_share, planned_space
 from evopress.search.initial import even_candidate
 from evopress.search.memory import ACTIVATION_WIDTH, MemoryPlan, divide_memory, score_bytes
 from evopress.search.minibatch import Minibatch
-from evopress.search.space import make_space, units_from_variants
+from evopress.search.space import Space
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SearchWork:
     """Tokens x candidates that are judged."""
     block_tokens: float
     """Tokens x blocks that are run, prefixes shared."""
-    block_tokens_alone: int
+    block_tokens_alone: float
     """The same, one candidate at a time."""
     head_tokens: int
     """Tokens whose logits are made, the dense model's included."""
@@ -58,7 +58,7 @@ class SearchWork:
     start_unpacked_bytes: int
     """Weights of the first parent, where they are then kept."""
     working_set: float
-    """Unpacked weights that one pass uses."""
+    """Weights of searched layers that one pass uses, unpacked; of dropped modules, all weights of the blocks."""
     kept: bool
     """Whether these fit into the memory for weights, so that only changes are unpacked; else each pass unpacks all."""
     teacher_bytes: float
@@ -87,7 +87,7 @@ def search_work(
 
     Args:
         shape: the model.
-        variants: table of its variants (`planning.variants.COLUMNS`).
+        variants: table of its variants, as `planning.variants.variant_table` makes it.
         settings: the search.
         text: what it judges on; unknown size makes the teacher's size NaN.
         memory_gb: memory of a process.
@@ -97,23 +97,25 @@ def search_work(
     Raises:
         ConfigError: the target and the levels do not allow the search.
     """
-    units = units_from_variants(variants, settings.group_rule)
-    space = make_space(units, settings.target, where, measure_of(variants))
+    space = planned_space(variants, settings.target, settings.group_rule, where)
+    units, ran = space.units, kept_share(space, shape.blocks)
     sharing = Sharing.of([unit.block for unit in units], [unit.group for unit in units], shape.blocks)
     memory = divide_memory(
         memory_gb, shape.outside * shape.itemsize, shape.hidden_size, shape.vocab_size, shape.itemsize, device
     )
     steps = _steps(shape, sharing, settings, text.sequence_length, memory)
     even = even_candidate(space)
-    all_units = sum(unit.parameters for unit in units) * shape.itemsize
-    packed_units = sum(unit.levels[level].bytes for unit, level in zip(units, even, strict=True))
-    packing = packed_units / all_units
+    compressed = [(unit, level) for unit, level in zip(units, even, strict=True) if not unit.modules]
+    all_units = sum(unit.parameters for unit, _ in compressed) * shape.itemsize
+    packing = sum(unit.levels[level].bytes for unit, level in compressed) / max(1, all_units)
     dense, streamed = _dense_layers(shape, variants, memory)
     working_set = all_units * (1 + max(step.changed for step in steps) / len(units))
     kept = working_set <= memory.weights - (max(dense) if streamed else sum(dense))
+    if not compressed:  # candidates of dropped modules use the dense weights
+        working_set, kept = sum(dense), not streamed
     unpacked = _unpacked(steps, all_units, len(units), kept)
     candidate_tokens = sum(step.candidates * step.tokens for step in steps)
-    block_tokens = sum(step.share * step.candidates * step.tokens for step in steps) * shape.blocks
+    block_tokens = sum(step.share * step.candidates * step.tokens for step in steps) * shape.blocks * ran.blocks
     teacher = 0 if settings.fitness == "perplexity" else 1
     head_tokens = sum((step.candidates + teacher) * step.tokens for step in steps)
     passes = sum(step.passes for step in steps)
@@ -126,18 +128,19 @@ def search_work(
         steps=steps,
         candidate_tokens=candidate_tokens,
         block_tokens=block_tokens,
-        block_tokens_alone=candidate_tokens * shape.blocks,
+        block_tokens_alone=candidate_tokens * shape.blocks * ran.blocks,
         head_tokens=head_tokens,
         unpacked_bytes=unpacked,
         moved_bytes=unpacked * packing + passes * sum(dense) * streamed + read,
-        flops=block_tokens * block_flops + head_tokens * shape.head_flops,
-        start_flops=(starts + available * teacher) * shape.blocks * block_flops + starts * shape.head_flops,
+        flops=block_tokens / ran.blocks * ran.arithmetic * block_flops + head_tokens * shape.head_flops,
+        start_flops=(starts * ran.arithmetic + available * teacher) * shape.blocks * block_flops
+        + starts * shape.head_flops,
         start_unpacked_bytes=all_units if kept else 0,
         working_set=working_set,
         kept=kept,
         teacher_bytes=available * shape.hidden_size * shape.itemsize * teacher,
         teacher_logits_bytes=available * shape.vocab_size * shape.itemsize * teacher,
-        memory_bytes=_peak(shape, memory, steps, sum(dense) + _all_levels(variants, shape), text.sequence_length),
+        memory_bytes=_peak(shape, memory, steps, sum(dense) + _all_levels(space, shape), text.sequence_length),
     )
 
 
@@ -189,9 +192,10 @@ def _unpacked(steps: tuple[StepWork, ...], all_units: int, units: int, kept: boo
     return sum(step.passes * all_units * (1 + step.changed / units) for step in steps)
 
 
-def _all_levels(variants: pd.DataFrame, shape: ModelShape) -> int:
+def _all_levels(space: Space, shape: ModelShape) -> int:
     """Bytes of all variants, unpacked: what a long search would keep if there were room."""
-    return int(variants["parameters"].sum()) * shape.itemsize
+    layers = [unit for unit in space.units if not unit.modules]
+    return sum(unit.parameters * len(unit.levels) for unit in layers) * shape.itemsize
 
 
 def _peak(shape: ModelShape, memory: MemoryPlan, steps: tuple[StepWork, ...], weights: float, length: int) -> float:

@@ -169,7 +169,7 @@ def _searches(settings: Settings, shape: ModelShape, searches: Mapping[str, Sear
             work = searches[name]
             tokens = float(work.candidate_tokens * work.generations)
             flops = work.start_flops + work.flops * work.generations
-            note = "" if work.kept else "weights are unpacked again in each pass"
+            note = "" if work.kept else "weights are brought in again in each pass"
             memory = work.memory_bytes + work.teacher_bytes
             yield Stage(f"search {name}", settings.compute.processes, memory, 0.0, tokens, flops, note)
         else:

@@ -80,7 +80,7 @@ def _weights(work: SearchWork) -> str:
 
 
 _FACTS = {
-    "unpacked weights that candidates use": _weights,
+    "weights that candidates use": _weights,
     "memory on the device": lambda work: amount(work.memory_bytes, "B"),
     "teacher: hidden states, on the host": lambda work: amount(work.teacher_bytes, "B"),
     "  (its logits would take)": lambda work: amount(work.teacher_logits_bytes, "B"),

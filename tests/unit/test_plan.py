@@ -401,7 +401,7 @@ def test_large_models_on_a_small_and_a_large_device(size, parameters, kept, tmp_
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert printed.err == "" and f"LlamaForCausalLM: {parameters} parameters" in lines[0]
-    (weights,) = (line for line in lines if "unpacked weights" in line)
+    (weights,) = (line for line in lines if "weights that candidates use" in line)
     assert [word for word in weights.replace(",", " ").split() if word in ("kept", "streamed")] == kept
     hidden = SHAPES[size]["hidden_size"]
     assert amount(float(hidden * 2 * (1 << 19)), "B") in next(line for line in lines if "teacher" in line)
