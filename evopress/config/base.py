@@ -1,6 +1,7 @@
 """What every section of the settings shares: strictness, near-name suggestions and safe names."""
 
 import difflib
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
@@ -38,6 +39,13 @@ class Section(BaseModel):
                     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
                     raise ValueError(f"unknown key {str(key)!r}: {hint}")
         return values
+
+
+def drop_removed(entries: Any) -> Any:
+    """Leave out entries that are null, so that an overlay can remove what the default names."""
+    if isinstance(entries, Mapping):
+        return {name: entry for name, entry in entries.items() if entry is not None}
+    return entries
 
 
 S = TypeVar("S", bound=Section)

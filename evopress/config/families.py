@@ -11,14 +11,17 @@ from evopress.config.search import (
     SearchSettings,
     UniformSettings,
 )
+from evopress.config.studies import MonotonicitySettings
 from evopress.config.variants import DropSettings, GptqSettings, VariantSettings
 
 
-def level_problems(where: str, search: SearchSettings, variants: Mapping[str, VariantSettings]) -> Iterator[str]:
-    """Why a search cannot pick from its variants.
+def level_problems(
+    where: str, search: SearchSettings | MonotonicitySettings, variants: Mapping[str, VariantSettings]
+) -> Iterator[str]:
+    """Why a search, or a study, cannot pick from its variants.
 
     Args:
-        where: dotted path of the search.
+        where: dotted path of its settings.
         search: its settings.
         variants: all there are, by name.
     """
@@ -45,7 +48,7 @@ def level_problems(where: str, search: SearchSettings, variants: Mapping[str, Va
         yield f"{where}.target: {search.target:g} bits is above the highest level ({max(made.bits)})"
 
 
-def _depth_problems(where: str, search: SearchSettings, made: DropSettings) -> Iterator[str]:
+def _depth_problems(where: str, search: SearchSettings | MonotonicitySettings, made: DropSettings) -> Iterator[str]:
     name, target = search.variants, search.target
     if isinstance(search, UniformSettings | OwlSettings):
         yield (

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from evopress.artifacts.paths import DENSE
-from evopress.config.base import Name, Section, parse_section
+from evopress.config.base import Name, Section, drop_removed, parse_section
 from evopress.config.compute import ComputeSettings
 from evopress.config.data import DataSettings
 from evopress.config.evaluation import EvaluationSettings
@@ -14,6 +14,7 @@ from evopress.config.families import level_problems
 from evopress.config.model import ModelSettings
 from evopress.config.search import SearchSettings
 from evopress.config.seeds import repeated, written_name
+from evopress.config.studies import MonotonicitySettings, StudiesSettings, require_text
 from evopress.config.variants import HessianSettings, VariantSettings
 from evopress.errors import ConfigError
 
@@ -21,13 +22,6 @@ ROLES = ("calibration", "search")
 """Names of token files that no evaluation set may take."""
 KINDS = ("source", "method", "strategy")
 """Keys that say of which kind a section is, and so which other keys it may hold."""
-
-
-def _drop_removed(entries: Any) -> Any:
-    """Leave out entries that are null, so that an overlay can remove what the default names."""
-    if isinstance(entries, Mapping):
-        return {name: entry for name, entry in entries.items() if entry is not None}
-    return entries
 
 
 class Settings(Section):
@@ -40,13 +34,14 @@ class Settings(Section):
     model: ModelSettings
     data: DataSettings
     hessians: HessianSettings = HessianSettings()
-    variants: Annotated[dict[Name, VariantSettings], BeforeValidator(_drop_removed)] = Field(
+    variants: Annotated[dict[Name, VariantSettings], BeforeValidator(drop_removed)] = Field(
         {}, description="Databases of compressed layers, by name; null removes an entry."
     )
-    searches: Annotated[dict[Name, SearchSettings], BeforeValidator(_drop_removed), AfterValidator(repeated)] = Field(
+    searches: Annotated[dict[Name, SearchSettings], BeforeValidator(drop_removed), AfterValidator(repeated)] = Field(
         {}, description="Ways to choose levels, by name; null removes an entry."
     )
     evaluation: EvaluationSettings = EvaluationSettings()
+    studies: StudiesSettings = StudiesSettings()
     compute: ComputeSettings = ComputeSettings()
 
     @classmethod
@@ -87,7 +82,7 @@ def _without_removed_texts(values: Mapping[str, Any]) -> dict[str, Any]:
     data = values.get("data")
     if not isinstance(data, Mapping) or "evaluation" not in data:
         return dict(values)
-    return {**values, "data": {**data, "evaluation": _drop_removed(data["evaluation"])}}
+    return {**values, "data": {**data, "evaluation": drop_removed(data["evaluation"])}}
 
 
 def _problems(settings: Settings) -> Iterator[str]:
@@ -101,9 +96,22 @@ def _problems(settings: Settings) -> Iterator[str]:
             yield f"{where}: the name is taken by the uncompressed model; choose another"
         yield from level_problems(where, search, settings.variants)
         yield from _token_problems(where, search, settings.data.search.tokens)
+    for name, study in settings.studies.monotonicity.items():
+        yield from _study_problems(f"studies.monotonicity.{name}", study, settings)
 
 
 def _token_problems(where: str, search: SearchSettings, available: int | None) -> Iterator[str]:
     for key, asked in search.tokens_asked().items():
         if available is not None and asked > available:
             yield f"{where}.{key}: {asked} tokens are more than data.search.tokens has ({available})"
+
+
+def _study_problems(where: str, study: MonotonicitySettings, settings: Settings) -> Iterator[str]:
+    yield from level_problems(where, study, settings.variants)
+    text = settings.data.search
+    if text.tokens is None:
+        return
+    try:
+        require_text(study, text.tokens // text.sequence_length, text.sequence_length)
+    except ValueError as error:
+        yield f"{where}.{error}"

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from evopress.artifacts.paths import DENSE, Results, manifest_path
 from evopress.config.data import TextSettings
+from evopress.config.seeds import groups
 from evopress.config.settings import Settings
+from evopress.config.studies import ReportedStudies
 
 
 def model_slice(settings: Settings) -> str:
@@ -52,6 +54,36 @@ def perplexity_slice(settings: Settings) -> str:
     return json.dumps({"datasets": list(settings.data.evaluation)})
 
 
+def comparison_slice(settings: Settings) -> str:
+    """Searches by the name in the settings."""
+    return ReportedStudies(groups=_groups(settings)).model_dump_json(include={"groups"})
+
+
+def convergence_slice(settings: Settings) -> str:
+    """The study of convergence, which must be in the settings."""
+    assert settings.studies.convergence is not None
+    return settings.studies.convergence.model_dump_json()
+
+
+def monotonicity_slice(settings: Settings, study: str) -> str:
+    """One study of monotonicity."""
+    return settings.studies.monotonicity[study].model_dump_json()
+
+
+def reported_studies(settings: Settings) -> ReportedStudies:
+    """What the report says of studies."""
+    found = _groups(settings)
+    return ReportedStudies(
+        groups=found if list(found) != list(settings.searches) else {},
+        convergence=settings.studies.convergence is not None,
+        monotonicity=tuple(settings.studies.monotonicity),
+    )
+
+
+def _groups(settings: Settings) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(members) for name, members in groups(settings.searches).items()}
+
+
 def expected_slices(settings: Settings, results: Results, blocks: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """One artifact of each job, with the slice that should have made it."""
     yield results.layers, model_slice(settings)
@@ -65,6 +97,10 @@ def expected_slices(settings: Settings, results: Results, blocks: Sequence[str])
     for variants, made in settings.variants.items():
         if made.method == "drop":
             yield results.module_table(variants), variants_slice(settings, variants)
+    if settings.studies.convergence is not None:
+        yield results.convergence, convergence_slice(settings)
+    for study in settings.studies.monotonicity:
+        yield results.monotonicity_pairs(study), monotonicity_slice(settings, study)
     for search in settings.searches:
         yield results.configuration(search), search_slice(settings, search)
         yield results.archive(search), search_slice(settings, search)

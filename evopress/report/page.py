@@ -1,6 +1,5 @@
 """The report: one HTML file that works offline, and the summary for the terminal."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,18 @@ from evopress.artifacts.configuration import read_configuration, variants_of
 from evopress.artifacts.measure import DROP, Measure, average, measure_of, of_modules
 from evopress.artifacts.model_facts import read_model_facts
 from evopress.artifacts.paths import DENSE, Results
-from evopress.artifacts.tables import PERPLEXITY, TRACE, read_provenance, read_table
+from evopress.artifacts.tables import PERPLEXITY, TRACE, read_table
+from evopress.config.studies import ReportedStudies
 from evopress.models.modules import KINDS
 from evopress.report.comparison import compare
 from evopress.report.plots import level_map, search_curve
+from evopress.report.studies import FITNESS, settings_of, study_sections
 from evopress.report.summary import summary
 from evopress.versions import versions
 from evopress.yaml_text import to_yaml
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
-FITNESS = {"kl": "KL (nats)", "topk_kl": "top-k KL (nats)", "perplexity": "perplexity"}
+NO_STUDIES = ReportedStudies()
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class SearchSection:
     """The one level of a configuration that has no other."""
 
 
-def write_report(results: Results, searches: Sequence[str]) -> None:
-    """Write report.html and summary.txt.
+def write_report(results: Results, searches: Sequence[str], studies: ReportedStudies = NO_STUDIES) -> None:
+    """Write report.html and summary.txt; ``studies`` are those whose tables are there.
 
     Raises:
         ArtifactError: an artifact is missing, damaged, of another model, or the report cannot be written.
@@ -62,6 +63,7 @@ def write_report(results: Results, searches: Sequence[str]) -> None:
         facts=facts,
         dense=DENSE,
         comparison=comparison,
+        studies=list(study_sections(results, studies)),
         sections=sections,
         settings=to_yaml(recorded_settings(results, searches)),
         versions=versions(),
@@ -81,22 +83,18 @@ def recorded_settings(results: Results, searches: Sequence[str]) -> dict[str, An
     held_out = read_table(results.perplexity(DENSE), PERPLEXITY)["dataset"]
     for dataset in ("calibration", "search", *held_out):
         if results.tokens(dataset).exists():  # without searches, there is none to search on
-            made["texts"][dataset] = _settings_of(results.tokens(dataset))
+            made["texts"][dataset] = settings_of(results.tokens(dataset))
     for search in searches:
-        made["searches"][search] = _settings_of(results.configuration(search))
+        made["searches"][search] = settings_of(results.configuration(search))
         for name, table in variants_of(results, read_configuration(results, search)):
-            made["variants"][name] = _settings_of(table)
+            made["variants"][name] = settings_of(table)
     return made
-
-
-def _settings_of(path: Path) -> Any:
-    return json.loads(read_provenance(path).settings)
 
 
 def _section(
     results: Results, search: str, configuration: pd.DataFrame, values: Mapping[Measure, set[float]]
 ) -> SearchSection:
-    settings = _settings_of(results.configuration(search))
+    settings = settings_of(results.configuration(search))
     trace = read_table(results.trace(search), TRACE)
     levels = sorted(set(configuration["level"]))
     curve = None

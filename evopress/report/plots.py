@@ -23,7 +23,7 @@ MOST_TICKS = 9
 LABELLED_BLOCKS = 48
 """Up to so many blocks, each cell of a heat map can hold its label."""
 
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -44,7 +44,7 @@ def search_curve(trace: pd.DataFrame, name: str, fitness: str) -> str:
         fitness: what the y axis says.
     """
     curve = parent_curve(trace)
-    with rc_context({**_STYLE, "svg.hashsalt": f"curve {name}"}):
+    with rc_context({**STYLE, "svg.hashsalt": f"curve {name}"}):
         figure = Figure(figsize=(9, 2.8))
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, x, label in (
@@ -85,7 +85,7 @@ def level_map(configuration: pd.DataFrame, name: str, values: list[float]) -> st
     labels = configuration.pivot(index="layer", columns="block", values="level").loc[order]
     edges = _edges(sorted(set(values)))
     colours = colormaps["viridis"].resampled(len(edges) - 1)
-    with rc_context({**_STYLE, "svg.hashsalt": f"levels {name}"}):
+    with rc_context({**STYLE, "svg.hashsalt": f"levels {name}"}):
         figure = Figure(figsize=(9, 0.9 + 0.28 * len(order)))
         axes = figure.subplots()
         norm = BoundaryNorm(edges, colours.N)

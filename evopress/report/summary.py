@@ -11,14 +11,19 @@ WIDTH = 100
 def summary(comparison: Comparison, results: Results, title: str, searches: Sequence[str]) -> str:
     """Title, comparison table, and where the models and the report lie; no table line is longer than WIDTH."""
     lines = [title, ""]
-    for columns in _fit(comparison):
-        lines += [*_table(comparison, columns), ""]
+    for table in tables(comparison):
+        lines += [table, ""]
     if any(comparison.is_best(model, column) for model in comparison.rows for column in comparison.columns):
         lines += ["* better than every other compressed model, by more than the standard error of the difference", ""]
     places = {f"model {search}": results.stitched(search) for search in searches} | {"report": results.report}
     width = max(map(len, places))
     lines += [f"{name:<{width}}  {path}" for name, path in places.items()]
     return "\n".join(lines) + "\n"
+
+
+def tables(comparison: Comparison) -> list[str]:
+    """The comparison in as many tables as it takes for no line to be longer than WIDTH."""
+    return ["\n".join(_table(comparison, columns)) for columns in _fit(comparison)]
 
 
 def _fit(comparison: Comparison) -> list[list[Column]]:

@@ -169,7 +169,8 @@ def test_every_setting_is_in_the_table() -> None:
     generic = {
         path.replace(".held.", ".<name>.").replace(".gptq.", ".<name>.").replace(".evo.", ".<name>.") for path in named
     }
-    assert wanted - generic == set()
+    studies = {path for path in wanted if path.startswith("studies.")}  # test_studies.py has a run with these
+    assert wanted - studies - generic == set()
 
 
 def test_another_name_repeats_everything(finished: Checkout, settings: dict[str, Any]) -> None:

@@ -137,7 +137,11 @@ def hessians_of_search(wildcards):
 
 def searched_variants(wildcards):
     """Inputs that stand for all blocks of the variants that a search picks from."""
-    variants = SETTINGS.searches[wildcards.search].variants
+    return all_blocks(SETTINGS.searches[wildcards.search].variants)
+
+
+def all_blocks(variants):
+    """Inputs that stand for all blocks of some variants."""
     if variants in DROPS:
         return [RESULTS.module_table(variants)]
     tensors = [RESULTS.variant_tensors(variants, block) for block in BLOCKS]

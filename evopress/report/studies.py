@@ -1,0 +1,124 @@
+"""What the report says of the studies of a run."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.paths import Results
+from evopress.artifacts.study_tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
+from evopress.artifacts.tables import TRACE, read_provenance, read_table
+from evopress.config.studies import ReportedStudies
+from evopress.report.comparison import Comparison
+from evopress.report.study_plots import comparison_figure, convergence_figure, errors_figure, progress_figure
+from evopress.studies.comparison import as_comparison
+from evopress.studies.words import Rows, convergence_rows, measured, monotonicity_findings, monotonicity_rows, value
+
+FITNESS = {"kl": "KL (nats)", "topk_kl": "top-k KL (nats)", "perplexity": "log perplexity (nats)"}
+"""What values of fitness in a trace are."""
+_COMPARED = (
+    "Searches that only differ in their seed are one row here: the mean, ± the standard deviation over the seeds. A "
+    "compressed model that is better than all others is marked, where the difference exceeds the standard deviations "
+    "of both together. Tokens are those that all candidates together were judged on."
+)
+_SPREAD = "Mean over the seeds, with the standard deviation as a bar; held-out text."
+_PROGRESS = (
+    "Best fitness so far by tokens judged, one line a search. Where the last selection step sees less than the whole "
+    "search text, a lucky draw of tokens shows as progress."
+)
+_CONVERGED = (
+    "The engine on linear objectives over bit strings of length n with k ones: generations to the optimum against "
+    "k(n - k)/lambda, the order that theory gives for one switch an offspring. The slope is fitted to the means over "
+    "seeds, through the origin."
+)
+_MONOTONE = (
+    "Pairs of candidates of which the one that should be better is worse. They were looked for among random candidates "
+    "on some text, and the clearest of them judged again on other text; worse by so much, ± the standard error of the "
+    "difference over its sequences, in the logarithm of perplexity or in KL."
+)
+_SCATTER = "Random candidates of equal budget. Orange lines join the confirmed pairs whose summed errors mislead."
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure and what it shows."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class StudySection:
+    """One study: a table of measured cells or of texts, and figures."""
+
+    title: str
+    text: str
+    comparison: Comparison | None = None
+    rows: Rows = field(default_factory=list)
+    figures: list[Shown] = field(default_factory=list)
+
+
+def study_sections(results: Results, studies: ReportedStudies) -> Iterator[StudySection]:
+    """Read the tables of all studies and draw their figures.
+
+    Raises:
+        ArtifactError: a table is missing, damaged or of another model.
+    """
+    if studies.groups:
+        yield _comparison(results, studies)
+    for name in studies.monotonicity:
+        yield _monotonicity(results, name)
+    if studies.convergence:
+        table = read_table(results.convergence, CONVERGENCE)
+        figure = _shown(convergence_figure(table), "Every run, on logarithmic axes.")
+        yield StudySection("Convergence", _CONVERGED, rows=convergence_rows(table), figures=[figure])
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Settings that made a table, as it records them.
+
+    Raises:
+        ArtifactError: it has no readable provenance.
+    """
+    return json.loads(read_provenance(path).settings)
+
+
+def _comparison(results: Results, studies: ReportedStudies) -> StudySection:
+    table = _table(results, results.comparison, COMPARISON)
+    figures = [_shown(comparison_figure(table), _SPREAD)]
+    traces: dict[str, list[pd.DataFrame]] = {}
+    fitness: dict[str, str] = {}
+    for group, searches in studies.groups.items():
+        settings = settings_of(results.configuration(searches[0]))
+        found = [read_table(results.trace(search), TRACE) for search in searches]
+        if "fitness" in settings and all(trace["accepted"].any() for trace in found):
+            traces[group], fitness[group] = found, FITNESS[settings["fitness"]]
+    if traces:
+        figures.append(_shown(progress_figure(traces, fitness), _PROGRESS))
+    return StudySection("Comparison over seeds", _COMPARED, comparison=as_comparison(table), figures=figures)
+
+
+def _monotonicity(results: Results, name: str) -> StudySection:
+    candidates = _table(results, results.monotonicity_candidates(name), MONOTONICITY_CANDIDATES)
+    pairs = _table(results, results.monotonicity_pairs(name), MONOTONICITY_PAIRS)
+    fitness = settings_of(results.monotonicity_pairs(name))["fitness"]
+    shown = candidates.assign(fitness=[value(mean, fitness) for mean in candidates["fitness"]])
+    figure = errors_figure(shown, pairs, name, measured(fitness))
+    text = f"{_MONOTONE} {monotonicity_findings(candidates, pairs)}"
+    rows = monotonicity_rows(pairs, fitness)
+    return StudySection(f"Monotonicity: {name}", text, rows=rows, figures=[_shown(figure, _SCATTER)])
+
+
+def _table(results: Results, path: Path, schema: Any) -> pd.DataFrame:
+    table = read_table(path, schema)
+    require_same_model(results, read_provenance(path), path)
+    return table
+
+
+def _shown(svg: str, caption: str) -> Shown:
+    return Shown(Markup(svg), caption)  # noqa: S704 (matplotlib escapes)

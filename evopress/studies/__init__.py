@@ -1,0 +1,1 @@
+"""What the method claims, measured: repeated searches compared, convergence, monotonicity."""

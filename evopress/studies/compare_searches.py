@@ -1,0 +1,47 @@
+"""The comparison of a run: what was measured of each search, grouped, as a table and as text."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from evopress.artifacts.atomic import write_text
+from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.paths import Results, text_path
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.study_tables import COMPARISON
+from evopress.artifacts.tables import EFFORT, read_provenance, read_table, write_table
+from evopress.report.comparison import Cell, Comparison, compare
+from evopress.report.summary import tables
+from evopress.studies.comparison import SECONDS, TOKENS, as_comparison, group_table
+
+_NOTE = """\
+Each row is a search of the settings: the mean over its seeds, ± their standard deviation where it has several.
+* better than every other compressed model, by more than the standard deviations of both together"""
+
+
+def compare_searches(results: Results, groups: Mapping[str, Sequence[str]]) -> None:
+    """Write ``results.comparison`` and the same as text beside it.
+
+    Args:
+        results: a run whose searches are measured.
+        groups: searches by the name that the settings give them.
+
+    Raises:
+        ArtifactError: an artifact is missing, damaged or of another model.
+    """
+    searches = [name for members in groups.values() for name in members]
+    comparison = compare(results, searches)
+    for search in searches:
+        _put_effort(comparison, results, search)
+    table = group_table(comparison, groups)
+    provenance = Provenance("comparison", json.dumps({"groups": dict(groups)}), read_model_fingerprint(results))
+    write_table(table, results.comparison, COMPARISON, provenance)
+    text = "\n\n".join(tables(as_comparison(table)))
+    write_text(text_path(results.comparison), f"{text}\n\n{_NOTE}\n")
+
+
+def _put_effort(comparison: Comparison, results: Results, search: str) -> None:
+    path = results.effort(search)
+    effort = read_table(path, EFFORT)
+    require_same_model(results, read_provenance(path), path)
+    comparison.put(search, TOKENS, Cell(float(effort["tokens"].sum()) / 1000))
+    comparison.put(search, SECONDS, Cell(float(effort["seconds"].sum())))

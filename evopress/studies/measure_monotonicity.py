@@ -1,0 +1,93 @@
+"""A study of monotonicity, from artifacts to its tables."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evopress.artifacts.atomic import write_text
+from evopress.artifacts.paths import Results, text_path
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.study_tables import MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
+from evopress.artifacts.tables import write_table
+from evopress.config.compute import ComputeSettings
+from evopress.config.studies import MonotonicitySettings, require_text
+from evopress.errors import ConfigError
+from evopress.planning.text import columns
+from evopress.search.context import Context
+from evopress.search.evaluator import open_evaluator, search_text
+from evopress.search.fitness import ModelEvaluator
+from evopress.search.minibatch import Minibatch
+from evopress.search.objectives import Fitness
+from evopress.search.opening import open_choices
+from evopress.search.ranks import Ranks
+from evopress.search.resume import ResumeFolder
+from evopress.search.termination import stop_on_sigterm
+from evopress.studies.monotonicity import Judge, find_pairs, sample
+from evopress.studies.words import monotonicity_findings, monotonicity_rows
+
+
+class _StudyContext(Context[MonotonicitySettings]):
+    """What a search is given, for a study."""
+
+    @property
+    def where(self) -> str:
+        """Dotted path of the settings, for messages."""
+        return _where(self.name)
+
+
+def measure_monotonicity(
+    results: Results,
+    name: str,
+    settings: MonotonicitySettings,
+    compute: ComputeSettings,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Write ``results.monotonicity_candidates(name)``, ``.monotonicity_pairs(name)``, and text beside the latter.
+
+    Raises:
+        ConfigError: the target, the levels and the text do not allow the study.
+        ArtifactError: variants or tokens are missing, damaged or of another model.
+    """
+    choices = open_choices(results, settings.variants, settings.target, "none", _where(name))
+    text, rng = search_text(results), np.random.Generator(np.random.PCG64(settings.seed))
+    try:
+        look, confirm = _minibatches(settings, text.shape[0], text.shape[1], rng)
+    except ValueError as error:
+        raise ConfigError(f"{_where(name)}.{error}") from None
+    resume = ResumeFolder(results.monotonicity_pairs(name).parent / "resume", "")  # never written
+    context = _StudyContext(
+        results, name, settings, compute, choices.space, choices.store, resume, Ranks(), trust_remote_code
+    )
+    with stop_on_sigterm() as check:
+        evaluator = open_evaluator(context, text, Fitness(settings.fitness), check)
+        drawn = sample(choices.space, settings.candidates, settings.raises, settings.switches, rng)
+        judges = _judge(evaluator, look), _judge(evaluator, confirm)
+        candidates, pairs = find_pairs(choices.space, drawn, *judges, settings.pairs, settings.least_t)
+    provenance = Provenance("monotonicity", settings.model_dump_json(), read_model_fingerprint(results))
+    write_table(candidates, results.monotonicity_candidates(name), MONOTONICITY_CANDIDATES, provenance)
+    write_table(pairs, results.monotonicity_pairs(name), MONOTONICITY_PAIRS, provenance)
+    table = columns(monotonicity_rows(pairs, settings.fitness))
+    findings = monotonicity_findings(candidates, pairs)
+    write_text(text_path(results.monotonicity_pairs(name)), f"Monotonicity: {name}\n\n{table}\n\n{findings}\n")
+
+
+def _where(name: str) -> str:
+    return f"studies.monotonicity.{name}"
+
+
+def _minibatches(
+    settings: MonotonicitySettings, sequences: int, length: int, rng: np.random.Generator
+) -> tuple[Minibatch, Minibatch]:
+    """Whole sequences to look for pairs on, and others to confirm them on."""
+    look, confirm = require_text(settings, sequences, length)
+    order = rng.permutation(sequences)
+    parts = (sorted(order[:look].tolist()), sorted(order[look : look + confirm].tolist()))
+    first, second = (Minibatch(tuple(part), (length,) * len(part)) for part in parts)
+    return first, second
+
+
+def _judge(evaluator: ModelEvaluator, minibatch: Minibatch) -> Judge:
+    def judge(candidates: NDArray[np.int16]) -> NDArray[np.float64]:
+        return np.array([found.by_sequence for found in evaluator.evaluate(candidates, minibatch)])
+
+    return judge
