@@ -10,7 +10,7 @@ from finished_run import FINGERPRINT, provenance
 from torch import nn
 
 from evopress.artifacts.paths import Results
-from evopress.artifacts.tables import CONFIGURATION, LAYERS, write_table
+from evopress.artifacts.tables import CONFIGURATION, LAYERS, MODULES, write_table
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 
@@ -21,7 +21,7 @@ BLOCKS = 3
 def write_depth_model(results: Results, model: nn.Module) -> None:
     """Model folder, manifest and table of layers, as the model stage leaves them."""
     model.save_pretrained(results.model)
-    manifest = {"fingerprint": FINGERPRINT, "source": {"source": "hub", "id": "someone/tiny"}, "origin": {}}
+    manifest = {"fingerprint": FINGERPRINT, "source": {"source": "hub", "id": "someone/tiny", "revision": "main"}}
     results.model_manifest.write_text(json.dumps(manifest))
     layers = layer_table(BlockwiseModel.from_folder(results.model, torch.device("cpu")).model)
     write_table(layers, results.layers, LAYERS, provenance())
@@ -43,6 +43,8 @@ def write_depth_configuration(
         rows.append((prefix + kind, block, kind, "depth", *level, int(kept), parameters, kept * itemsize * parameters))
     frame = pd.DataFrame(rows, columns=CONFIGURATION.names)
     write_table(frame, results.configuration(search), CONFIGURATION, provenance(SEARCH))
+    table = pd.DataFrame(columns=MODULES.names)
+    write_table(table, results.module_table("depth"), MODULES, provenance({"method": "drop", "unit": "module"}))
     return frame
 
 

@@ -85,6 +85,14 @@ class Results:
         """Digests and provenance of a compressed model (JSON), written last."""
         return self.root / "models" / f"{search}.json"
 
+    def decilm(self, search: str) -> Path:
+        """Folder of a model without some of its modules as vLLM runs it; written only when asked for."""
+        return self.root / "decilm" / search
+
+    def decilm_manifest(self, search: str) -> Path:
+        """Digests and provenance of that folder (JSON), written last."""
+        return self.root / "decilm" / f"{search}.json"
+
     def archive(self, search: str) -> Path:
         """Compact archive of a compressed model; written only when asked for."""
         return self.root / "archives" / f"{search}.safetensors"

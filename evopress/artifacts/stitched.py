@@ -29,8 +29,19 @@ def write_stitched_manifest(
     Raises:
         ArtifactError: it cannot be written.
     """
+    write_folder_manifest(results.stitched_manifest(search), search, files, provenance)
+
+
+def write_folder_manifest(
+    path: Path, search: str, files: dict[str, dict[str, str | int]], provenance: Provenance
+) -> None:
+    """Write the manifest of a model's folder in any layout.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
     content = {"files": files, "provenance": json.loads(provenance.dumps()), "search": search}
-    write_text(results.stitched_manifest(search), manifest_text(content))
+    write_text(path, manifest_text(content))
 
 
 def read_stitched_manifest(results: Results, search: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _decilm_words(zeros: int) -> list[str]:
     words = [
         "This folder has the layout of `DeciLMForCausalLM`, which vLLM runs: dropped modules are marked `no_op` in "
         "`block_configs`, take neither memory nor time, and their tensors are not stored. vLLM has the model's code, "
-        "but not the class of its config, which lies here (`configuration_decilm.py`), so it needs `--trust-remote-code`."
+        "but not the class of its config, which lies here (`configuration_decilm.py`): give it `--trust-remote-code`."
     ]
     if zeros:
         words += [

@@ -4,6 +4,7 @@
 rule stitch:
     input:
         RESULTS.model_manifest,
+        RESULTS.layers,
         RESULTS.configuration("{search}"),
         searched_variants,
         code=code("stitch.py"),
@@ -28,6 +29,7 @@ rule archives:
 rule archive:
     input:
         RESULTS.model_manifest,
+        RESULTS.layers,
         RESULTS.configuration("{search}"),
         searched_variants,
         code=code("archive.py"),
@@ -43,8 +45,36 @@ rule archive:
         "{params.python:q} scripts/archive.py {params.common:q} --search {wildcards.search:q} --log {log:q}"
 
 
+rule decilm:
+    # Opt-in: `snakemake decilm` writes every model that lost modules in the layout in which vLLM runs it.
+    input:
+        [RESULTS.decilm_manifest(search) for search in SEARCHES if SETTINGS.searches[search].variants in DROPS],
+
+
+rule decilm_model:
+    input:
+        RESULTS.model_manifest,
+        RESULTS.layers,
+        RESULTS.configuration("{search}"),
+        searched_variants,
+        RESULTS.perplexity("{search}"),
+        RESULTS.perplexity(DENSE),
+        code=code("decilm.py"),
+    output:
+        RESULTS.decilm_manifest("{search}"),
+    log:
+        LOGS / "decilm" / "{search}.log",
+    params:
+        **SCRIPT,
+    message:
+        "Layout of DeciLM of {wildcards.search}"
+    shell:
+        "{params.python:q} scripts/decilm.py {params.common:q} --search {wildcards.search:q} --log {log:q}"
+
+
 rule card:
     input:
+        RESULTS.layers,
         RESULTS.stitched_manifest("{search}"),
         RESULTS.configuration("{search}"),
         RESULTS.perplexity("{search}"),
