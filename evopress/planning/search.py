@@ -1,4 +1,4 @@
-"""What a generation of an evolutionary search runs, unpacks and moves, and the memory that it takes."""
+"""What a generation of an evolutionary (or random) search runs, unpacks and moves, and the memory that it takes."""
 
 import math
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import pandas as pd
 
 from evopress.config.data import TextSettings
-from evopress.config.search import EvolutionSettings
+from evopress.config.search import EvolutionSettings, RandomSettings
+from evopress.planning.judging import dense_layers, memory_plan, minibatch, passes_of, peak_memory
 from evopress.planning.shape import ModelShape
-from evopress.planning.sharing import Sharing
+from evopress.planning.sharing import Sharing, Unrelated
 from evopress.planning.space import kept_share, planned_space
 from evopress.search.initial import even_candidate
-from evopress.search.memory import ACTIVATION_WIDTH, MemoryPlan, divide_memory, score_bytes
-from evopress.search.minibatch import Minibatch
+from evopress.search.memory import MemoryPlan
 from evopress.search.space import Space
 
 
@@ -77,7 +77,7 @@ class SearchWork:
 def search_work(
     shape: ModelShape,
     variants: pd.DataFrame,
-    settings: EvolutionSettings,
+    settings: EvolutionSettings | RandomSettings,
     text: TextSettings,
     memory_gb: float,
     device: str,
@@ -98,54 +98,86 @@ def search_work(
         ConfigError: the target and the levels do not allow the search.
     """
     space = planned_space(variants, settings.target, settings.group_rule, where)
-    units, ran = space.units, kept_share(space, shape.blocks)
-    sharing = Sharing.of([unit.block for unit in units], [unit.group for unit in units], shape.blocks)
-    memory = divide_memory(
-        memory_gb, shape.outside * shape.itemsize, shape.hidden_size, shape.vocab_size, shape.itemsize, device
-    )
-    steps = _steps(shape, sharing, settings, text.sequence_length, memory)
-    even = even_candidate(space)
-    compressed = [(unit, level) for unit, level in zip(units, even, strict=True) if not unit.modules]
-    all_units = sum(unit.parameters for unit, _ in compressed) * shape.itemsize
-    packing = sum(unit.levels[level].bytes for unit, level in compressed) / max(1, all_units)
-    dense, streamed = _dense_layers(shape, variants, memory)
-    working_set = all_units * (1 + max(step.changed for step in steps) / len(units))
-    kept = working_set <= memory.weights - (max(dense) if streamed else sum(dense))
-    if not compressed:  # candidates of dropped modules use the dense weights
-        working_set, kept = sum(dense), not streamed
-    unpacked = _unpacked(steps, all_units, len(units), kept)
-    candidate_tokens = sum(step.candidates * step.tokens for step in steps)
-    block_tokens = sum(step.share * step.candidates * step.tokens for step in steps) * shape.blocks * ran.blocks
+    memory, ran = memory_plan(shape, memory_gb, device), kept_share(space, shape.blocks)
+    steps = _steps(shape, _sharing(space, shape.blocks, settings), settings, text.sequence_length, memory)
+    weights = _weights(shape, variants, space, memory, steps)
     teacher = 0 if settings.fitness == "perplexity" else 1
+    alone = sum(step.candidates * step.tokens for step in steps)
+    shared = sum(step.share * step.candidates * step.tokens for step in steps)
     head_tokens = sum((step.candidates + teacher) * step.tokens for step in steps)
-    passes = sum(step.passes for step in steps)
-    read = sum(step.tokens for step in steps) * shape.hidden_size * shape.itemsize * teacher
     available = float(text.tokens or math.nan)
-    starts = _start_tokens(settings, len(units), even_fits=space.fits(even))
-    block_flops = shape.block_flops(text.sequence_length)
+    teacher_bytes = available * shape.hidden_size * shape.itemsize * teacher
+    starts = _start_tokens(settings, len(space.units), even_fits=space.fits(even_candidate(space)))
+    block_flops = shape.blocks * shape.block_flops(text.sequence_length)
+    read = sum(step.tokens for step in steps) * shape.hidden_size * shape.itemsize * teacher
     return SearchWork(
         generations=settings.generations,
         steps=steps,
-        candidate_tokens=candidate_tokens,
-        block_tokens=block_tokens,
-        block_tokens_alone=candidate_tokens * shape.blocks * ran.blocks,
+        candidate_tokens=alone,
+        block_tokens=shared * shape.blocks * ran.blocks,
+        block_tokens_alone=alone * shape.blocks * ran.blocks,
         head_tokens=head_tokens,
-        unpacked_bytes=unpacked,
-        moved_bytes=unpacked * packing + passes * sum(dense) * streamed + read,
-        flops=block_tokens / ran.blocks * ran.arithmetic * block_flops + head_tokens * shape.head_flops,
-        start_flops=(starts * ran.arithmetic + available * teacher) * shape.blocks * block_flops
-        + starts * shape.head_flops,
-        start_unpacked_bytes=all_units if kept else 0,
-        working_set=working_set,
-        kept=kept,
-        teacher_bytes=available * shape.hidden_size * shape.itemsize * teacher,
+        unpacked_bytes=weights.unpacked,
+        moved_bytes=weights.moved + read,
+        flops=shared * ran.arithmetic * block_flops + head_tokens * shape.head_flops,
+        start_flops=(starts * ran.arithmetic + available * teacher) * block_flops + starts * shape.head_flops,
+        start_unpacked_bytes=weights.parent if weights.kept else 0,
+        working_set=weights.working_set,
+        kept=weights.kept,
+        teacher_bytes=teacher_bytes,
         teacher_logits_bytes=available * shape.vocab_size * shape.itemsize * teacher,
-        memory_bytes=_peak(shape, memory, steps, sum(dense) + _all_levels(space, shape), text.sequence_length),
+        memory_bytes=peak_memory(
+            shape, memory, max(step.hidden_bytes for step in steps), weights.most, text.sequence_length
+        ),
     )
 
 
+def _sharing(space: Space, blocks: int, settings: EvolutionSettings | RandomSettings) -> Sharing | Unrelated:
+    """How candidates of one generation are related."""
+    units = space.units
+    if isinstance(settings, RandomSettings):
+        return Unrelated(tuple(len(unit.levels) for unit in units))
+    return Sharing.of([unit.block for unit in units], [unit.group for unit in units], blocks)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Bytes of weights: see `SearchWork` for those of the same name."""
+
+    parent: int
+    """Unpacked ones of one candidate."""
+    working_set: float
+    kept: bool
+    unpacked: float
+    moved: float
+    """Packed variants, and dense layers that are streamed."""
+    most: int
+    """All that a long search would keep if there were room."""
+
+
+def _weights(
+    shape: ModelShape, variants: pd.DataFrame, space: Space, memory: MemoryPlan, steps: tuple[StepWork, ...]
+) -> _Weights:
+    chosen = zip(space.units, even_candidate(space), strict=True)
+    compressed = [(unit, level) for unit, level in chosen if not unit.modules]
+    parent = sum(unit.parameters for unit, _ in compressed) * shape.itemsize
+    packing = sum(unit.levels[level].bytes for unit, level in compressed) / max(1, parent)
+    dense, streamed = dense_layers(shape, variants, memory)
+    working_set = parent * (1 + max(step.changed for step in steps) / len(space.units))
+    kept = working_set <= memory.weights - (max(dense) if streamed else sum(dense))
+    if not compressed:  # candidates of dropped modules use the dense weights
+        working_set, kept = sum(dense), not streamed
+    unpacked = _unpacked(steps, parent, len(space.units), kept)
+    moved = unpacked * packing + sum(step.passes for step in steps) * sum(dense) * streamed
+    return _Weights(parent, working_set, kept, unpacked, moved, sum(dense) + _all_levels(space, shape))
+
+
 def _steps(
-    shape: ModelShape, sharing: Sharing, settings: EvolutionSettings, length: int, memory: MemoryPlan
+    shape: ModelShape,
+    sharing: Sharing | Unrelated,
+    settings: EvolutionSettings | RandomSettings,
+    length: int,
+    memory: MemoryPlan,
 ) -> tuple[StepWork, ...]:
     """Steps with the candidates that reach them; the parent is judged in the last one only."""
     steps = []
@@ -153,36 +185,10 @@ def _steps(
     for number, (count, tokens) in enumerate(zip(counts, settings.tokens, strict=True)):
         parent = number == len(counts) - 1
         together = count + parent
-        passes, hidden = _passes(shape, _minibatch(tokens, length), together, memory)
+        passes, hidden = passes_of(shape, minibatch(tokens, length), together, memory)
         share = sharing.share(count, parent=parent)
         steps.append(StepWork(together, tokens, share, passes, sharing.changed(count), hidden))
     return tuple(steps)
-
-
-def _minibatch(tokens: int, length: int) -> Minibatch:
-    """Whole sequences, the last one cut to fit."""
-    count = -(-tokens // length)
-    return Minibatch(tuple(range(count)), (length,) * (count - 1) + (tokens - (count - 1) * length,))
-
-
-def _passes(shape: ModelShape, minibatch: Minibatch, candidates: int, memory: MemoryPlan) -> tuple[int, int]:
-    """Chunks into which candidates and sequences are cut, and bytes of hidden states before and after a block."""
-    passes = most = 0
-    for start, end, length in minibatch.segments():
-        room = memory.states(length, shape.hidden_size, shape.itemsize)
-        part = min(candidates, room)
-        sequences = min(max(1, room // part), end - start)
-        passes += -(-(end - start) // sequences) * -(-candidates // part)
-        most = max(most, 2 * part * sequences * length * shape.hidden_size * shape.itemsize)
-    return passes, most
-
-
-def _dense_layers(shape: ModelShape, variants: pd.DataFrame, memory: MemoryPlan) -> tuple[list[int], bool]:
-    """Bytes of each block that keeps a dense linear layer (else 0), and whether they are streamed."""
-    compressed = set(variants["name"])
-    keeps = shape.layers[~shape.layers["name"].isin(compressed)]["block"].unique()
-    dense = [shape.block_bytes if block in keeps else 0 for block in range(shape.blocks)]
-    return dense, sum(dense) > memory.weights // 2
 
 
 def _unpacked(steps: tuple[StepWork, ...], all_units: int, units: int, kept: bool) -> float:
@@ -198,16 +204,10 @@ def _all_levels(space: Space, shape: ModelShape) -> int:
     return sum(unit.parameters * len(unit.levels) for unit in layers) * shape.itemsize
 
 
-def _peak(shape: ModelShape, memory: MemoryPlan, steps: tuple[StepWork, ...], weights: float, length: int) -> float:
-    """Bytes outside the blocks, kept weights, hidden states, and what lives while a block or the head runs."""
-    run = max(memory.run_tokens, length) * ACTIVATION_WIDTH * shape.hidden_size * shape.itemsize
-    score = memory.score_tokens * shape.vocab_size * score_bytes(shape.itemsize)
-    held = max(min(weights, memory.weights), shape.block_bytes) + max(step.hidden_bytes for step in steps)
-    return shape.outside * shape.itemsize + held + max(run, score)
-
-
-def _start_tokens(settings: EvolutionSettings, units: int, *, even_fits: bool) -> int:
+def _start_tokens(settings: EvolutionSettings | RandomSettings, units: int, *, even_fits: bool) -> int:
     """Tokens that candidates run before the first generation, at most."""
+    if isinstance(settings, RandomSettings):
+        return 0
     starts = 1 if even_fits else settings.initial_candidates
     if settings.start == "even":
         return 0 if even_fits else starts * settings.initial_tokens

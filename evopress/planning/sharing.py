@@ -70,6 +70,22 @@ class Sharing:
         return cells * (1 - (1 - CHANGES / cells) ** offspring) if cells > CHANGES else float(cells)
 
 
+@dataclass(frozen=True)
+class Unrelated:
+    """Candidates that are drawn from all over the space: after a few units, no two are alike."""
+
+    levels: tuple[int, ...]
+    """Number of levels of each unit."""
+
+    def share(self, offspring: int, *, parent: bool) -> float:
+        """Block work, as a share of that of one candidate at a time."""
+        return 1.0
+
+    def changed(self, offspring: int) -> float:
+        """Expected number of (unit, level) pairs beside one candidate's that ``offspring`` others use."""
+        return sum((levels - 1) * (1 - (1 - 1 / levels) ** offspring) for levels in self.levels)
+
+
 def _states(
     before: NDArray[np.int64],
     behind: NDArray[np.int64],
