@@ -8,7 +8,7 @@ from evopress.stitch.archive import write_archive
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    write_archive(arguments.results, arguments.search)
+    write_archive(arguments.results, arguments.search, trust_remote_code=arguments.trust_remote_code)
 
 
 if __name__ == "__main__":

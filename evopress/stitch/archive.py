@@ -23,36 +23,48 @@ from evopress.compression.packing import decode
 from evopress.errors import ArtifactError
 from evopress.models.checkpoint import Checkpoint
 from evopress.progress import log
-from evopress.stitch.run import stored_choices
+from evopress.stitch.run import read_dropped, stitched_layout, stored_choices
 
 _HEADER = "evopress.packed"
 """Key of the header's JSON: for each packed tensor its format, shape and type."""
 
 
-def write_archive(results: Results, search: str) -> None:
+def write_archive(results: Results, search: str, *, trust_remote_code: bool = False) -> None:
     """Write ``results.archive(search)`` from a configuration, its variants and the dense model.
 
-    The whole archive is held in memory while it is written.
+    The whole archive is held in memory while it is written. Of dropped modules it holds what the stitched model does.
 
     Raises:
         ArtifactError: the configuration or a variant is missing, damaged or of another model, or the disk is full.
         ModelError: the dense checkpoint is damaged.
+        UnsupportedArchitectureError: this architecture cannot do without what was dropped.
     """
     configuration = read_configuration(results, search)
     checkpoint = Checkpoint(results.model)
-    choices = stored_choices(checkpoint, configuration, results.configuration(search))
-    stores = {name: VariantStore(results, name) for name in sorted(set(configuration["variants"]))}
-    tensors = checkpoint.read([name for name in checkpoint.names() if name not in choices])
+    layout = stitched_layout(
+        results, checkpoint, read_dropped(results, configuration), trust_remote_code=trust_remote_code
+    )
+    choices = {
+        name: choice
+        for name, choice in stored_choices(checkpoint, configuration, results.configuration(search)).items()
+        if name in layout.names and name not in layout.zeroed
+    }
+    stores = {name: VariantStore(results, name) for name in sorted({choice.variants for choice in choices.values()})}
+    unpacked = checkpoint.read([name for name in layout.names if name not in choices])
+    tensors = {
+        layout.names[name]: torch.zeros_like(dense) if name in layout.zeroed else dense
+        for name, dense in unpacked.items()
+    }
     packed: dict[str, dict[str, object]] = {}
     for name, choice in choices.items():
         store, key = stores[choice.variants], (choice.block, choice.layer, choice.level)
-        dense = checkpoint.read([name])[name]
-        packed[name] = {
+        dense, stored = checkpoint.read([name])[name], layout.names[name]
+        packed[stored] = {
             "format": store.format(*key),
             "shape": list(dense.shape),
             "dtype": str(dense.dtype).removeprefix("torch."),
         }
-        tensors |= {f"{name}/{part}": tensor for part, tensor in store.packed(*key).items()}
+        tensors |= {f"{stored}/{part}": tensor for part, tensor in store.packed(*key).items()}
     path = results.archive(search)
     chosen_by = read_provenance(results.configuration(search))
     provenance = Provenance("archive", chosen_by.settings, chosen_by.model)
