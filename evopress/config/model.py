@@ -6,6 +6,8 @@ from pydantic import Field
 
 from evopress.config.base import Section
 
+MOST_BLOCKS = 10_000
+"""No model has more; a number beyond is a mistake, or meant to plan until memory is full."""
 Dtype = Literal["source", "float32", "bfloat16", "float16"]
 
 
@@ -16,7 +18,10 @@ class _Model(Section):
         "was quantized from: there, `source` is bfloat16.",
     )
     blocks: int | None = Field(
-        None, ge=1, description="Number of transformer blocks; needed only where no config.json can be read beforehand."
+        None,
+        ge=1,
+        le=MOST_BLOCKS,
+        description="Number of transformer blocks; needed only where no config.json can be read beforehand.",
     )
     trust_remote_code: bool = Field(False, description="Run code that comes with the model. Off unless asked for.")
 

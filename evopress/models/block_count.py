@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings
+from evopress.config.model import MOST_BLOCKS, FolderModel, GgufModel, HubModel, ModelSettings
 from evopress.errors import ConfigError, ModelError
 
 _KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -33,10 +33,10 @@ def count_blocks(settings: ModelSettings) -> int:
 def _from_gguf(path: Path) -> int:
     from evopress.models.gguf_header import read_gguf_header
 
-    header = read_gguf_header(path)
+    header = read_gguf_header(path).metadata
     count = header.get(f"{header.get('general.architecture')}.block_count")
-    if not isinstance(count, int) or count < 1:
-        raise ConfigError(f"model.blocks: {path} does not give its number of blocks; set it")
+    if not isinstance(count, int) or not 0 < count <= MOST_BLOCKS:
+        raise ConfigError(f"model.blocks: {path} does not give a usable number of blocks ({count}); set it")
     return count
 
 
@@ -45,11 +45,13 @@ def _from_config(path: Path) -> int:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path}: missing; is this a folder in the Hugging Face layout?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged, not JSON ({error}); fetch the model again") from error
     for section in (config.get("text_config"), config) if isinstance(config, dict) else ():
         for key in _KEYS:
             count = section.get(key) if isinstance(section, dict) else None
+            if isinstance(count, int) and count > MOST_BLOCKS:
+                raise ModelError(f"{path}: {key} is {count}, and no model has more than {MOST_BLOCKS} blocks")
             if isinstance(count, int) and count > 0:
                 return count
     raise ConfigError(f"model.blocks: {path} does not give the number of transformer blocks; set it")

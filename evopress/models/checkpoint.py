@@ -13,6 +13,7 @@ from evopress.errors import ModelError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_PICKLED = ("bin", "pt", "pth", "ckpt", "pkl", "pickle")
 
 
 class Checkpoint:
@@ -64,9 +65,7 @@ class Checkpoint:
         for file, wanted in by_file.items():
             with open_safetensors(self.folder / file) as stream:
                 for name in wanted:
-                    tensor = stream.get_tensor(stored[name])
-                    convert = dtype if tensor.is_floating_point() else None
-                    tensors[name] = tensor.to(device=device, dtype=convert)
+                    tensors[name] = read_tensor(stream, stored[name], device, dtype, self.folder / file)
         return tensors
 
     def sizes(self) -> dict[str, int]:
@@ -86,7 +85,7 @@ class Checkpoint:
         for file in self.files:
             with open_safetensors(file) as stream:
                 for name in stream.keys():  # noqa: SIM118 (not a mapping)
-                    tensor = stream.get_tensor(name)
+                    tensor = read_tensor(stream, name, "cpu", None, self.folder / file)
                     if tensor.is_floating_point():
                         return tensor.dtype
         raise ModelError(f"{self.folder}: holds no weights of floating point; give an unquantized checkpoint")
@@ -121,6 +120,21 @@ def open_safetensors(path: Path) -> AbstractContextManager[Any]:
         raise ModelError(f"{path}: damaged or cut short ({error}); fetch the model again") from error
 
 
+def read_tensor(
+    stream: Any, name: str, device: str | torch.device, dtype: torch.dtype | None, path: Path
+) -> torch.Tensor:
+    """A tensor of an open file, converted if it is of floating point.
+
+    Raises:
+        ModelError: its type is none that torch has, or that can be converted.
+    """
+    try:
+        tensor = stream.get_tensor(name)
+        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+    except (SafetensorError, NotImplementedError, TypeError) as error:
+        raise ModelError(f"{path}: {name!r} cannot be read ({error}); give a checkpoint in 16 or 32 bits") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a model folder.
 
@@ -131,7 +145,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path}: missing; is this a folder in the Hugging Face layout?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged, not JSON ({error}); fetch the model again") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: damaged, not a JSON object; fetch the model again")
@@ -149,10 +163,12 @@ def _weight_files(folder: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ModelError(f"{folder / INDEX}: damaged, no weight_map; fetch the model again")
     for file in set(weight_map.values()):
-        if Path(file).name != file:
+        if Path(file).name != file or "\0" in file:
             raise ModelError(
                 f"{folder / INDEX}: names {file!r}, which lies outside the folder; do not trust this model"
             )
+        if not file.endswith(".safetensors"):
+            raise ModelError(f"{folder / INDEX}: names {file!r}, which is no safetensors file; {_advice(folder)}")
         with open_safetensors(folder / file) as stream:
             held = set(stream.keys())
         lost = sorted(name for name, where in weight_map.items() if where == file and name not in held)
@@ -162,7 +178,7 @@ def _weight_files(folder: Path) -> dict[str, str]:
 
 
 def _advice(folder: Path) -> str:
-    pickled = sorted(path.name for suffix in ("bin", "pt", "pth") for path in folder.glob(f"*.{suffix}"))
+    pickled = sorted(path.name for suffix in _PICKLED for path in folder.glob(f"*.{suffix}"))
     if pickled:
         return f"its weights are pickled ({pickled[0]}), which can run code: convert them to safetensors first"
     return "give a folder with safetensors weights"

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from evopress.errors import ModelError, UnsupportedArchitectureError
+from evopress.models.buildable import require_buildable
 from evopress.models.gguf_header import read_gguf_header
 
 _SHARD = "5GB"
@@ -24,8 +25,10 @@ def dequantize(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
         UnsupportedArchitectureError: transformers cannot read this architecture from GGUF.
     """
     disable_progress_bar()  # of transformers, whose bars would fill the log
-    name = read_gguf_header(gguf).get("general.architecture", "unknown architecture")
-    model = _load(gguf, str(name))
+    header = read_gguf_header(gguf)
+    name = str(header.metadata.get("general.architecture", "unknown architecture"))
+    require_buildable(read_config(gguf), header.elements)
+    model = _load(gguf, name)
     clean = _without_quantization(model, dtype)
     clean.save_pretrained(folder, max_shard_size=_SHARD)
     model.generation_config.save_pretrained(folder)
@@ -35,6 +38,22 @@ def dequantize(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
         raise ModelError(f"{gguf}: its tokenizer cannot be read ({error})") from error
 
 
+def read_config(gguf: Path) -> Any:
+    """The transformers config that a GGUF file stands for.
+
+    Raises:
+        ModelError: the file is damaged, or of an architecture that transformers cannot read from GGUF.
+    """
+    name = read_gguf_header(gguf).metadata.get("general.architecture", "unknown architecture")
+    try:
+        return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except Exception as error:  # foreign parsers meet foreign data
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "not supported" in reason:
+            raise UnsupportedArchitectureError(f"{name}: transformers cannot read it from GGUF: {reason}") from error
+        raise ModelError(f"{gguf}: its config cannot be read ({reason}); fetch it again") from error
+
+
 def _load(gguf: Path, name: str) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -42,7 +61,7 @@ def _load(gguf: Path, name: str) -> Any:
         if "not supported" in str(error):
             raise UnsupportedArchitectureError(f"{name}: transformers cannot read it from GGUF: {error}") from error
         raise ModelError(f"{gguf}: damaged or cut short ({error}); fetch it again") from error
-    except (RuntimeError, LookupError, TypeError, OSError, AttributeError) as error:
+    except Exception as error:  # foreign parsers meet foreign data
         raise ModelError(f"{gguf}: damaged or cut short ({error}); fetch it again") from error
 
 

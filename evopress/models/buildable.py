@@ -1,0 +1,73 @@
+"""Whether a config can be built: tried on the meta device, where nothing is allocated, and stopped when it grows wild.
+
+A config is a few numbers that anyone may write. Some are sizes, which cost nothing on the meta device; some are counts
+of modules, and a billion of those fill all memory. Which key means what differs by architecture, so parts are counted
+as they come.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules import module as registration
+
+from evopress.errors import UnsupportedArchitectureError
+from evopress.models.skeleton import skeleton_of
+
+MOST_PARTS = 1_000_000
+"""Modules, parameters and buffers; published models have a tenth of it."""
+MOST_BUFFER_BYTES = 2 << 30
+"""Buffers (tables of positions, masks) are made for real when a model is loaded."""
+
+
+def require_buildable(config: Any, parameters: int | None = None, *, trust_remote_code: bool = False) -> None:
+    """Check that the model of a transformers config has a size that can be.
+
+    Args:
+        config: of the model.
+        parameters: numbers that its file holds, if they are known: the model may not have twice as many.
+
+    Raises:
+        UnsupportedArchitectureError: it has not, or transformers cannot build it.
+    """
+    name = (config.architectures or [config.model_type])[0]
+    with torch.device("meta"), _counted(name):
+        model = skeleton_of(config, torch.float32, trust_remote_code=trust_remote_code)
+    asked = sum(parameter.numel() for parameter in model.parameters())
+    if parameters is not None and asked > 2 * parameters:
+        raise UnsupportedArchitectureError(
+            f"{name}: its config asks for {asked} parameters, and its file holds {parameters}; they do not belong "
+            "together"
+        )
+
+
+@contextmanager
+def _counted(name: str) -> Iterator[None]:
+    """Count what modules register, and stop where it is too much."""
+    parts = size = 0
+
+    def count(module: Any, key: str, part: Any) -> None:
+        nonlocal parts, size
+        parts += 1
+        if isinstance(part, Tensor) and not isinstance(part, torch.nn.Parameter):
+            size += part.nbytes
+        if parts > MOST_PARTS or size > MOST_BUFFER_BYTES:
+            what = f"more than {MOST_PARTS} parts" if parts > MOST_PARTS else f"buffers of {size} bytes"
+            raise _TooMuchError(f"{name}: its config asks for {what}; do not trust this model")
+
+    hooks = [
+        registration.register_module_module_registration_hook(count),
+        registration.register_module_parameter_registration_hook(count),
+        registration.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _TooMuchError(UnsupportedArchitectureError):
+    """Not to be told as an error of the architecture's code."""
