@@ -106,15 +106,34 @@ class IntegerFormat:
         return parts
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
-        """Weights (code - zero) x scale, float32 [rows, columns], on the device of the parts."""
+        """Weights (code - zero) x scale, float32 [rows, columns], on the device of the parts.
+
+        Raises:
+            ArtifactError: the parts do not fit the format and the shape.
+        """
         rows, columns = shape
         groups = columns // self.group
+        self._check(parts, rows, columns)
         codes = unpack(parts["codes"], self.bits, rows * columns).view(rows, groups, self.group)
         if self.symmetric:
             weights = codes.float().sub_(2 ** (self.bits - 1))
         else:
             weights = codes.float().sub_(unpack(parts["zeros"], self.bits, rows * groups).view(rows, groups, 1).float())
         return weights.mul_(parts["scales"].view(rows, groups, 1).float()).view(rows, columns)
+
+    def _check(self, parts: Mapping[str, Tensor], rows: int, columns: int) -> None:
+        """Before anything is allocated: a part that is too short would leave weights to chance."""
+        if rows < 1 or columns < 1 or columns % self.group:
+            raise ArtifactError(f"{self} does not fit weights [{rows}, {columns}]; delete the file and run again")
+        grids = rows * (columns // self.group)
+        expected = {"codes": (torch.uint8, packed_bytes(rows * columns, self.bits)), "scales": (torch.float16, grids)}
+        if not self.symmetric:
+            expected["zeros"] = torch.uint8, packed_bytes(grids, self.bits)
+        for name, (dtype, size) in expected.items():
+            part = parts.get(name)
+            if part is None or part.dtype != dtype or part.numel() != size:
+                found = "missing" if part is None else f"{part.numel()} of {part.dtype}"
+                raise ArtifactError(f"{name} of {self}: {found}, expected {size}; delete the file and run again")
 
 
 def decode(

@@ -3,6 +3,7 @@
 Both parts run over the weight row by row. At half sparsity in bfloat16 that is 9 bits a weight in place of 16.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -32,18 +33,21 @@ def decode_bitmask(parts: Mapping[str, Tensor], shape: tuple[int, ...], dtype: t
     Raises:
         ArtifactError: mask and values do not fit each other or the shape.
     """
-    mask, values = parts["mask"], parts["values"].to(dtype)
+    mask, values = parts.get("mask"), parts.get("values")
+    count = math.prod(shape)
+    if mask is None or values is None or mask.dtype != torch.uint8 or min(shape) < 1:
+        raise ArtifactError(f"a mask or values are missing for weights {list(shape)}; delete the file and run again")
+    if mask.numel() != -(-count // 8):  # checked before anything is allocated
+        raise ArtifactError(
+            f"a mask of {mask.numel()} bytes does not fit weights {list(shape)}; delete the file, run again"
+        )
+    kept = _positions(mask.flatten(), count)
+    if len(kept) != values.numel():
+        raise ArtifactError(
+            f"a mask keeps {len(kept)} weights, {values.numel()} are stored; delete the file and run again"
+        )
     weights = torch.zeros(shape, dtype=dtype, device=mask.device)
-    if len(mask) != -(-weights.numel() // 8):
-        raise ArtifactError(
-            f"a mask of {len(mask)} bytes does not fit weights {list(shape)}; delete the file, run again"
-        )
-    kept = _positions(mask, weights.numel())
-    if len(kept) != len(values):
-        raise ArtifactError(
-            f"a mask keeps {len(kept)} weights, {len(values)} are stored; delete the file and run again"
-        )
-    weights.view(-1).scatter_(0, kept, values)
+    weights.view(-1).scatter_(0, kept, values.flatten().to(dtype))
     return weights
 
 

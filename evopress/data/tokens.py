@@ -59,9 +59,12 @@ def read_tokens(results: Results, dataset: str) -> torch.Tensor:
     """
     path = results.tokens(dataset)
     rows = read_table(path, TOKENS)["tokens"].to_list()
-    if not rows or any(len(row) != len(rows[0]) for row in rows):
+    if not rows or any(row is None or len(row) != len(rows[0]) for row in rows):
         raise ArtifactError(f"{path}: damaged (rows are missing or differ in length); delete it and run again")
-    return torch.from_numpy(np.stack(rows).astype(np.int64))
+    tokens = np.stack(rows)
+    if tokens.dtype.kind != "i" or tokens.min(initial=0) < 0:
+        raise ArtifactError(f"{path}: damaged (not all are tokens); delete it and run again")
+    return torch.from_numpy(tokens.astype(np.int64))
 
 
 def make_windows(

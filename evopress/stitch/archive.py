@@ -89,7 +89,7 @@ def load_archive(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
         raise ArtifactError(f"{path}: missing; write the archive first") from None
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path}: damaged or cut short ({error}); write the archive again") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
         raise ArtifactError(f"{path}: is no archive of a compressed model ({error!r})") from error
 
 
@@ -104,11 +104,13 @@ def _unpacked(
         else:
             yield key, tensor.to(device)
     for name, facts in packed.items():
-        dtype = getattr(torch, str(facts["dtype"]))
+        dtype = getattr(torch, str(facts["dtype"]), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"a weight of type {facts['dtype']!r}")
         yield name, decode(str(facts["format"]), parts[name], _shape(facts["shape"]), dtype, device)
 
 
 def _shape(sizes: object) -> tuple[int, int]:
-    if not isinstance(sizes, list) or len(sizes) != 2:
+    if not isinstance(sizes, list) or [type(size) for size in sizes] != [int, int]:
         raise ValueError(f"a weight of shape {sizes}")
-    return int(sizes[0]), int(sizes[1])
+    return sizes[0], sizes[1]
