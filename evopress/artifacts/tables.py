@@ -87,7 +87,7 @@ TRACE = pa.schema(
         pa.field("generation", pa.int32(), metadata={"about": "0 is the choice of the initial candidate"}),
         pa.field("step", pa.int32()),
         pa.field("candidate", pa.int32(), metadata={"about": "number within the generation; parents are -1, -2, ..."}),
-        pa.field("tokens", pa.int64(), metadata={"about": "tokens that this evaluation ran"}),
+        pa.field("tokens", pa.int64(), metadata={"about": "tokens that this evaluation ran; 0 if it was remembered"}),
         pa.field("fitness", pa.float64(), metadata={"about": "lower is better"}),
         pa.field("fitness_by_sequence", pa.list_(pa.float64())),
         pa.field("sequences", pa.list_(pa.int32()), metadata={"about": "rows of tokens/search.parquet"}),

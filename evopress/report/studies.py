@@ -21,6 +21,8 @@ from evopress.studies.words import Rows, convergence_rows, measured, monotonicit
 
 FITNESS = {"kl": "KL (nats)", "topk_kl": "top-k KL (nats)", "perplexity": "log perplexity (nats)"}
 """What values of fitness in a trace are."""
+WITHIN_BUDGET = ("evolution", "random")
+"""Strategies whose accepted candidates all meet the budget, so that their fitness tells how far they have come."""
 _COMPARED = (
     "Searches that only differ in their seed are one row here: the mean, ± the standard deviation over the seeds. A "
     "compressed model that is better than all others is marked, where the difference exceeds the standard deviations "
@@ -96,7 +98,7 @@ def _comparison(results: Results, studies: ReportedStudies) -> StudySection:
     for group, searches in studies.groups.items():
         settings = settings_of(results.configuration(searches[0]))
         found = [read_table(results.trace(search), TRACE) for search in searches]
-        if "fitness" in settings and all(trace["accepted"].any() for trace in found):
+        if settings["strategy"] in WITHIN_BUDGET and all(trace["accepted"].any() for trace in found):
             traces[group], fitness[group] = found, FITNESS[settings["fitness"]]
     if traces:
         figures.append(_shown(progress_figure(traces, fitness), _PROGRESS))

@@ -88,6 +88,7 @@ def select(
         if last:
             left = [*older, *left]
         candidates = np.array([offspring[i] if i >= 0 else older[i] for i in left], dtype=np.int16)
+        remembered = [(candidate.tobytes(), minibatch) in known for candidate in candidates]
         judged = judge(candidates, minibatch, evaluator, known)
         # Stable, with NaN last: of equals the first stays, and parents come first.
         order = np.argsort([judgement.fitness for judgement in judged], kind="stable")[: step.survivors]
@@ -101,6 +102,7 @@ def select(
                 fitness_by_sequence=judgement.by_sequence,
                 accepted=last and k in order,
                 levels=tuple(candidates[k].tolist()),
+                remembered=remembered[k],
             )
             for k, (i, judgement) in enumerate(zip(left, judged, strict=True))
         ]

@@ -26,6 +26,8 @@ class TraceRow:
     """Became, or stayed, a parent."""
     levels: tuple[int, ...] = ()
     """The candidate; not a column of the table."""
+    remembered: bool = False
+    """Judged on the very same tokens before, so nothing was run."""
 
     def record(self) -> dict:
         """Columns of the TRACE schema, as JSON values."""
@@ -33,7 +35,7 @@ class TraceRow:
             "generation": self.generation,
             "step": self.step,
             "candidate": self.candidate,
-            "tokens": self.minibatch.tokens,
+            "tokens": 0 if self.remembered else self.minibatch.tokens,
             "fitness": self.fitness,
             "fitness_by_sequence": list(self.fitness_by_sequence),
             "sequences": list(self.minibatch.sequences),
