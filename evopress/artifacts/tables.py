@@ -172,7 +172,12 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
         raise ArtifactError(
             f"{path}: has columns {table.schema.names}, expected {schema.names}; delete it and run again"
         )
-    return table.to_pandas()
+    if table.schema.types != schema.types:
+        raise ArtifactError(f"{path}: has columns of other types than expected; delete it and run again")
+    try:
+        return table.to_pandas()
+    except (pa.ArrowException, ValueError) as error:  # text that is no UTF-8, say
+        raise damaged(path, error) from error
 
 
 def read_provenance(path: Path) -> Provenance:

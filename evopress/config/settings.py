@@ -15,6 +15,7 @@ from evopress.config.model import ModelSettings
 from evopress.config.search import SearchSettings
 from evopress.config.seeds import repeated, written_name
 from evopress.config.studies import MonotonicitySettings, StudiesSettings, require_text
+from evopress.config.texts import unusable_texts
 from evopress.config.variants import HessianSettings, VariantSettings
 from evopress.errors import ConfigError
 
@@ -51,6 +52,8 @@ class Settings(Section):
         Raises:
             ConfigError: one line per problem, each starting with the dotted path of the setting.
         """
+        if unusable := list(unusable_texts(values)):
+            raise ConfigError("\n".join(unusable))
         settings = parse_section(cls, _without_removed_texts(values))
         if problems := dict.fromkeys(_problems(settings)):  # repetitions of a search share theirs
             raise ConfigError("\n".join(problems))
@@ -94,6 +97,8 @@ def _problems(settings: Settings) -> Iterator[str]:
         where = f"searches.{name}"
         if name == DENSE:
             yield f"{where}: the name is taken by the uncompressed model; choose another"
+        if name.endswith(".json"):
+            yield f"{where}: models/{name} would be the manifest of another search's model; choose another name"
         yield from level_problems(where, search, settings.variants)
         yield from _token_problems(where, search, settings.data.search.tokens)
     for name, study in settings.studies.monotonicity.items():

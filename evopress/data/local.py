@@ -86,7 +86,7 @@ def _read_jsonl(file: Path, name: str, column: str) -> Iterator[Document]:
             if line.strip():
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise DataError(f"{file}:{number}: is not JSON ({error})") from None
                 yield Document(f"{name}:{number}", text_of(row, column, f"{file}:{number}"))
 

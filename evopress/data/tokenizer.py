@@ -1,6 +1,7 @@
 """The model's own tokenizer, used as it is: special tokens are added where it adds them, and nowhere else."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evopress.errors import ModelError
 
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _NO_LIMIT = int(1e30)
 
 
@@ -26,7 +28,11 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
-    """Tokens of one text, int32 [tokens], with the special tokens that the tokenizer itself adds."""
+    """Tokens of one text, int32 [tokens], with the special tokens that the tokenizer itself adds.
+
+    JSON can hold half a surrogate pair, which is no character: it is replaced, as in decoding with errors.
+    """
+    text = _HALF_PAIR.sub("\ufffd", text)
     return np.asarray(tokenizer(text, return_attention_mask=False)["input_ids"], dtype=np.int32)
 
 
