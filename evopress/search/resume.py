@@ -5,10 +5,14 @@ state after it. A line counts once its end is on disk, so whatever moment the pr
 of finished generations; a last line that was cut short is dropped.
 """
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
+from io import FileIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,7 @@ class ResumeFolder:
         """Use ``folder`` for the search that ``digest`` identifies (settings and everything that was read)."""
         self.folder, self.digest = folder, digest
         self.log = folder / "log.jsonl"
+        self._held: FileIO | None = None
 
     def save(self, state: State, rng: np.random.Generator, rows: list[TraceRow], spent: Effort = _NOTHING) -> None:
         """Record a finished generation, the ``rows`` that it added to the trace, and what it ``spent``.
@@ -51,8 +56,10 @@ class ResumeFolder:
             "seconds": spent.seconds,
         }
         if state.generation == 0:
+            self._close()
             write_text(self.log, json.dumps({"digest": self.digest}) + "\n")
-        self._append(json.dumps(content) + "\n")
+        text = json.dumps(content)
+        self._append(f"{_checksum(text)} {text}\n")
 
     def load(self, rng: np.random.Generator) -> State | None:
         """State of the last finished generation, with ``rng`` set to go on from there.
@@ -92,34 +99,55 @@ class ResumeFolder:
 
     def remove(self) -> None:
         """Forget the search; its artifacts are written."""
+        self._close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _open(self) -> int:
+        """Descriptor of the log, which is held open: should another job that was let loose on this search end first and
+        remove the log, this one still has it."""
+        if self._held is None:
+            self._held = self.log.open("r+b", buffering=0)
+        return self._held.fileno()
+
+    def _close(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def _lines(self) -> Iterator[bytes]:
+        with os.fdopen(os.dup(self._open()), "rb") as stream:
+            stream.seek(0)
+            yield from stream
+
     def _header(self) -> dict[str, Any]:
-        with self.log.open("rb") as stream:
-            return json.loads(stream.readline())
+        return json.loads(next(self._lines(), b""))
 
     def _generations(self) -> Iterator[dict[str, Any]]:
         """Finished generations, in order.
 
-        Where two jobs were let loose on one search, both wrote the same generations: each is taken once.
+        Where two jobs were let loose on one search, both wrote the same generations: each is taken once. A line that
+        was damaged is as if it were not there, and those after it wait until it has been made again.
         """
         expected = 0
-        with self.log.open("rb") as stream:
-            stream.readline()
-            for line in stream:
-                if not line.endswith(b"\n"):
-                    return
-                content = json.loads(line)
-                if content["generation"] == expected:
-                    expected += 1
-                    yield content
+        for line in islice(self._lines(), 1, None):
+            if not line.endswith(b"\n"):
+                return
+            checksum, _, text = line.decode(errors="replace").rstrip("\n").partition(" ")
+            if checksum != _checksum(text):
+                log.warning("%s: damaged after generation %d; going on from there", self.log, expected - 1)
+                continue
+            content = json.loads(text)
+            if content["generation"] == expected:
+                expected += 1
+                yield content
 
     def _append(self, line: str) -> None:
         try:
-            with self.log.open("ab") as stream:
-                stream.write(line.encode())
-                stream.flush()
-                os.fsync(stream.fileno())
+            log_file, rest = self._open(), line.encode()
+            fcntl.fcntl(log_file, fcntl.F_SETFL, os.O_APPEND)  # two jobs may be let loose on one search
+            while rest:
+                rest = rest[os.write(log_file, rest) :]
+            os.fsync(log_file)
         except OSError as error:
             raise ArtifactError(
                 f"{self.log}: cannot be written ({error.strerror}); free space or mend permissions, then run again: "
@@ -128,11 +156,13 @@ class ResumeFolder:
 
     def _cut(self) -> None:
         """Drop a last line that was not written to its end, so that the next one starts on a line of its own."""
-        with self.log.open("rb+") as stream:
-            content = stream.read()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                stream.truncate(whole)
+        whole = sum(len(line) for line in self._lines() if line.endswith(b"\n"))
+        if whole < os.fstat(self._open()).st_size:
+            os.truncate(self._open(), whole)
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _judgements(generation: dict[str, Any]) -> Known:

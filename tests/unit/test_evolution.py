@@ -240,7 +240,7 @@ def test_generations_that_two_jobs_wrote_are_taken_once(tmp_path):
     assert go_on(resume, source) == whole
 
 
-@pytest.mark.parametrize("damage", ["digest", "header alone", "cut header", "no JSON", "nothing there"])
+@pytest.mark.parametrize("damage", ["digest", "header alone", "cut header", "a changed bit", "nothing there"])
 def test_a_resume_folder_that_does_not_fit_is_not_used(tmp_path, damage):
     resume, source = ResumeFolder(tmp_path / "resume", "digest"), rng()
     if damage != "nothing there":
@@ -252,8 +252,31 @@ def test_a_resume_folder_that_does_not_fit_is_not_used(tmp_path, damage):
         log.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
     elif damage == "cut header":
         log.write_bytes(log.read_bytes()[:10])
-    elif damage == "no JSON":
-        log.write_bytes(log.read_bytes() + bytes(100) + b"\n")
+    elif damage == "a changed bit":
+        content = bytearray(log.read_bytes())
+        content[-20] ^= 1
+        log.write_bytes(content)
     before = source.bit_generator.state
     assert resume.load(source) is None
     assert source.bit_generator.state == before
+
+
+def test_a_damaged_generation_is_made_again(tmp_path):
+    whole = run_with_restarts(tmp_path / "whole", stops=())
+    lines = (tmp_path / "whole" / "log.jsonl").read_bytes().splitlines(keepends=True)
+    damaged = lines[4].replace(b'"fitness": ', b'"fitness": 1', 1)
+    assert damaged != lines[4]
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "log.jsonl").write_bytes(b"".join([*lines[:4], damaged, *lines[5:]]))
+    assert go_on(ResumeFolder(tmp_path / "damaged", "digest"), rng()) == whole
+
+
+def test_a_job_goes_on_when_another_has_ended_the_same_search_and_removed_its_log(tmp_path):
+    first, second = (ResumeFolder(tmp_path / "resume", "digest") for _ in range(2))
+    state = State(0, even_candidate(bit_strings(4, 2))[None])
+    source = rng()
+    first.save(state, source, [])
+    assert second.load(source).generation == 0
+    first.remove()
+    second.save(State(1, state.population), source, [])
+    assert second.load(source).generation == 1
