@@ -2,9 +2,15 @@
 
 import pandas as pd
 
+from evopress.device import resolve_device
 from evopress.planning.shape import ModelShape
 from evopress.search.memory import ACTIVATION_WIDTH, MemoryPlan, divide_memory, score_bytes
 from evopress.search.minibatch import Minibatch
+
+
+def device_type(name: str) -> str:
+    """Type of the device that the settings name, which need not be in the machine that plans."""
+    return resolve_device(name).type if name == "auto" else name.partition(":")[0]
 
 
 def memory_plan(shape: ModelShape, memory_gb: float, device: str) -> MemoryPlan:

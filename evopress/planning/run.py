@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from evopress.artifacts.paths import Results
-from evopress.config.search import EvolutionSettings
+from evopress.config.search import EvolutionSettings, RandomSettings
 from evopress.config.settings import Settings
 from evopress.config.slices import texts
-from evopress.device import resolve_device
+from evopress.planning.judging import device_type
 from evopress.planning.search import SearchWork, search_work
 from evopress.planning.shape import ModelShape, shape_of
 from evopress.planning.stages import stages
@@ -40,7 +40,7 @@ def plan(settings: Settings, results: Results, device_memory_gb: Sequence[float]
     if shape is None:
         return _without_shape(settings, results)
     variants = {name: variant_table(shape, made, f"variants.{name}") for name, made in settings.variants.items()}
-    own = _searches(settings, shape, variants, settings.compute.memory_gb, _device_type(settings.compute.device))
+    own = _searches(settings, shape, variants, settings.compute.memory_gb, device_type(settings.compute.device))
     by_device = {
         f"{gigabytes:g} GB": _searches(settings, shape, variants, USABLE * gigabytes, "cuda")
         for gigabytes in device_memory_gb
@@ -52,20 +52,15 @@ def plan(settings: Settings, results: Results, device_memory_gb: Sequence[float]
     return "\n\n".join([*parts, _NOTES])
 
 
-def _device_type(name: str) -> str:
-    """Type of the device that the settings name, which need not be in the machine that plans."""
-    return resolve_device(name).type if name == "auto" else name.partition(":")[0]
-
-
 def _searches(
     settings: Settings, shape: ModelShape, variants: Mapping[str, pd.DataFrame], memory_gb: float, device: str
 ) -> dict[str, SearchWork]:
-    """Work of each evolutionary search."""
+    """Work of each evolutionary or random search."""
     text = settings.data.search
     return {
         name: search_work(shape, variants[search.variants], search, text, memory_gb, device, f"searches.{name}")
         for name, search in settings.searches.items()
-        if isinstance(search, EvolutionSettings)
+        if isinstance(search, EvolutionSettings | RandomSettings)
     }
 
 
@@ -73,7 +68,7 @@ def _without_shape(settings: Settings, results: Results) -> str:
     """What can be said of a model that has not been fetched yet."""
     rows = [["tokens judged", "a generation", "in all", ""]]
     for name, search in settings.searches.items():
-        if isinstance(search, EvolutionSettings):
+        if isinstance(search, EvolutionSettings | RandomSettings):
             counts = [search.offspring, *search.survivors[:-1]]
             counts[-1] += 1  # the parent
             tokens = sum(count * size for count, size in zip(counts, search.tokens, strict=True))

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import pandas as pd
 
 from evopress.config.model import FolderModel, HubModel
-from evopress.config.search import EvolutionSettings, OwlSettings
+from evopress.config.search import DpSettings, EvolutionSettings, GreedySettings, OwlSettings, RandomSettings
 from evopress.config.settings import Settings
 from evopress.config.slices import texts
 from evopress.config.variants import CompressionSettings, DropSettings, GptqSettings, MagnitudeSettings, needs_hessians
 from evopress.config.variants import WandaSettings as Wanda
+from evopress.planning.baselines import BaselineSettings, baseline_work
+from evopress.planning.judging import device_type
 from evopress.planning.search import SearchWork
 from evopress.planning.shape import ModelShape
 
@@ -53,14 +55,14 @@ def stages(
         settings: the run.
         shape: its model.
         variants: table of each database of variants (`planning.variants.COLUMNS`).
-        searches: work of each evolutionary search.
+        searches: work of each evolutionary or random search.
     """
     return [
         _model(settings, shape),
         _tokens(settings),
         *_hessians(settings, shape),
         *(_variants(settings, shape, name, table) for name, table in variants.items()),
-        *_searches(settings, shape, searches),
+        *_searches(settings, shape, variants, searches),
         Stage("stitch", len(settings.searches), min(_SHARD_BYTES, shape.bytes), shape.bytes * len(settings.searches)),
         _perplexity(settings, shape),
         Stage("tasks", len(settings.searches) + 1, shape.bytes, note="work depends on the tasks' documents"),
@@ -163,18 +165,38 @@ def _needs_no_factor(method: CompressionSettings) -> bool:
     return isinstance(method, (Wanda, MagnitudeSettings))
 
 
-def _searches(settings: Settings, shape: ModelShape, searches: Mapping[str, SearchWork]) -> Iterator[Stage]:
+def _searches(
+    settings: Settings, shape: ModelShape, variants: Mapping[str, pd.DataFrame], searches: Mapping[str, SearchWork]
+) -> Iterator[Stage]:
     for name, search in settings.searches.items():
-        if isinstance(search, EvolutionSettings):
-            work = searches[name]
-            tokens = float(work.candidate_tokens * work.generations)
-            flops = work.start_flops + work.flops * work.generations
-            note = "" if work.kept else "weights are brought in again in each pass"
-            memory = work.memory_bytes + work.teacher_bytes
-            yield Stage(f"search {name}", settings.compute.processes, memory, 0.0, tokens, flops, note)
+        if isinstance(search, EvolutionSettings | RandomSettings):
+            yield _generations(name, settings, searches[name])
+        elif isinstance(search, BaselineSettings):
+            yield _baseline(name, search, settings, shape, variants[search.variants])
         else:
             memory = float(shape.block_bytes) * 4 if isinstance(search, OwlSettings) else 0.0
             yield Stage(f"search {name}", 1, memory, note="no candidate is run")
+
+
+def _generations(name: str, settings: Settings, work: SearchWork) -> Stage:
+    tokens = float(work.candidate_tokens * work.generations)
+    flops = work.start_flops + work.flops * work.generations
+    note = "" if work.kept else "weights are brought in again in each pass"
+    memory = work.memory_bytes + work.teacher_bytes
+    return Stage(f"search {name}", settings.compute.processes, memory, 0.0, tokens, flops, note)
+
+
+def _baseline(
+    name: str, search: BaselineSettings, settings: Settings, shape: ModelShape, variants: pd.DataFrame
+) -> Stage:
+    jobs = max(1, search.workers(settings.compute.processes))
+    if isinstance(search, DpSettings) and search.errors == "table":
+        return Stage(f"search {name}", jobs, note="no candidate is run")
+    device = device_type(settings.compute.device)
+    text, gigabytes = settings.data.search, settings.compute.memory_gb
+    work = baseline_work(shape, variants, search, text, gigabytes, device, f"searches.{name}")
+    note = "at most" if isinstance(search, GreedySettings) else ""
+    return Stage(f"search {name}", jobs, work.memory_bytes, 0.0, float(work.candidate_tokens), work.flops, note)
 
 
 def _perplexity(settings: Settings, shape: ModelShape) -> Stage:

@@ -44,15 +44,31 @@ def every_choice(space: Space, most: int, where: str) -> NDArray[np.int16]:
     Raises:
         ConfigError: there are more.
     """
-    units, worth = len(space.units), int(space.costs[0, 1])
-    dropped = units - space.budget // worth
-    count = math.comb(units, dropped)
-    if count > most:
-        raise ConfigError(
-            f"{where}.max_candidates: {dropped} of {units} can be dropped in {count:,} ways, more than {most:,}; raise "
-            f"it, drop fewer, or use the evolution strategy"
-        )
-    candidates = np.ones((count, units), dtype=np.int16)
-    for row, chosen in enumerate(combinations(range(units), dropped)):
+    require_few(space, most, where)
+    candidates = np.ones((choices(space), len(space.units)), dtype=np.int16)
+    for row, chosen in enumerate(combinations(range(len(space.units)), dropped_units(space))):
         candidates[row, list(chosen)] = 0
     return candidates
+
+
+def dropped_units(space: Space) -> int:
+    """Units that have to go."""
+    return len(space.units) - space.budget // int(space.costs[0, 1])
+
+
+def choices(space: Space) -> int:
+    """Ways to choose them."""
+    return math.comb(len(space.units), dropped_units(space))
+
+
+def require_few(space: Space, most: int, where: str) -> None:
+    """Refuse more than ``most`` candidates.
+
+    Raises:
+        ConfigError: with their number.
+    """
+    if choices(space) > most:
+        raise ConfigError(
+            f"{where}.max_candidates: {dropped_units(space)} of {len(space.units)} can be dropped in "
+            f"{choices(space):,} ways, more than {most:,}; raise it, drop fewer, or use the evolution strategy"
+        )
