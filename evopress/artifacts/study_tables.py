@@ -35,7 +35,6 @@ MONOTONICITY_CANDIDATES = pa.schema(
         pa.field(
             "base", pa.int32(), metadata={"about": "candidate that this one keeps strictly more than; -1 if none"}
         ),
-        pa.field("raised", pa.int32(), metadata={"about": "levels that it has more"}),
         pa.field("error", pa.float64(), metadata={"about": "sum of the errors of its units alone"}),
         pa.field("cost", pa.int64(), metadata={"about": "what the budget counts, as in bits x weights"}),
         pa.field("fitness", pa.float64(), metadata={"about": "on the text that pairs are looked for on"}),

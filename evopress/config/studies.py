@@ -77,6 +77,8 @@ def require_text(study: MonotonicitySettings, sequences: int, length: int) -> tu
         ValueError: the text is too short for both, or too few sequences are asked for.
     """
     look, confirm = (-(-tokens // length) for tokens in (study.tokens, study.confirm_tokens))
+    if look < 2:
+        raise ValueError(f"tokens: {study.tokens} tokens are one sequence; ask for at least {length + 1}")
     if look + confirm > sequences:
         raise ValueError(
             f"tokens and confirm_tokens take {look} + {confirm} sequences, but the search text has {sequences}; lower "
