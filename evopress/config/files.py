@@ -1,5 +1,6 @@
 """Files of the user's own that a stage reads: inputs of its jobs, so that a changed file makes them run again."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from evopress.config.model import FolderModel, GgufModel, ModelSettings
 from evopress.config.search import ImportedSettings, SearchSettings
 from evopress.data.local import find_files
 from evopress.errors import ConfigError, ModelError
+
+_NOT_LITERAL = re.compile(r"[{}\n\r]|<[a-z][a-z0-9_]*>")
+"""Wildcards, variables and line breaks: Snakemake would look for another file."""
 
 
 def model_files(model: ModelSettings) -> list[str]:
@@ -63,4 +67,10 @@ def search_files(search: SearchSettings, where: str) -> list[str]:
 
 
 def _listed(paths: Iterable[Path]) -> list[str]:
-    return sorted(path.as_posix() for path in paths if path.is_file() and not path.name.startswith("."))
+    found = sorted(path.as_posix() for path in paths if path.is_file() and not path.name.startswith("."))
+    for path in found:
+        if odd := _NOT_LITERAL.search(path):
+            raise ConfigError(
+                f"{path!r}: Snakemake cannot take {odd[0]!r} in a path literally; rename the file or folder"
+            )
+    return found
