@@ -115,8 +115,8 @@ def _go_on(
 
 
 def _note(rows: list[TraceRow], spent: Effort) -> str:
-    """Fitness of the new parent, and how fast tokens were judged."""
-    best = next((row.fitness for row in rows if row.accepted), None)
+    """Fitness of the best new parent, and how fast tokens were judged."""
+    best = min((row.fitness for row in rows if row.accepted), default=None)
     if best is None:
         return "no other candidate meets the budget" if not rows else ""
     return f"fitness {best:.4g}, {spent.tokens / max(spent.seconds, 1e-9):.3g} tokens/s"
