@@ -21,11 +21,10 @@ from evopress.artifacts.tables import PERPLEXITY, read_provenance, read_table
 from evopress.models.checkpoint import Checkpoint
 from evopress.stitch.depth_card import DepthFolder, depth_introduction, depth_size_rows, depth_title, modules_table
 from evopress.stitch.markdown import escape, markdown_table
+from evopress.stitch.strategies import chosen_by
 from evopress.versions import versions
 from evopress.yaml_text import to_yaml
 
-PAPER = "https://arxiv.org/abs/2410.14649"
-OWL = "https://arxiv.org/abs/2310.05175"
 QUANTIZED = (
     "The weights are stored dequantized, in the type of the original, so the folder loads like the original, with "
     "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original."
@@ -137,19 +136,13 @@ def _introduction(
     origin = escape(facts.origin)
     if facts.hub_id:
         origin = f"[{escape(facts.hub_id)}](https://huggingface.co/{quote(facts.hub_id)})"
-    how = {
-        "evolution": f"found by the evolutionary search of [EvoPress]({PAPER})",
-        "uniform": "the same for every layer",
-        "owl": f"chosen by the outliers of each block ([OWL]({OWL}))",
-    }
-    chosen = how.get(str(settings.get("strategy")), f"found by the strategy {settings.get('strategy')}")
     layers = (
         "The linear layers listed below each have a level of compression; the rest is as in the original. The levels "
         "are "
         if size.measure != "depth"
         else "Everything but its dropped modules is as in the original. They were "
     )
-    texts = [f"A compressed version of {origin}. {layers}{chosen} (search `{search}`)."]
+    texts = [f"A compressed version of {origin}. {layers}{chosen_by(settings)} (search `{search}`)."]
     if folder:
         texts += [depth_introduction(folder)]
     if size.measure != "depth":

@@ -1,6 +1,7 @@
 """The model card: a header that the hub can read, true numbers, names that cannot break out."""
 
 import json
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -12,10 +13,12 @@ from evopress.artifacts.model_facts import model_facts, read_card
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.stitched import file_digests, write_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, VARIANTS, write_table
+from evopress.config.search import DpSettings, ScoresSettings
 from evopress.errors import ArtifactError
 from evopress.models.checkpoint import Checkpoint
 from evopress.stitch.card import levels_table, write_card
 from evopress.stitch.markdown import escape, markdown_table
+from evopress.stitch.strategies import chosen_by
 
 
 @pytest.fixture
@@ -148,3 +151,28 @@ def test_facts_of_every_kind_of_source():
     wheel = {"source": "pypi", "package": "llm-x", "version": "1.0", "file": "llm_x/X.Q4.gguf"}
     assert model_facts(wheel, {}).name == "X.Q4" and model_facts(wheel, {}).hub_id is None
     assert model_facts({"source": "folder", "path": "/models/tiny"}, {}).name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"strategy": "random"}, "the best of random draws"),
+        ({"strategy": "greedy"}, "greedy descent"),
+        ({"strategy": "dp", "errors": "table"}, "the layers' own output errors"),
+        ({"strategy": "dp", "errors": "propagated"}, "last hidden states"),
+        ({"strategy": "scores", "score": "norm_ratio"}, "[weight subcloning](https://arxiv.org/abs/2312.09299)"),
+        ({"strategy": "brute"}, "all possible choices"),
+        ({"strategy": "imported"}, "read from a text file"),
+        ({"strategy": "new"}, "found by the strategy new"),
+    ],
+)
+def test_the_card_says_how_each_strategy_chose(settings, words):
+    assert words in chosen_by(settings)
+
+
+def test_every_score_and_error_has_words_of_its_own():
+    scores = get_args(ScoresSettings.model_fields["score"].annotation)
+    errors = get_args(DpSettings.model_fields["errors"].annotation)
+    told = {chosen_by({"strategy": "scores", "score": score}) for score in scores}
+    told |= {chosen_by({"strategy": "dp", "errors": error}) for error in errors}
+    assert len(told) == len(scores) + len(errors)
