@@ -63,11 +63,15 @@ def search_files(search: SearchSettings, where: str) -> list[str]:
     path = Path(search.file)
     if not path.is_file():
         raise ConfigError(f"{where}.file: {search.file!r} is not there; check the path")
-    return [path.as_posix()]
+    return _literal([path.as_posix()])
 
 
 def _listed(paths: Iterable[Path]) -> list[str]:
-    found = sorted(path.as_posix() for path in paths if path.is_file() and not path.name.startswith("."))
+    return _literal(sorted(path.as_posix() for path in paths if path.is_file() and not path.name.startswith(".")))
+
+
+def _literal(found: list[str]) -> list[str]:
+    """Paths that Snakemake takes as they are."""
     for path in found:
         if odd := _NOT_LITERAL.search(path):
             raise ConfigError(

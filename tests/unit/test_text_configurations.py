@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evopress.config.files import search_files
+from evopress.config.search import ImportedSettings
 from evopress.configurations.match import match, require_budget
 from evopress.configurations.text import (
     DROPS,
@@ -160,6 +162,15 @@ def test_files_that_are_no_text_are_refused(tmp_path):
         file.truncate(1 << 30)
     with pytest.raises(ConfigError, match="is no text configuration"):
         read_text(path, "searches.mine.file")
+
+
+def test_the_workflow_takes_no_file_that_snakemake_would_look_for_elsewhere(tmp_path):
+    path = tmp_path / "{block}.txt"
+    path.write_text("a.b: 3\n")
+    settings = ImportedSettings(variants="gptq", target=3, file=str(path))
+    with pytest.raises(ConfigError, match="cannot take '{' in a path literally"):
+        search_files(settings, "searches.mine")
+    assert search_files(settings.model_copy(update={"file": __file__}), "searches.mine") == [__file__]
 
 
 def test_foreign_text_is_shown_in_one_short_line():
