@@ -168,7 +168,7 @@ def test_the_workflow_takes_no_file_that_snakemake_would_look_for_elsewhere(tmp_
     path = tmp_path / "{block}.txt"
     path.write_text("a.b: 3\n")
     settings = ImportedSettings(variants="gptq", target=3, file=str(path))
-    with pytest.raises(ConfigError, match="cannot take '{' in a path literally"):
+    with pytest.raises(ConfigError, match="in a path literally"):
         search_files(settings, "searches.mine")
     assert search_files(settings.model_copy(update={"file": __file__}), "searches.mine") == [__file__]
 
