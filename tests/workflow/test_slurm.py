@@ -1,0 +1,287 @@
+"""The workflow through a real SLURM of one node with two fake GPUs, by the profile that users have.
+
+Jobs ask for GPUs and, as there are none in truth, compute on the CPU (`compute.device: auto`). Waiting for a time limit
+of a minute is what takes long, so the other tests run meanwhile.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import impatient
+import one_node
+import pytest
+import yaml
+from planning import REPOSITORY, Checkout
+
+from evopress.artifacts.paths import Results
+
+PLUGIN = "" if importlib.util.find_spec("snakemake_executor_plugin_slurm") else "evopress[slurm] is not installed"
+REASON = PLUGIN or one_node.why_not()
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(REASON), reason=REASON)]
+
+PROFILES = REPOSITORY / "workflow/profiles/slurm"
+PATIENCE = 300.0
+"""Seconds that anything here may take."""
+
+# Laid over the search of a checkout: the first time, it stops after a generation until SLURM ends it.
+PAUSE = '''
+
+_plain = stop_on_sigterm
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[Callable[[], None]]:
+    """The same, with a rest."""
+    import time
+    from pathlib import Path
+
+    log, rested = Path("results/tiny/search/evo/resume/log.jsonl"), Path("rested")
+    with _plain() as check:
+
+        def rest() -> None:
+            check()
+            if log.exists() and len(log.read_text().splitlines()) > 2 and not rested.exists():
+                rested.touch()
+                while True:
+                    time.sleep(0.1)
+                    check()
+
+        yield rest
+'''
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as SLURM saw it."""
+
+    number: str
+    what: str
+    state: str
+    minutes: int
+    gpus: int
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The running cluster."""
+
+    folder: Path
+
+    def jobs(self, run: str) -> list[Job]:
+        """Jobs of a run of Snakemake that has ended, by number."""
+        ended: list[Job] = []
+        while not ended or any(job.state == "COMPLETING" for job in ended):
+            command = ["scontrol", "--oneliner", "show", "jobs"]
+            listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
+            found = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in listed.stdout.splitlines()]
+            ended = [_job(facts) for facts in found if facts.get("JobName") == run]
+        return ended
+
+    def devices(self) -> dict[str, set[str]]:
+        """What CUDA_VISIBLE_DEVICES was in each job."""
+        devices: dict[str, set[str]] = {}
+        for line in (self.folder / "devices").read_text().splitlines():
+            number, _, visible = line.partition(" ")
+            devices.setdefault(number, set()).add(visible)
+        return devices
+
+
+def _job(facts: dict[str, str]) -> Job:
+    hours, minutes, _ = facts["TimeLimit"].split(":")
+    gpus = re.search(r"gpu:(\d+)", facts.get("TresPerJob", ""))
+    start, end = (datetime.fromisoformat(facts[each]) for each in ("StartTime", "EndTime"))
+    return Job(
+        facts["JobId"],
+        facts["Comment"],
+        facts["JobState"],
+        int(hours) * 60 + int(minutes),
+        int(gpus[1]) if gpus else 0,
+        start,
+        end,
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster that ends with this module, or with this process."""
+    folder = tmp_path_factory.mktemp("slurm") / "cluster"
+    command = [sys.executable, one_node.__file__, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield Cluster(folder)
+        process.stdin.close()
+        assert process.wait(timeout=PATIENCE) == 0
+    assert one_node.why_not() == ""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A run of Snakemake on the cluster, in a checkout."""
+
+    checkout: Checkout
+    process: subprocess.Popen[str]
+    output: Path
+
+    @property
+    def name(self) -> str:
+        """What SLURM calls its jobs."""
+        found = re.search(r"SLURM run ID: (\S+)", self.output.read_text())
+        assert found, self.output.read_text()
+        return found[1]
+
+    @property
+    def results(self) -> Results:
+        return Results(self.checkout.root / "results/tiny")
+
+    def end(self) -> int:
+        """Wait until it has ended."""
+        return self.process.wait(timeout=PATIENCE)
+
+
+def submit(checkout: Checkout, settings: dict[str, Any], *targets: Path, **site: object) -> Submitted:
+    """Start what the README says, with a file of the site's own."""
+    example = yaml.safe_load((PROFILES / "example.yaml").read_text())
+    example["default-resources"]["slurm_partition"] = one_node.PARTITION
+    (checkout.root / "site.yaml").write_text(yaml.safe_dump(example | site))
+    (checkout.root / "mine.yaml").write_text(yaml.safe_dump(settings))
+    profiles = ["--profile", "workflow/profiles/slurm", "--profile", "site.yaml"]
+    names = [str(target.relative_to(checkout.root)) for target in targets]
+    command = [sys.executable, impatient.__file__, *names, *profiles, "--configfile", "mine.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(checkout.root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    output = checkout.root / "output.txt"
+    with output.open("w") as stream:
+        process = subprocess.Popen(
+            command, cwd=checkout.root, env=environment, stdout=stream, stderr=subprocess.STDOUT, text=True
+        )
+    return Submitted(checkout, process, output)
+
+
+def restless(checkout: Checkout) -> Checkout:
+    """The checkout, with a search that stops in its middle the first time."""
+    module = checkout.root / "evopress/search/termination.py"
+    module.write_text(module.read_text() + PAUSE)
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def whole(cluster: Cluster, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitted]:
+    """Everything from nothing, on its way, with one minute for the search at first."""
+    checkout = restless(Checkout.make(tmp_path_factory.mktemp("slurm") / "evopress"))
+    resources = yaml.safe_load((PROFILES / "config.yaml").read_text())["set-resources"]
+    resources["search"] = resources["search"] | {"runtime": "1 * attempt"}
+    run = submit(checkout, settings, **{"set-resources": resources, "groups": None})
+    yield run
+    run.process.kill()
+    run.process.wait()
+
+
+@pytest.fixture
+def copied(finished: Checkout, tmp_path: Path) -> Checkout:
+    """A copy of the run that the workstation finished."""
+    return Checkout(Path(shutil.copytree(finished.root, tmp_path / "evopress")))
+
+
+def test_a_job_that_always_fails_ends_the_run_with_the_reason_and_the_log(
+    whole: Submitted, cluster: Cluster, copied: Checkout, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("abc")
+    text = settings["data"]["evaluation"]["held"] | {"path": str(tmp_path / "short.txt")}
+    too_little = settings | {"data": settings["data"] | {"evaluation": {"held": text}}}
+    results = Results(copied.root / "results/tiny")
+    run = submit(copied, too_little, results.tokens("held"), retries=1)
+    assert run.end() == 1
+    said, log = run.output.read_text(), "results/tiny/logs/tokens/held.log"
+    assert log in said and "short.txt" in said
+    attempts = cluster.jobs(run.name)
+    assert [job.state for job in attempts] == ["FAILED", "FAILED"]
+    assert attempts[1].minutes == 2 * attempts[0].minutes
+
+
+def test_an_interrupted_run_cancels_its_jobs_and_goes_on_when_started_again(
+    whole: Submitted, cluster: Cluster, copied: Checkout, finished: Checkout, settings: dict[str, Any]
+) -> None:
+    results = Results(copied.root / "results/tiny")
+    run = submit(restless(copied), settings, results.configuration("evo"))
+    _wait_for(copied.root / "rested")
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() != 0
+    assert [job.state for job in cluster.jobs(run.name)] == ["CANCELLED"]
+    assert results.resume("evo").exists()
+
+    again = submit(copied, settings, results.configuration("evo"))
+    assert again.end() == 0, again.output.read_text()
+    assert _search(results) == _search(Results(finished.root / "results/tiny"))
+
+
+def test_blocks_share_a_job_and_one_gpu_and_a_search_has_one_for_each_process(
+    whole: Submitted, cluster: Cluster, copied: Checkout, settings: dict[str, Any]
+) -> None:
+    second = settings["variants"]["gptq"] | {"group_size": 8}
+    pair = settings["searches"]["evo"] | {"variants": "second"}
+    more = settings | {"variants": settings["variants"] | {"second": second}}
+    more |= {"searches": settings["searches"] | {"pair": pair}, "compute": {"processes": 2}}
+    run = submit(copied, more, Results(copied.root / "results/tiny").configuration("pair"))
+    assert run.end() == 0, run.output.read_text()
+    blocks, search = cluster.jobs(run.name)
+    assert (blocks.gpus, blocks.minutes) == (1, 3 * 60)
+    assert search.gpus == 2
+    assert cluster.devices()[search.number] == {"0,1"}
+
+
+def test_the_whole_workflow_as_on_a_workstation_and_past_a_time_limit(
+    whole: Submitted, cluster: Cluster, finished: Checkout, settings: dict[str, Any]
+) -> None:
+    assert whole.end() == 0, whole.output.read_text()
+    here = Results(finished.root / "results/tiny")
+    assert _search(whole.results) == _search(here)
+    assert whole.results.summary.read_text() == here.summary.read_text()
+
+    jobs = cluster.jobs(whole.name)
+    searches = [(job.state, job.minutes) for job in jobs if job.what.startswith("rule_search")]
+    assert searches == [("TIMEOUT", 1), ("COMPLETED", 2)]
+    assert "TIMEOUT" in whole.output.read_text()
+    log = (whole.checkout.root / "results/tiny/logs/search/evo.log").read_text()
+    assert "goes on after" in log
+
+    _check_devices([job for job in jobs if job.gpus], cluster.devices())
+    print(f"{len(jobs)} jobs in {(max(job.end for job in jobs) - min(job.start for job in jobs)).seconds} s")
+
+    again = submit(whole.checkout, settings)
+    assert again.end() == 0
+    assert "Nothing to be done" in again.output.read_text()
+
+
+def _check_devices(jobs: list[Job], devices: dict[str, set[str]]) -> None:
+    """Each has its own device while it runs; two at a time is most, and happens."""
+    assert all(devices[job.number] < {"0", "1"} for job in jobs)
+    most = 0
+    for job in jobs:
+        together = [other for other in jobs if other.start <= job.start < other.end]
+        assert len({visible for other in together for visible in devices[other.number]}) == len(together)
+        most = max(most, len(together))
+    assert most == one_node.GPUS
+
+
+def _search(results: Results) -> tuple[bytes, bytes]:
+    return results.configuration("evo").read_bytes(), results.trace("evo").read_bytes()
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} is not there"
+        time.sleep(0.2)
