@@ -1,12 +1,16 @@
 """One tiny run, made for real once; the tests then ask what a change would make run again."""
 
+import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_sources
 from planning import Checkout
+from tiny_run import TARGETS, Run, fault_settings, make_run
+from zygote import Zygote
 
 
 def _text(path: Path, seed: int) -> Path:
@@ -59,3 +63,41 @@ def finished(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
     assert outcome.returncode == 0, outcome.stderr
     assert "evo" in outcome.stdout and "dense" in outcome.stdout
     return checkout
+
+
+SEED = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(10**6))
+"""Of all points at which the tests of faults strike; another in every session, unless FAULT_SEED says which."""
+KILLS: list[str] = []
+"""What was killed."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if KILLS:
+        terminalreporter.write_line(f"faults: {len(KILLS)} kills; FAULT_SEED={SEED} repeats them")
+
+
+@pytest.fixture
+def dice(request: pytest.FixtureRequest) -> random.Random:
+    """Random numbers of this test."""
+    return random.Random(f"{SEED} {request.node.name}")
+
+
+@pytest.fixture
+def kills() -> list[str]:
+    """Where tests write down what they have killed."""
+    return KILLS
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Starts scripts at no cost."""
+    zygote = Zygote(tmp_path_factory.mktemp("hub"))
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture(scope="session")
+def whole(settings: dict[str, Any], zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a job of every kind, undisturbed; tests of faults spoil copies of it and compare them with it."""
+    checkout = Checkout.make(tmp_path_factory.mktemp("whole") / "evopress")
+    return make_run(checkout, fault_settings(settings), zygote, TARGETS)

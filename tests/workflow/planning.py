@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,11 @@ class Checkout:
 
     def plan(self, settings: Mapping[str, Any], cores: int = 2, targets: Sequence[str] = ()) -> set[str]:
         """Jobs that would run: rule names, with the wildcards that tell jobs of a rule apart (but not blocks)."""
-        jobs: set[str] = set()
+        return {job.label for job in self.jobs(settings, cores, targets)}
+
+    def jobs(self, settings: Mapping[str, Any], cores: int = 2, targets: Sequence[str] = ()) -> list["Job"]:
+        """Jobs that would run, in an order in which they can."""
+        jobs: list[Job] = []
         profile = yaml.safe_load((self.root / "workflow/profiles/default/config.yaml").read_text())
         assert profile["max-checksum-file-size"] == "64MB"
         with chdir(self.root), SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
@@ -55,15 +60,38 @@ class Checkout:
             )
             dag = workflow.dag(DAGSettings(targets=set(targets), max_checksum_file_size=64_000_000))
             dag.execute_workflow(executor="dryrun")
-        return jobs - {"all", "archives"}
+        return [job for job in jobs if job.rule not in ("all", "archives")]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Snakemake says of a job."""
+
+    rule: str
+    wildcards: dict[str, str]
+    command: list[str]
+    """Script and arguments, as the shell takes them apart."""
+    inputs: list[str]
+    outputs: list[str]
+
+    @property
+    def label(self) -> str:
+        """The rule, with the wildcards that tell its jobs apart (but not blocks)."""
+        return " ".join([self.rule, *(value for key, value in self.wildcards.items() if key not in ("block", "shard"))])
+
+    @property
+    def name(self) -> str:
+        """The rule and all its wildcards."""
+        return " ".join([self.rule, *self.wildcards.values()])
 
 
 class _Collector(logging.Handler):
-    def __init__(self, jobs: set[str]) -> None:
+    def __init__(self, jobs: list[Job]) -> None:
         super().__init__()
         self.jobs = jobs
 
     def emit(self, record: logging.LogRecord) -> None:
         if hasattr(record, "rule_name"):
-            wildcards = [value for key, value in record.wildcards.items() if key not in ("block", "shard")]
-            self.jobs.add(" ".join([record.rule_name, *wildcards]))
+            command = shlex.split(record.shellcmd or "")[1:]
+            files = [str(file) for file in record.input], [str(file) for file in record.output]
+            self.jobs.append(Job(record.rule_name, dict(record.wildcards), command, *files))
