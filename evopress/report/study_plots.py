@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from evopress.artifacts.paths import DENSE
 from evopress.report.plots import ACCENT, INK, STYLE, to_svg
@@ -81,8 +82,10 @@ def convergence_figure(table: pd.DataFrame) -> str:
                 axes.scatter(some["bound"], some["generations"], s=12, marker=marker, alpha=0.6, label=f"λ = {count}")
             ends = np.array([rows["bound"].min(), rows["bound"].max()])
             axes.plot(ends, fit["slope"] * ends, color=INK, linewidth=1, label=f"slope {fit['slope']:.2f}")
-            axes.set_xscale("log")
-            axes.set_yscale("log")
+            for set_scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
+                set_scale("log")
+                axis.set_major_formatter("{x:g}")  # powers would be mathematical text, which figures do not parse
+                axis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("k(n - k)/λ")
             axes.set_title(f"switches: {fit['switches']}")
             axes.legend(frameon=False)

@@ -79,7 +79,7 @@ def test_report_shows_every_study(results: Results) -> None:
     assert "1 of 1 pairs of less summed error confirmed as worse" in text
     slopes = [row[0] for row in page.rows if row[0] in ("1", "min(U(1,3), U(1,3))")]
     assert len(slopes) == 2
-    assert page.tags.count("svg") == 2 + 4  # curves of the searches with a trace, and four figures of studies
+    assert page.tags.count("svg") == 2 * 2 + 4  # a curve and a map of two searches, and four figures of studies
     identifiers = re.findall(r'<clipPath id="([^"]+)"', text)
     assert len(identifiers) == len(set(identifiers))
 

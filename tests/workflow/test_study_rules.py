@@ -93,7 +93,7 @@ def test_studies_leave_their_tables_and_are_in_the_report(studied: Checkout) -> 
     assert compared.loc[("evo", "perplexity"), "n"].item() == 1
     # The seed that both have makes the same search of both.
     alone = compared.loc[("evo", "KL"), "mean"].item()
-    mean, spread = compared.loc[("twice", "KL"), ["mean", "spread"]].iloc[0]
+    mean, spread = compared.loc[("twice", "KL"), ["mean", "spread"]].tolist()
     assert abs(abs(alone - mean) * 2**0.5 - spread) < 1e-9
     assert len(read_table(results.convergence, CONVERGENCE)) == 2 * 2 * 2
     for name in ("bits", "depth"):
