@@ -22,8 +22,8 @@ MOST_BUFFER_BYTES = 2 << 30
 """Buffers (tables of positions, masks) are made for real when a model is loaded."""
 
 
-def require_buildable(config: Any, parameters: int | None = None, *, trust_remote_code: bool = False) -> None:
-    """Check that the model of a transformers config has a size that can be.
+def built_on_meta(config: Any, parameters: int | None = None, *, trust_remote_code: bool = False) -> Any:
+    """The model of a transformers config, all of it on the meta device, if it has a size that can be.
 
     Args:
         config: of the model.
@@ -41,6 +41,7 @@ def require_buildable(config: Any, parameters: int | None = None, *, trust_remot
             f"{name}: its config asks for {asked} parameters, and its file holds {parameters}; they do not belong "
             "together"
         )
+    return model
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from evopress.errors import ModelError, UnsupportedArchitectureError
-from evopress.models.buildable import require_buildable
+from evopress.models.buildable import built_on_meta
 from evopress.models.gguf_header import read_gguf_header
 
 _SHARD = "5GB"
@@ -27,7 +27,7 @@ def dequantize(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
     disable_progress_bar()  # of transformers, whose bars would fill the log
     header = read_gguf_header(gguf)
     name = str(header.metadata.get("general.architecture", "unknown architecture"))
-    require_buildable(read_config(gguf), header.elements)
+    built_on_meta(read_config(gguf), header.elements)
     model = _load(gguf, name)
     clean = _without_quantization(model, dtype)
     clean.save_pretrained(folder, max_shard_size=_SHARD)

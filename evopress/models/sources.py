@@ -21,7 +21,7 @@ from evopress.artifacts.tensors import os_error, sha256
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings, PypiModel
 from evopress.errors import ConfigError, ModelError
 from evopress.models.blockwise import BlockwiseModel
-from evopress.models.buildable import require_buildable
+from evopress.models.buildable import built_on_meta
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.dequantize import dequantize
 from evopress.models.hub import fetch_snapshot
@@ -48,7 +48,7 @@ def prepare_model(settings: ModelSettings, results: Results) -> None:
         origin = _fill(settings, folder)
         config = load_config(folder, trust_remote_code=settings.trust_remote_code)
         held = sum(Checkpoint(folder).elements().values())
-        require_buildable(config, held, trust_remote_code=settings.trust_remote_code)
+        built_on_meta(config, held, trust_remote_code=settings.trust_remote_code)
         _check_tokenizer(folder, settings.trust_remote_code)
         model = BlockwiseModel.from_folder(
             folder, torch.device("cpu"), resident=False, trust_remote_code=settings.trust_remote_code

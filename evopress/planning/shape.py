@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from evopress.artifacts.paths import Results
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings
 from evopress.models.block_count import hub_config
-from evopress.models.buildable import require_buildable
+from evopress.models.buildable import built_on_meta
 from evopress.models.dequantize import read_config
 from evopress.models.skeleton import load_config, skeleton_of
 from evopress.models.structure import find_blocks, layer_table
@@ -90,24 +90,37 @@ def shape_from_config(config: Any, dtype: torch.dtype, *, trust_remote_code: boo
     Raises:
         UnsupportedArchitectureError: it cannot be run block by block.
     """
-    require_buildable(config, trust_remote_code=trust_remote_code)
-    model = skeleton_of(config, dtype, trust_remote_code=trust_remote_code)
-    model.tie_weights()
-    _, blocks = find_blocks(model)
     text = config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    inside = _parameters(blocks)
+    sizes = _sizes(config, trust_remote_code)
     return ModelShape(
-        architecture=type(model).__name__,
+        architecture=sizes.architecture,
         layers=_layers(config, dtype, trust_remote_code),
-        blocks=len(blocks),
+        blocks=sizes.blocks,
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
         attention_width=width * text.num_attention_heads,
         dtype=dtype,
-        outside=_parameters([model]) - inside,
-        inside=inside,
+        outside=sizes.outside,
+        inside=sizes.inside,
     )
+
+
+class _Sizes(NamedTuple):
+    """What is kept of a model whose thousands of modules need not stay in memory."""
+
+    architecture: str
+    blocks: int
+    outside: int
+    inside: int
+
+
+def _sizes(config: Any, trust_remote_code: bool) -> _Sizes:
+    model = built_on_meta(config, trust_remote_code=trust_remote_code)
+    model.tie_weights()
+    _, blocks = find_blocks(model)
+    inside = _parameters(blocks)
+    return _Sizes(type(model).__name__, len(blocks), _parameters([model]) - inside, inside)
 
 
 def _config(settings: ModelSettings, results: Results) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -121,9 +121,12 @@ def units_from_variants(table: pd.DataFrame, group_rule: GroupRule) -> tuple[Uni
         table: the variants of every block.
         group_rule: who may trade: layers of the same ``size``, of the same ``name`` (q_proj), or all (``none``).
     """
+    by_layer: dict[str, list[dict[Any, Any]]] = {}
+    for record in table.sort_values("cost", kind="stable").to_dict("records"):  # once: frames are slow by the row
+        by_layer.setdefault(record["name"], []).append(record)
     units = []
-    for _, rows in table.groupby("name", sort=False):
-        records = rows.sort_values("cost", kind="stable").to_dict("records")
+    for name in table["name"].unique():
+        records = by_layer[name]
         levels = (
             Level(r["level"], float(r["value"]), int(r["cost"]), int(r["bytes"]), float(r.get("error", math.nan)))
             for r in records
