@@ -30,6 +30,13 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """sha256 of type, shape and content."""
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a bare safetensors file in place; for use inside an atomic write, which explains an OSError.
 

@@ -2,15 +2,12 @@
 one block reads no more than that.
 """
 
-import hashlib
 from collections.abc import Iterable
-
-from torch import Tensor, uint8
 
 from evopress.artifacts.damage import damaged
 from evopress.artifacts.manifest import load_manifest
 from evopress.artifacts.paths import Results
-from evopress.artifacts.tensors import sha256
+from evopress.artifacts.tensors import sha256, tensor_digest
 from evopress.models.checkpoint import Checkpoint
 
 
@@ -20,7 +17,9 @@ def tensor_digests(checkpoint: Checkpoint, names: Iterable[str] | None = None) -
     Raises:
         ModelError: a tensor is missing, or its file cannot be read.
     """
-    return {name: _digest(checkpoint.read([name])[name]) for name in (checkpoint.names() if names is None else names)}
+    return {
+        name: tensor_digest(checkpoint.read([name])[name]) for name in (checkpoint.names() if names is None else names)
+    }
 
 
 def require_intact(results: Results, parameters: Iterable[str] | None = None) -> None:
@@ -43,9 +42,3 @@ def require_intact(results: Results, parameters: Iterable[str] | None = None) ->
         for name, digest in tensor_digests(checkpoint, stored).items():
             if expected.get(name) != digest:
                 raise damaged(results.model, f"{name} differs from its checksum", results.model_manifest)
-
-
-def _digest(tensor: Tensor) -> str:
-    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.contiguous().flatten().view(uint8).numpy().data)
-    return digest.hexdigest()

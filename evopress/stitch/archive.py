@@ -4,6 +4,7 @@ A safetensors file whose header says how the packed layers decode. It holds weig
 license are in the model's folder.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,16 +18,19 @@ from evopress.artifacts.configuration import read_configuration
 from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
 from evopress.artifacts.tables import read_provenance
-from evopress.artifacts.tensors import save
+from evopress.artifacts.tensors import save, tensor_digest
 from evopress.artifacts.variants import VariantStore
 from evopress.compression.packing import decode
 from evopress.errors import ArtifactError
 from evopress.models.checkpoint import Checkpoint
+from evopress.models.intact import require_intact
 from evopress.progress import log
 from evopress.stitch.run import read_dropped, stitched_layout, stored_choices
 
 _HEADER = "evopress.packed"
 """Key of the header's JSON: for each packed tensor its format, shape and type."""
+_DIGEST = "evopress.sha256"
+"""Key of the digest of everything else, the header's other entries included."""
 
 
 def write_archive(results: Results, search: str, *, trust_remote_code: bool = False) -> None:
@@ -44,6 +48,7 @@ def write_archive(results: Results, search: str, *, trust_remote_code: bool = Fa
     layout = stitched_layout(
         results, checkpoint, read_dropped(results, configuration), trust_remote_code=trust_remote_code
     )
+    require_intact(results)
     choices = {
         name: choice
         for name, choice in stored_choices(checkpoint, configuration, results.configuration(search)).items()
@@ -70,7 +75,7 @@ def write_archive(results: Results, search: str, *, trust_remote_code: bool = Fa
     provenance = Provenance("archive", chosen_by.settings, chosen_by.model)
     metadata = {_HEADER: json.dumps(packed, sort_keys=True), PROVENANCE_KEY: provenance.dumps()}
     with atomic_file(path) as temporary:
-        save(tensors, temporary, metadata=metadata)
+        save(tensors, temporary, metadata=metadata | {_DIGEST: _digest(tensors, metadata)})
     log.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
 
 
@@ -82,8 +87,11 @@ def load_archive(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     """
     try:
         with safe_open(path, framework="pt") as stream:
-            packed = json.loads((stream.metadata() or {})[_HEADER])
+            metadata = stream.metadata() or {}
             stored = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+        packed, digest = json.loads(metadata[_HEADER]), metadata.pop(_DIGEST, None)
+        if digest not in (None, _digest(stored, metadata)):
+            raise ArtifactError(f"{path}: damaged (differs from its checksum); write the archive again")
         return dict(_unpacked(packed, stored, device))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: missing; write the archive first") from None
@@ -91,6 +99,11 @@ def load_archive(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
         raise ArtifactError(f"{path}: damaged or cut short ({error}); write the archive again") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
         raise ArtifactError(f"{path}: is no archive of a compressed model ({error!r})") from error
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    content = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    return hashlib.sha256(json.dumps([content, dict(metadata)], sort_keys=True).encode()).hexdigest()
 
 
 def _unpacked(

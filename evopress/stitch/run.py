@@ -24,6 +24,7 @@ from evopress.artifacts.variants import VariantStore
 from evopress.errors import ArtifactError
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.dropped import Dropped, dropped_modules
+from evopress.models.intact import require_intact
 from evopress.models.skeleton import load_config
 from evopress.progress import progress
 from evopress.stitch.check import check_single_modules
@@ -60,6 +61,7 @@ def stitch_model(
         UnsupportedArchitectureError: this architecture cannot do without what was dropped.
     """
     configuration = read_configuration(results, search)
+    require_intact(results)
     checkpoint = Checkpoint(results.model)
     dropped = read_dropped(results, configuration)
     layout = stitched_layout(results, checkpoint, dropped, trust_remote_code=trust_remote_code)

@@ -258,6 +258,11 @@ def test_an_archive_tells_which_search_chose_its_levels(results: Results) -> Non
 def test_a_damaged_archive_is_refused(results: Results, tmp_path: Path) -> None:
     searched(results)
     write_archive(results, "q")
+    content = bytearray(results.archive("q").read_bytes())
+    content[-5] ^= 1
+    results.archive("q").write_bytes(content)
+    with pytest.raises(ArtifactError, match="damaged .differs from its checksum"):
+        load_archive(results.archive("q"))
     cut(results.archive("q"))
     with pytest.raises(ArtifactError, match="damaged or cut short"):
         load_archive(results.archive("q"))
