@@ -25,6 +25,7 @@ def test_memory_and_time_of_every_rule_grow_and_retries_are_in_the_profile_alone
     for rule, resources in profile["set-resources"].items():
         assert set(resources) == {"mem_mb", "runtime"}, rule
         assert all(re.fullmatch(r"\d+ \* attempt", each) for each in resources.values()), rule
+    assert set(profile["set-threads"].values()) == {profile["cores"]}  # so that members of a group take turns
     assert profile["retries"] >= 1
     assert not any("retries" in rule for rule in RULES)
 
