@@ -149,3 +149,14 @@ def all_blocks(variants):
     # Asking for what only a chain leaves makes it run where another propagation has made the variants before.
     states = [manifest_path(RESULTS.chain_state(variants, block)) for block in BLOCKS if variants in CHAINS]
     return [*with_manifest(*tensors), *tables, *states]
+
+
+def studied(tables, section, others=(RESULTS.report, RESULTS.summary)):
+    """What a study's target asks for; an error where the settings do not name what is to be studied."""
+
+    def inputs(wildcards):
+        if not tables:
+            raise WorkflowError(f"{section} names nothing to study; add --configfile config/studies/<target>.yaml")
+        return [*tables, *others]
+
+    return inputs

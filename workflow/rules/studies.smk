@@ -17,17 +17,6 @@ wildcard_constraints:
     study=any_of(STUDIES.monotonicity),
 
 
-def studied(tables, section, others=(RESULTS.report, RESULTS.summary)):
-    """What a study's target asks for; an error where the settings do not name what is to be studied."""
-
-    def inputs(wildcards):
-        if not tables:
-            raise WorkflowError(f"{section} names nothing to study; add --configfile config/studies/<target>.yaml")
-        return [*tables, *others]
-
-    return inputs
-
-
 # The last three are comparisons of searches that differ in one respect.
 for target in ["comparison", "mutation", "fitness", "steps"]:
 
