@@ -12,9 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import one_node
 import pytest
 import yaml
 from planning import REPOSITORY, Checkout
+from slurm_jobs import PATIENCE, Cluster, Job
 
 from evopress.artifacts.paths import Results
 
@@ -31,9 +31,6 @@ REASON = PLUGIN or one_node.why_not()
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(REASON), reason=REASON)]
 
 PROFILES = REPOSITORY / "workflow/profiles/slurm"
-PATIENCE = 300.0
-"""Seconds that anything here may take."""
-
 # Laid over the search of a checkout: the first time, it stops after a generation until SLURM ends it.
 PAUSE = '''
 
@@ -61,59 +58,6 @@ def stop_on_sigterm() -> Iterator[Callable[[], None]]:
 '''
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job as SLURM saw it."""
-
-    number: str
-    what: str
-    state: str
-    minutes: int
-    gpus: int
-    start: datetime
-    end: datetime
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """The running cluster."""
-
-    folder: Path
-
-    def jobs(self, run: str) -> list[Job]:
-        """Jobs of a run of Snakemake that has ended, by number."""
-        ended: list[Job] = []
-        while not ended or any(job.state == "COMPLETING" for job in ended):
-            command = ["scontrol", "--oneliner", "show", "jobs"]
-            listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
-            found = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in listed.stdout.splitlines()]
-            ended = [_job(facts) for facts in found if facts.get("JobName") == run]
-        return ended
-
-    def devices(self) -> dict[str, set[str]]:
-        """What CUDA_VISIBLE_DEVICES was in each job."""
-        devices: dict[str, set[str]] = {}
-        for line in (self.folder / "devices").read_text().splitlines():
-            number, _, visible = line.partition(" ")
-            devices.setdefault(number, set()).add(visible)
-        return devices
-
-
-def _job(facts: dict[str, str]) -> Job:
-    hours, minutes, _ = facts["TimeLimit"].split(":")
-    gpus = re.search(r"gpu:(\d+)", facts.get("TresPerJob", ""))
-    start, end = (datetime.fromisoformat(facts[each]) for each in ("StartTime", "EndTime"))
-    return Job(
-        facts["JobId"],
-        facts["Comment"],
-        facts["JobState"],
-        int(hours) * 60 + int(minutes),
-        int(gpus[1]) if gpus else 0,
-        start,
-        end,
-    )
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster that ends with this module, or with this process."""
@@ -126,6 +70,24 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         process.stdin.close()
         assert process.wait(timeout=PATIENCE) == 0
     assert one_node.why_not() == ""
+
+
+@pytest.mark.parametrize("killed", ["starter", "cluster"])
+def test_the_cluster_ends_whatever_ends_the_tests(killed: str, tmp_path: Path) -> None:
+    ready, pids = tmp_path / "ready", [tmp_path / "cluster" / f"{daemon}.pid" for daemon in one_node.DAEMONS]
+    code = (
+        "import subprocess, sys; cluster = subprocess.Popen([sys.executable, *sys.argv[1:3]], stdin=subprocess.PIPE,"
+        " stdout=open(sys.argv[3], 'wb'), start_new_session=True); print(cluster.pid, flush=True); cluster.wait()"
+    )
+    command = [sys.executable, "-c", code, one_node.__file__, str(tmp_path / "cluster"), str(ready)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        cluster = int(starter.stdout.readline())
+        _wait_until(lambda: ready.exists() and ready.read_text() == "ready\n", "the cluster")
+        assert "a cluster of its own" in one_node.why_not()
+        daemons = [int(pid.read_text()) for pid in pids]
+        os.kill(*((starter.pid, signal.SIGKILL) if killed == "starter" else (cluster, signal.SIGINT)))
+        _wait_until(lambda: one_node.why_not() == "" and not any(map(_running, daemons)), "the end of the cluster")
 
 
 @dataclass(frozen=True)
@@ -216,7 +178,7 @@ def test_an_interrupted_run_cancels_its_jobs_and_goes_on_when_started_again(
 ) -> None:
     results = Results(copied.root / "results/tiny")
     run = submit(restless(copied), settings, results.configuration("evo"))
-    _wait_for(copied.root / "rested")
+    _wait_until((copied.root / "rested").exists, "the search")
     run.process.send_signal(signal.SIGINT)
     assert run.end() != 0
     assert [job.state for job in cluster.jobs(run.name)] == ["CANCELLED"]
@@ -243,7 +205,11 @@ def test_blocks_share_a_job_and_one_gpu_and_a_search_has_one_for_each_process(
 
 
 def test_the_whole_workflow_as_on_a_workstation_and_past_a_time_limit(
-    whole: Submitted, cluster: Cluster, finished: Checkout, settings: dict[str, Any]
+    whole: Submitted,
+    cluster: Cluster,
+    finished: Checkout,
+    settings: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert whole.end() == 0, whole.output.read_text()
     here = Results(finished.root / "results/tiny")
@@ -257,8 +223,10 @@ def test_the_whole_workflow_as_on_a_workstation_and_past_a_time_limit(
     log = (whole.checkout.root / "results/tiny/logs/search/evo.log").read_text()
     assert "goes on after" in log
 
-    _check_devices([job for job in jobs if job.gpus], cluster.devices())
-    print(f"{len(jobs)} jobs in {(max(job.end for job in jobs) - min(job.start for job in jobs)).seconds} s")
+    _check_devices([job for job in cluster.jobs() if job.gpus], cluster.devices())
+    seconds = (max(job.end for job in jobs) - min(job.start for job in jobs)).seconds
+    with capsys.disabled():
+        print(f"\n{len(jobs)} SLURM jobs in {seconds} s, with {len(cluster.jobs())} of all tests")
 
     again = submit(whole.checkout, settings)
     assert again.end() == 0
@@ -266,12 +234,14 @@ def test_the_whole_workflow_as_on_a_workstation_and_past_a_time_limit(
 
 
 def _check_devices(jobs: list[Job], devices: dict[str, set[str]]) -> None:
-    """Each has its own device while it runs; two at a time is most, and happens."""
-    assert all(devices[job.number] < {"0", "1"} for job in jobs)
+    """Each has its own devices while it runs, and different jobs do run at a time."""
+    given = {job.number: [number for visible in devices[job.number] for number in visible.split(",")] for job in jobs}
+    assert all(len(given[job.number]) == job.gpus for job in jobs)
     most = 0
     for job in jobs:
         together = [other for other in jobs if other.start <= job.start < other.end]
-        assert len({visible for other in together for visible in devices[other.number]}) == len(together)
+        numbers = sorted(number for other in together for number in given[other.number])
+        assert numbers in (["0"], ["1"], ["0", "1"])
         most = max(most, len(together))
     assert most == one_node.GPUS
 
@@ -280,8 +250,15 @@ def _search(results: Results) -> tuple[bytes, bytes]:
     return results.configuration("evo").read_bytes(), results.trace("evo").read_bytes()
 
 
-def _wait_for(path: Path) -> None:
+def _wait_until(holds: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} is not there"
+    while not holds():
+        assert time.monotonic() < deadline, f"still waiting for {what}"
         time.sleep(0.2)
+
+
+def _running(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
