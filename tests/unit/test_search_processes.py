@@ -19,7 +19,7 @@ from search_run import COMPUTE, MIXED, artifacts, fresh, prepare
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import EvolutionSettings
+from evopress.config.search import EvolutionSettings, GreedySettings
 from evopress.errors import ConfigError, SearchError
 from evopress.search import launch
 from evopress.search.launch import Job
@@ -58,6 +58,18 @@ def test_two_processes_find_what_one_finds(prepared: Results, whole: Results) ->
     levels = [read_table(results.configuration("q"), CONFIGURATION)["level"].tolist() for results in (one, whole)]
     assert levels[0] == levels[1]
     assert not whole.resume("q").exists()
+
+
+def test_other_strategies_use_two_processes_too(prepared: Results) -> None:
+    one, two = fresh(prepared, "greedy_one"), fresh(prepared, "greedy_two")
+    settings = GreedySettings(variants="gptq", target=2.7, tokens=24, per_round=4, group_rule="none")
+    torch.set_num_threads(1)
+    run_search(one, "q", settings, COMPUTE)
+    run_search(two, "q", settings, TWO)
+    tables = [read_table(results.trace("q"), TRACE) for results in (one, two)]
+    np.testing.assert_allclose(*(table["fitness"] for table in tables), rtol=1e-4)
+    levels = [read_table(results.configuration("q"), CONFIGURATION)["level"].tolist() for results in (one, two)]
+    assert levels[0] == levels[1]
 
 
 def generations(results: Results) -> int:
