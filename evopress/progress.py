@@ -19,7 +19,7 @@ def setup_logging(path: Path | None) -> None:
     handlers: list[logging.Handler] = []
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, mode="a", encoding="utf-8"))
+        handlers.append(_LogFile(path, mode="a", encoding="utf-8"))
     if path is None or not sys.stderr.isatty():
         handlers.append(logging.StreamHandler(sys.stderr))
     for handler in handlers:
@@ -27,6 +27,15 @@ def setup_logging(path: Path | None) -> None:
     log.setLevel(logging.INFO)
     log.handlers[:] = handlers
     log.propagate = False
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short without a word: whoever writes the results will say so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Let the system's errors pass."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def log_file() -> Path | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -72,10 +73,19 @@ def run(
         sys.exit("interrupted")
     except Exception as error:
         if isinstance(error, OSError) and is_lack_of_space_or_access(error):
-            _fail(str(explain(error, error.filename or tempfile.gettempdir())))
+            _fail(_advice(error))
         log.exception("unexpected failure")
         raise
     sys.exit(0)
+
+
+def _advice(error: OSError) -> str:
+    """What to do where something else than an artifact could not be written: a log, a temporary file, a cache."""
+    path = Path(error.filename or tempfile.gettempdir())
+    about = str(explain(error, path))
+    if ".cache" in path.parts or path.is_relative_to(os.path.expanduser("~")):  # noqa: PTH111 (Path's raises for a user without an entry)
+        return f"{about}; if there is no home folder to write to, set XDG_CACHE_HOME to one that can be written"
+    return about
 
 
 def _fail(message: str) -> NoReturn:

@@ -14,7 +14,7 @@ from pathlib import Path
 from evopress.errors import ArtifactError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NO_ACCESS = (errno.EACCES, errno.EROFS, errno.EPERM)
+_NO_ACCESS = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR)
 
 
 def explain(error: OSError, path: Path | str) -> ArtifactError:
