@@ -21,19 +21,22 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:
-    """Block influence of ShortGPT (arXiv 2403.03853, eq. 1): 1 - cos(x, y)."""
+    """Block influence of ShortGPT (arXiv 2403.03853): 1 - cos(x, y)."""
     return 1 - cosine_similarity(x, y, dim=-1)
 
 
 def angle(x: Tensor, y: Tensor) -> Tensor:
     """Angular distance, arccos(cos(x, y)) / pi, of "The Unreasonable Ineffectiveness of the Deeper Layers"
-    (arXiv 2403.17887, section 3.2); there for the last token of each sequence, here for all.
+    (arXiv 2403.17887); there for the last token of each sequence, here for all.
     """
     return cosine_similarity(x, y, dim=-1).clamp(-1, 1).acos() / torch.pi
 
 
 def norm_ratio(x: Tensor, y: Tensor) -> Tensor:
-    """What the block adds, relative to what leaves it: |y - x| / |y|, of weight subcloning (arXiv 2312.09299)."""
+    """What the block adds, relative to what leaves it: |y - x| / |y|.
+
+    The criterion of weight subcloning (arXiv 2312.09299), in the form in which public code for depth pruning has it.
+    """
     return l2(x, y) / y.norm(dim=-1)
 
 

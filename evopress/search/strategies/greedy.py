@@ -2,8 +2,8 @@
 
 Every unit starts at its dearest level. In each round every unit that can still go down a level, in a group that is
 over its budget, is judged with that one step taken; the steps that raise the fitness least for the cost that they save
-are taken. For depth pruning with one step a round this is the greedy removal of modules, one after the other, of which
-Shortened Llama (arXiv 2402.02834) and FinerCut (arXiv 2405.18218) are variants.
+are taken. For depth pruning with one step a round this is the greedy removal of modules, one after the other, each time
+the one whose loss changes the output least (compare FinerCut, arXiv 2405.18218).
 
 Where costs differ, the last step may save more than it has to; what is then free is spent the same way, upwards.
 """
