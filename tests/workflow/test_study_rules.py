@@ -146,7 +146,10 @@ def test_a_target_without_its_settings_says_where_they_are(finished: Checkout, s
     for target in ("convergence", "monotonicity"):
         outcome = finished.run(settings, target, "--dry-run")
         assert outcome.returncode == 1
-        assert f"studies.{target} names nothing to study; add --configfile config/studies/" in outcome.stderr
+        assert (
+            f"studies.{target} names nothing to study; add --configfile config/studies/"
+            in outcome.stdout + outcome.stderr
+        )
 
 
 def test_every_ready_study_is_planned_below() -> None:
