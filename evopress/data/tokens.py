@@ -62,7 +62,7 @@ def read_tokens(results: Results, dataset: str) -> torch.Tensor:
     if not rows or any(row is None or len(row) != len(rows[0]) for row in rows):
         raise ArtifactError(f"{path}: damaged (rows are missing or differ in length); delete it and run again")
     tokens = np.stack(rows)
-    if tokens.dtype.kind != "i" or tokens.min(initial=0) < 0:
+    if tokens.dtype.kind != "i" or not tokens.size or tokens.min() < 0:
         raise ArtifactError(f"{path}: damaged (not all are tokens); delete it and run again")
     return torch.from_numpy(tokens.astype(np.int64))
 

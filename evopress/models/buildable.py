@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as registration
 
+from evopress.config.model import MOST_BLOCKS
 from evopress.errors import UnsupportedArchitectureError
-from evopress.models.skeleton import skeleton_of
+from evopress.models.skeleton import architecture, skeleton_of
 
-MOST_PARTS = 1_000_000
-"""Modules, parameters and buffers; published models have a tenth of it."""
+MOST_PARTS = 400_000
+"""Modules, parameters and buffers; the largest models, with modules for each expert, have half as many."""
 MOST_BUFFER_BYTES = 2 << 30
 """Buffers (tables of positions, masks) are made for real when a model is loaded."""
 
@@ -32,7 +33,10 @@ def built_on_meta(config: Any, parameters: int | None = None, *, trust_remote_co
     Raises:
         UnsupportedArchitectureError: it has not, or transformers cannot build it.
     """
-    name = (config.architectures or [config.model_type])[0]
+    name = architecture(config.architectures, config.model_type)
+    blocks = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(blocks, int) and blocks > MOST_BLOCKS:
+        raise UnsupportedArchitectureError(f"{name}: its config asks for {blocks} blocks; do not trust this model")
     with torch.device("meta"), _counted(name):
         model = skeleton_of(config, torch.float32, trust_remote_code=trust_remote_code)
     asked = sum(parameter.numel() for parameter in model.parameters())

@@ -26,7 +26,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # foreign parsers meet foreign data
-        name = (raw.get("architectures") or [raw.get("model_type", "unknown architecture")])[0]
+        name = architecture(raw.get("architectures"), raw.get("model_type"))
         reason = _brief(error)
         if "custom code" in reason:
             reason = "it needs code that comes with it; read that code, then set model.trust_remote_code to true"
@@ -56,7 +56,7 @@ def skeleton_of(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = Fa
     Raises:
         UnsupportedArchitectureError: transformers has no causal language model for it.
     """
-    name = (config.architectures or [config.model_type])[0]
+    name = architecture(config.architectures, config.model_type)
     if config.is_encoder_decoder:
         raise UnsupportedArchitectureError(f"{name}: an encoder and a decoder, not one chain of blocks: not supported")
     try:
@@ -120,6 +120,11 @@ def assign(
             target._buffers[leaf] = stored
         else:
             target._parameters[leaf] = nn.Parameter(stored, requires_grad=False)
+
+
+def architecture(named: Any, kind: Any) -> str:
+    """Name of a model for messages, from what its config says under `architectures` and `model_type`."""
+    return str(named[0] if isinstance(named, list) and named else kind or "unknown architecture")
 
 
 def _brief(error: Exception) -> str:

