@@ -14,7 +14,7 @@ from evopress.compression.chain import make_chained_variants
 from evopress.compression.methods import compress
 from evopress.compression.packing import decode
 from evopress.config.compute import ComputeSettings
-from evopress.config.variants import GptqSettings, CompressionSettings, WandaSettings
+from evopress.config.variants import CompressionSettings, GptqSettings, WandaSettings
 from evopress.errors import ArtifactError, CompressionError
 from evopress.models.structure import layer_table
 

@@ -52,7 +52,10 @@ def test_the_default_is_valid_and_complete_files_need_nothing_else() -> None:
     [
         ({"serches": {}}, "settings: unknown key 'serches': did you mean 'searches'?"),
         ({"searches": {"q3": {"generatons": 3}}}, "searches.q3: unknown key 'generatons': did you mean 'generations'?"),
-        ({"compute": {"zebra": 1}}, "compute: unknown key 'zebra': known keys: container, device, memory_gb, processes, threads"),
+        (
+            {"compute": {"zebra": 1}},
+            "compute: unknown key 'zebra': known keys: container, device, memory_gb, processes, threads",
+        ),
         ({"searches": {"q3": {"generations": "many"}}}, "searches.q3.generations: Input should be a valid integer"),
         ({"searches": {"q3": {"target": 1.5}}}, "searches.q3.target: 1.5 bits is below the lowest level (2)"),
         ({"searches": {"q3": {"target": 6.5}}}, "searches.q3.target: 6.5 bits is above the highest level (6)"),

@@ -261,7 +261,7 @@ def test_a_damaged_archive_is_refused(results: Results, tmp_path: Path) -> None:
     content = bytearray(results.archive("q").read_bytes())
     content[-5] ^= 1
     results.archive("q").write_bytes(content)
-    with pytest.raises(ArtifactError, match="damaged .differs from its checksum"):
+    with pytest.raises(ArtifactError, match=r"damaged .differs from its checksum"):
         load_archive(results.archive("q"))
     cut(results.archive("q"))
     with pytest.raises(ArtifactError, match="damaged or cut short"):

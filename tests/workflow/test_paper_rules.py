@@ -1,4 +1,4 @@
-"""The ready configurations of the paper's models through Snakemake: which jobs there are, and how files are laid over."""
+"""The paper's ready configurations through Snakemake: which jobs there are, and how files are laid over one another."""
 
 import os
 import subprocess
