@@ -45,6 +45,20 @@ try:
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
 
+
+
+def remember_targets():
+    """Mark what was asked for, and will be made again, as incomplete until it is.
+
+    If a job fails on the way, its own outputs are gone, and Snakemake does not miss intermediate files: the next run
+    would take an old report for the end of a run that never got there.
+    """
+    dag = workflow.dag
+    asked = {job for target in dag.targetjobs for job in ([target] if target.output else dag.dependencies[target])}
+    for job in filter(dag.needrun, asked):
+        workflow.persistence.started(job)
+
+
 LOGS = RESULTS.root / "logs"
 SEARCHES = list(SETTINGS.searches)
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
