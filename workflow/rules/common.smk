@@ -46,7 +46,6 @@ except EvopressError as error:
     raise WorkflowError(str(error)) from None
 
 
-
 def remember_targets():
     """Mark what was asked for, and will be made again, as incomplete until it is.
 
