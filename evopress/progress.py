@@ -62,6 +62,8 @@ class Progress:
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count ``amount`` more units; ``note`` is shown beside the rate."""
         self.done += amount
+        if self.done > self.total:  # it was an estimate
+            self.total = self.bar.total = self.done
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(amount)
         now = time.monotonic()
