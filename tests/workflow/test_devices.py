@@ -2,12 +2,18 @@
 
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from planning import Checkout
+
+from evopress.accelerators import Device
+from evopress.leases import leased
 
 LISTING = """GPU 0: Fake (UUID: GPU-00000000-aaaa)
 GPU 1: Fake (UUID: GPU-11111111-bbbb)
@@ -40,25 +46,55 @@ def changed(settings: dict[str, Any], device: str) -> tuple[dict[str, Any], list
     return other, [f"results/tiny/variants/gptq/block_{block:03d}.parquet" for block in range(3)]
 
 
-def leases_of(checkout: Checkout) -> tuple[list[str], bool]:
-    """Devices that the variants' jobs leased, and whether one had to wait."""
-    logs = [path.read_text() for path in checkout.root.glob("results/tiny/logs/variants/gptq/*.log")]
-    return [name for log in logs for name in re.findall(r"leased (\S+)", log)], any(
-        "waiting for" in log for log in logs
-    )
+def logs_of(checkout: Checkout) -> list[str]:
+    return [path.read_text() for path in checkout.root.glob("results/tiny/logs/variants/gptq/*.log")]
 
 
-def test_jobs_lease_the_visible_devices_and_snakemake_counts_them(
+def leases_of(checkout: Checkout) -> list[str]:
+    """Devices that the variants' jobs leased."""
+    return [name for log in logs_of(checkout) for name in re.findall(r"leased (\S+)", log)]
+
+
+def waiting(checkout: Checkout) -> int:
+    """Jobs that had to wait for a device."""
+    return sum("waiting for" in log for log in logs_of(checkout))
+
+
+def held(folder: Path, *identities: str) -> AbstractContextManager[list[Device]]:
+    """Devices that another user holds, who names them otherwise."""
+    devices = [Device(identity, identity) for identity in identities]
+    return leased("auto", len(devices), environment={"EVOPRESS_LEASES": str(folder)}, find=lambda _: devices)
+
+
+def test_jobs_lease_the_visible_device_that_nobody_holds(
     workstation: Checkout, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     other, targets = changed(settings, "auto")
-    outcome = workstation.run(other, *targets, cores=4)
+    with held(tmp_path / "locks", "GPU-22222222-cccc"):
+        outcome = workstation.run(other, targets[0])
     assert outcome.returncode == 0, outcome.stderr
-    leases, waited = leases_of(workstation)
-    assert len(leases) == 3 and set(leases) == {"0", "2"}
-    assert not waited  # the third job was not even started before
+    assert leases_of(workstation) == ["0"]
     locks = {path.name for path in (tmp_path / "locks").iterdir()}
     assert locks == {"evopress-device-GPU-00000000-aaaa.lock", "evopress-device-GPU-22222222-cccc.lock"}
+
+
+@pytest.mark.parametrize(("options", "together"), [((), 2), (("--resources", "gpu=1"), 1)])
+def test_snakemake_starts_no_more_jobs_than_there_are_devices_unless_told(
+    workstation: Checkout, settings: dict[str, Any], tmp_path: Path, options: tuple[str, ...], together: int
+) -> None:
+    other, targets = changed(settings, "auto")
+    with ThreadPoolExecutor() as pool:
+        with held(tmp_path / "locks", "GPU-00000000-aaaa", "GPU-22222222-cccc"):
+            running = pool.submit(workstation.run, other, *targets, *options, cores=4)
+            deadline = time.monotonic() + 300
+            while waiting(workstation) < together and not running.done() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            time.sleep(10)  # in which one more could have come
+            assert waiting(workstation) == together
+        outcome = running.result()
+    assert outcome.returncode == 0, outcome.stderr
+    leases = leases_of(workstation)
+    assert len(leases) == 3 and set(leases) <= {"0", "2"}
 
 
 def test_jobs_that_are_to_run_on_cpus_lease_nothing(
@@ -68,11 +104,3 @@ def test_jobs_that_are_to_run_on_cpus_lease_nothing(
     outcome = workstation.run(other, targets[0])
     assert outcome.returncode == 0, outcome.stderr
     assert not list((tmp_path / "locks").iterdir())
-
-
-def test_what_the_user_says_counts(workstation: Checkout, settings: dict[str, Any]) -> None:
-    other, targets = changed(settings, "auto")
-    outcome = workstation.run(other, *targets, "--resources", "gpu=1")
-    assert outcome.returncode == 0, outcome.stderr
-    leases, waited = leases_of(workstation)
-    assert leases == ["2", "2", "2"] and not waited
