@@ -28,7 +28,7 @@ HELD_OUT = {"tokens held", "perplexity_dense", "perplexity evo", "card evo"} | R
 MODEL = {"model"} | CALIBRATION | SEARCH_TEXT | HELD_OUT | TASKS
 CHAIN = {"variants_chain gptq"} | SEARCH
 OTHER_SEARCH = {"search other", "stitch other", "card other", "perplexity other", "tasks other"} | REPORT
-SEEDS = {f"{job}-seed{seed}" for job in SEARCH - REPORT for seed in (0, 1)} | REPORT
+SEEDS = {f"{job}-seed{seed}" for job in SEARCH - REPORT for seed in (0, 1)} | {"study_comparison"} | REPORT
 
 # Setting, another value, and what must run again. A setting of a kind that the run does not have is changed together
 # with the kind; its own part in the slice is checked in tests/unit/test_config.py.
