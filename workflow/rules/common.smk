@@ -45,19 +45,6 @@ try:
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
 
-
-def remember_targets():
-    """Mark what was asked for, and will be made again, as incomplete until it is.
-
-    If a job fails on the way, its own outputs are gone, and Snakemake does not miss intermediate files: the next run
-    would take an old report for the end of a run that never got there.
-    """
-    dag = workflow.dag
-    asked = {job for target in dag.targetjobs for job in ([target] if target.output else dag.dependencies[target])}
-    for job in filter(dag.needrun, asked):
-        workflow.persistence.started(job)
-
-
 LOGS = RESULTS.root / "logs"
 SEARCHES = list(SETTINGS.searches)
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
@@ -162,6 +149,32 @@ def all_blocks(variants):
     # Asking for what only a chain leaves makes it run where another propagation has made the variants before.
     states = [manifest_path(RESULTS.chain_state(variants, block)) for block in BLOCKS if variants in CHAINS]
     return [*with_manifest(*tensors), *tables, *states]
+
+
+def made_on_the_way():
+    """What the report rests on: outputs of every job before it, but for files that go after use."""
+    used = dict.fromkeys(search.variants for search in SETTINGS.searches.values())
+    yield RESULTS.layers
+    yield from map(RESULTS.tokens, [*EVALUATION_SETS, *(["search"] if SEARCHES else [])])
+    if set(used) - set(DROPS):
+        yield RESULTS.tokens("calibration")
+    if SETTINGS.hessians.keep and set(used) - set(DROPS) - set(CHAINS):
+        yield from map(RESULTS.hessian, BLOCKS)
+    for variants in used:
+        yield from map(Path, all_blocks(variants))
+    yield from map(RESULTS.configuration, SEARCHES)
+    yield from map(RESULTS.stitched_manifest, SEARCHES)
+    for model in [DENSE, *SEARCHES]:
+        yield from [RESULTS.perplexity(model), RESULTS.tasks(model)]
+
+
+def lost():
+    """What a failed job has left undone. Snakemake removes it, with its record, and does not miss it as long as what
+    was made of it earlier is there: the next run would take an old report for the end of one that never got there.
+    What was removed by hand, to have the space, still has its record and is not missed.
+    """
+    records = FilePersistence(nolock=True)
+    return [path for path in made_on_the_way() if not path.exists() and not records.metadata(IOFile(path))]
 
 
 def studied(tables, section, others=(RESULTS.report, RESULTS.summary)):

@@ -1,0 +1,91 @@
+"""An artifact that is cut short, or has a bit changed: the job that reads it names it and sets it aside, Snakemake
+plans to make it again, and the end is the same as if it had never been damaged.
+"""
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import TARGETS, Run, fault_settings
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(sys.platform != "linux", reason="the zygote needs Linux"),
+]
+# What is damaged, the job that reads it, the job that made it, and whether to run what Snakemake plans then.
+CASES = [
+    ("model.json", "tokens search", "model", False),
+    ("model/config.json", "hessians 0", "model", False),
+    ("model/tokenizer.json", "tasks_dense", "model", False),
+    ("model/model.safetensors", "perplexity_dense", "model", False),
+    ("layers.parquet", "variants gptq 001", "model", False),
+    ("tokens/calibration.parquet", "hessians 1", "tokens calibration", False),
+    ("hessians/shard_0/block_001.safetensors", "hessian_sum 001", "hessians 0", False),
+    ("hessians/shard_1/block_001.json", "hessian_sum 001", "hessians 1", False),
+    ("hessians/block_001.safetensors", "variants gptq 001", "hessian_sum 001", False),
+    ("variants/gptq/block_001.safetensors", "search evo", "variants gptq 001", True),
+    ("variants/gptq/block_002.parquet", "search evo", "variants gptq 002", False),
+    ("variants/chain/chain/block_000.safetensors", "variants_chain chain 001", "variants_chain chain 000", False),
+    ("search/evo/configuration.parquet", "stitch evo", "search evo", False),
+    ("search/evo/trace.parquet", "report", "search evo", False),
+    ("models/evo/model.safetensors", "perplexity evo", "stitch evo", True),
+    ("models/evo.json", "card evo", "stitch evo", False),
+    ("evaluation/dense/hidden_held.safetensors", "perplexity evo", "perplexity_dense", False),
+    ("evaluation/evo/perplexity.parquet", "card evo", "perplexity evo", True),
+    ("evaluation/even/tasks.parquet", "report", "tasks even", False),
+]
+
+
+def damage(path: Path, dice: random.Random) -> str:
+    """Change a bit, cut the end off or blank a part; a linked file becomes one of our own, so that its source stays."""
+    content = bytearray(path.read_bytes())
+    how = dice.choice(["bit", "cut", "blank"])
+    if how == "bit":
+        place = dice.randrange(len(content))
+        content[place] ^= 1 << dice.randrange(8)
+        if path.suffix == ".json" and content[place : place + 1].isspace():
+            content[place] = ord("#")  # blanks in JSON may change freely
+    elif how == "cut":
+        del content[dice.randrange(len(content)) :]
+    else:
+        start = dice.randrange(len(content) - 8)
+        content[start : start + 4096] = b"\x01" * len(content[start : start + 4096])
+    path.unlink()
+    path.write_bytes(content)
+    return how
+
+
+@pytest.mark.parametrize(("path", "reader", "maker", "rerun"), CASES, ids=[case[0] for case in CASES])
+def test_what_is_damaged_is_named_and_made_again(
+    whole: Run,
+    settings: dict[str, Any],
+    dice: random.Random,
+    tmp_path: Path,
+    path: str,
+    reader: str,
+    maker: str,
+    rerun: bool,
+) -> None:
+    run = whole.copy(tmp_path / "evopress")
+    how = damage(run.results / path, dice)
+    found = run.contents()
+    ended = run.start(run.job(reader))
+    assert ended.code == 1, how
+    assert f"results/tiny/{path}" in ended.output or path.startswith("model/"), ended.output
+    assert "damaged (" in ended.output and "run again to remake it" in ended.output and "Traceback" not in ended.output
+    after = run.contents()
+    untouched = {name for name in after if not name.endswith(".damaged")} - set(run.job(reader).outputs)
+    assert all(after[name] == found[name] for name in untouched)
+    assert any(name.endswith(".damaged") for name in after), how
+    for target in ("report.html", "archives/evo.safetensors", "archives/even.safetensors"):
+        (run.results / target).unlink(missing_ok=True)  # where a job failed, the next run makes its targets anyway
+    jobs = run.checkout.jobs(fault_settings(settings), targets=TARGETS)
+    assert {maker, reader} <= {job.name for job in jobs}
+    if rerun:
+        for job in jobs:
+            ended = run.start(job)
+            assert ended.code == 0, f"{job.name}: {ended.output}"
+        now = {name: content for name, content in run.contents().items() if not name.endswith(".damaged")}
+        assert now == whole.contents()
