@@ -1,6 +1,7 @@
 """Snakemake that asks a cluster for news every second: the executor doubles its patience while tiny jobs end."""
 
 import asyncio
+import signal
 
 from snakemake.cli import main
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
@@ -11,5 +12,6 @@ async def _second(executor: RemoteExecutor) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell start without it
     RemoteExecutor.sleep = _second
     main()
