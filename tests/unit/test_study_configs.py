@@ -68,7 +68,7 @@ def _kept(size: int) -> Sequence[int]:
     [
         ("comparison-quantization", 0.01),  # a start from sensitivities costs what it costs
         ("comparison-sparsity", 0.01),
-        ("comparison-depth", 0),
+        ("comparison-depth", 0.01),
         ("mutation", 0),
         ("fitness", 0),
         ("steps", 0),
