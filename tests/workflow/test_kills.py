@@ -151,6 +151,22 @@ def test_snakemake_is_killed_and_run_again(
     assert {path: now[path] for path in finished} == finished, "finished artifacts were made again"
     again = command(checkout, "--cores", "2")
     assert "Nothing to be done" in again.stderr, again.stderr
+    check_damage_is_mended(run, expected)
+
+
+def check_damage_is_mended(run: Run, expected: dict[str, Any]) -> None:
+    """A job that fails on a damaged input ends the run; the next one mends it, though the report of before is there."""
+    path = run.results / "search" / "evo" / "configuration.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    failed = command(run.checkout, "--cores", "2", "--forcerun", "stitch")
+    assert failed.returncode == 1
+    assert "search/evo/configuration.parquet: damaged (differs from its checksum" in failed.stderr
+    mended = command(run.checkout, "--cores", "2")
+    assert mended.returncode == 0, mended.stderr
+    (path.parent / "configuration.parquet.damaged").unlink()
+    assert run.contents() == expected
 
 
 def command(checkout: Checkout, *arguments: str) -> subprocess.CompletedProcess[str]:

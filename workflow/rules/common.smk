@@ -151,30 +151,37 @@ def all_blocks(variants):
     return [*with_manifest(*tensors), *tables, *states]
 
 
-def made_on_the_way():
-    """What the report rests on: outputs of every job before it, but for files that go after use."""
-    used = dict.fromkeys(search.variants for search in SETTINGS.searches.values())
+def small_results():
+    """Outputs of jobs before the report that nobody removes to have the space."""
+    searched = [search.variants for search in SETTINGS.searches.values()]
     yield RESULTS.layers
     yield from map(RESULTS.tokens, [*EVALUATION_SETS, *(["search"] if SEARCHES else [])])
-    if set(used) - set(DROPS):
+    if set(searched) - set(DROPS):
         yield RESULTS.tokens("calibration")
-    if SETTINGS.hessians.keep and set(used) - set(DROPS) - set(CHAINS):
-        yield from map(RESULTS.hessian, BLOCKS)
-    for variants in used:
-        yield from map(Path, all_blocks(variants))
     yield from map(RESULTS.configuration, SEARCHES)
     yield from map(RESULTS.stitched_manifest, SEARCHES)
     for model in [DENSE, *SEARCHES]:
         yield from [RESULTS.perplexity(model), RESULTS.tasks(model)]
 
 
-def lost():
-    """What a failed job has left undone. Snakemake removes it, with its record, and does not miss it as long as what
-    was made of it earlier is there: the next run would take an old report for the end of one that never got there.
-    What was removed by hand, to have the space, still has its record and is not missed.
+def large_results():
+    """Outputs of jobs before the report that may be removed, once used, to have the space."""
+    used = dict.fromkeys(search.variants for search in SETTINGS.searches.values())
+    if SETTINGS.hessians.keep and set(used) - set(DROPS) - set(CHAINS):
+        yield from map(RESULTS.hessian, BLOCKS)
+    for variants in used:
+        yield from map(Path, all_blocks(variants))
+
+
+def unfinished():
+    """What a failed job has left undone. Snakemake removes its outputs, with their records, and damaged inputs are set
+    aside; neither is missed as long as what was made of it earlier is there: the next run would take an old report for
+    the end of one that never got there. What was removed by hand, to have the space, still has its record and is not
+    missed.
     """
     records = FilePersistence(nolock=True)
-    return [path for path in made_on_the_way() if not path.exists() and not records.metadata(IOFile(path))]
+    yield from small_results()
+    yield from (path for path in large_results() if not path.exists() and not records.metadata(IOFile(path)))
 
 
 def studied(tables, section, others=(RESULTS.report, RESULTS.summary)):
