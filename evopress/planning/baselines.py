@@ -13,7 +13,7 @@ from evopress.config.search import BruteSettings, DpSettings, GreedySettings, Sc
 from evopress.planning.judging import dense_layers, memory_plan, minibatch, passes_of, peak_memory
 from evopress.planning.shape import ModelShape
 from evopress.planning.space import kept_share, planned_space
-from evopress.search.prefixes import plan_block
+from evopress.search.engine.prefixes import plan_block
 from evopress.search.space import Space, Unit
 from evopress.search.strategies import brute, dp, greedy, scores
 

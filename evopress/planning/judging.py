@@ -4,7 +4,7 @@ import pandas as pd
 
 from evopress.device import resolve_device
 from evopress.planning.shape import ModelShape
-from evopress.search.memory import ACTIVATION_WIDTH, MemoryPlan, divide_memory, score_bytes
+from evopress.search.engine.memory import ACTIVATION_WIDTH, MemoryPlan, divide_memory, score_bytes
 from evopress.search.minibatch import Minibatch
 
 

@@ -11,8 +11,8 @@ from evopress.planning.judging import dense_layers, memory_plan, minibatch, pass
 from evopress.planning.shape import ModelShape
 from evopress.planning.sharing import Sharing, Unrelated
 from evopress.planning.space import kept_share, planned_space
-from evopress.search.initial import even_candidate
-from evopress.search.memory import MemoryPlan
+from evopress.search.engine.memory import MemoryPlan
+from evopress.search.evolution.initial import even_candidate
 from evopress.search.space import Space
 
 

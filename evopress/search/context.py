@@ -7,9 +7,9 @@ from typing import Any, Generic, TypeVar
 from evopress.artifacts.paths import Results
 from evopress.artifacts.variants import VariantStore
 from evopress.config.compute import ComputeSettings
-from evopress.search.effort import Effort
-from evopress.search.ranks import Ranks
-from evopress.search.resume import ResumeFolder
+from evopress.search.processes.ranks import Ranks
+from evopress.search.record.effort import Effort
+from evopress.search.record.resume import ResumeFolder
 from evopress.search.space import Candidate, Space
 
 S = TypeVar("S")

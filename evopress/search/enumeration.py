@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from evopress.search.evolution import State, require_number, select_next
+from evopress.search.evolution.generations import State, require_number, select_next
+from evopress.search.evolution.selection import Evaluator, Known, Step, select
 from evopress.search.rounds import Round, Rounds
-from evopress.search.selection import Evaluator, Known, Step, select
 
 
 def enumeration(candidates: NDArray[np.int16], part: int, tokens: int, seed: int) -> Rounds:

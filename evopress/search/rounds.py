@@ -12,16 +12,16 @@ import numpy as np
 
 from evopress.progress import log, progress
 from evopress.search.context import Context, Found
-from evopress.search.cooperation import Leader, follow
-from evopress.search.effort import Counted, Effort
-from evopress.search.evaluator import open_evaluator, require_tokens, search_text
-from evopress.search.evolution import State
-from evopress.search.forward import Check
-from evopress.search.objectives import Fitness
-from evopress.search.resume import ResumeFolder
-from evopress.search.selection import Evaluator
-from evopress.search.termination import stop_on_sigterm
-from evopress.search.trace import TraceRow
+from evopress.search.engine.evaluator import open_evaluator, require_tokens, search_text
+from evopress.search.engine.forward import Check
+from evopress.search.engine.objectives import Fitness
+from evopress.search.evolution.generations import State
+from evopress.search.evolution.selection import Evaluator
+from evopress.search.processes.cooperation import Leader, follow
+from evopress.search.processes.termination import stop_on_sigterm
+from evopress.search.record.effort import Counted, Effort
+from evopress.search.record.resume import ResumeFolder
+from evopress.search.record.trace import TraceRow
 
 Round = tuple[State, list[TraceRow]]
 """State after a round, and the judgements that led to it."""

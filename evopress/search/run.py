@@ -3,7 +3,7 @@
 from evopress.artifacts.paths import Results
 from evopress.config.compute import ComputeSettings
 from evopress.config.search import SearchSettings
-from evopress.search.launch import Job, run_in_processes
+from evopress.search.processes.launch import Job, run_in_processes
 from evopress.search.stage import search
 
 

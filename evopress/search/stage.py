@@ -27,10 +27,11 @@ from evopress.config.search import (
 from evopress.device import resolve_device
 from evopress.progress import log
 from evopress.search.context import Context, Found, Strategy
-from evopress.search.effort import Effort, effort_table
 from evopress.search.opening import Choices, open_choices
-from evopress.search.ranks import Ranks
-from evopress.search.resume import ResumeFolder
+from evopress.search.processes.ranks import Ranks
+from evopress.search.record.effort import Effort, effort_table
+from evopress.search.record.resume import ResumeFolder
+from evopress.search.record.trace import trace_table
 from evopress.search.space import Candidate, GroupRule
 from evopress.search.strategies.brute import brute
 from evopress.search.strategies.dp import dynamic_programming
@@ -41,7 +42,6 @@ from evopress.search.strategies.owl import owl
 from evopress.search.strategies.random import random_search
 from evopress.search.strategies.scores import scores
 from evopress.search.strategies.uniform import uniform_candidate
-from evopress.search.trace import trace_table
 
 
 def search(

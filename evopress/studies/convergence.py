@@ -13,9 +13,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from evopress.artifacts.study_tables import CONVERGENCE
-from evopress.search.evolution import State, next_generation
+from evopress.search.evolution.generations import State, next_generation
+from evopress.search.evolution.selection import Judgement, Step
 from evopress.search.minibatch import Minibatch
-from evopress.search.selection import Judgement, Step
 from evopress.search.space import Level, Space, Unit
 
 DRAWN = "min(U(1,3), U(1,3))"

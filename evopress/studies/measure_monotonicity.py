@@ -13,14 +13,14 @@ from evopress.config.studies import MonotonicitySettings, require_text
 from evopress.errors import ConfigError
 from evopress.planning.text import columns
 from evopress.search.context import Context
-from evopress.search.evaluator import open_evaluator, search_text
-from evopress.search.fitness import ModelEvaluator
+from evopress.search.engine.evaluator import open_evaluator, search_text
+from evopress.search.engine.fitness import ModelEvaluator
+from evopress.search.engine.objectives import Fitness
 from evopress.search.minibatch import Minibatch
-from evopress.search.objectives import Fitness
 from evopress.search.opening import open_choices
-from evopress.search.ranks import Ranks
-from evopress.search.resume import ResumeFolder
-from evopress.search.termination import stop_on_sigterm
+from evopress.search.processes.ranks import Ranks
+from evopress.search.processes.termination import stop_on_sigterm
+from evopress.search.record.resume import ResumeFolder
 from evopress.studies.monotonicity import Judge, find_pairs, sample
 from evopress.studies.words import monotonicity_findings, monotonicity_rows
 

@@ -14,8 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from evopress.artifacts.study_tables import MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
-from evopress.search.initial import initial_candidates
-from evopress.search.mutation import mutate
+from evopress.search.evolution.initial import initial_candidates
+from evopress.search.evolution.mutation import mutate
 from evopress.search.space import Candidate, Space
 
 Judge = Callable[[NDArray[np.int16]], NDArray[np.float64]]

@@ -35,11 +35,11 @@ from evopress.data.tokens import read_tokens, write_tokens
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.sources import prepare_model
-from evopress.search.evaluator import model_evaluator
-from evopress.search.fitness import ModelEvaluator
+from evopress.search.engine.evaluator import model_evaluator
+from evopress.search.engine.fitness import ModelEvaluator
+from evopress.search.engine.objectives import Fitness
+from evopress.search.evolution.mutation import make_offspring
 from evopress.search.minibatch import Minibatch
-from evopress.search.mutation import make_offspring
-from evopress.search.objectives import Fitness
 from evopress.search.space import Level, Space, Unit, make_space
 from evopress.search.strategies.uniform import uniform_candidate
 

@@ -31,8 +31,8 @@ from evopress.config.variants import DropSettings
 from evopress.data.tokens import read_tokens
 from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
-from evopress.search.block_scores import SCORES, block_scores
-from evopress.search.fitness import ModelEvaluator
+from evopress.search.engine.block_scores import SCORES, block_scores
+from evopress.search.engine.fitness import ModelEvaluator
 from evopress.search.run import run_search
 from evopress.search.strategies.scores import least, least_window
 

@@ -11,11 +11,11 @@ from evopress.config.search import EvolutionSettings, GreedySettings, RandomSett
 from evopress.errors import ConfigError, SearchError
 from evopress.search.context import Found
 from evopress.search.enumeration import enumeration, fitness_of_each
+from evopress.search.evolution.sampling import random_candidate, random_candidates
+from evopress.search.evolution.selection import Judgement
 from evopress.search.minibatch import draw_minibatch
-from evopress.search.resume import ResumeFolder
+from evopress.search.record.resume import ResumeFolder
 from evopress.search.rounds import Rounds, run_rounds
-from evopress.search.sampling import random_candidate, random_candidates
-from evopress.search.selection import Judgement
 from evopress.search.space import Level, Space, Unit, make_space
 from evopress.search.strategies.brute import every_choice
 from evopress.search.strategies.evolution import generations

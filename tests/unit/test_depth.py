@@ -22,17 +22,17 @@ from evopress.models.blockwise import BlockwiseModel
 from evopress.models.modules import modules_of
 from evopress.models.propagation import final_hidden
 from evopress.models.structure import layer_table, linear_layers
-from evopress.search.counters import Counters
 from evopress.search.depth import make_depth_space, units_from_modules
-from evopress.search.fitness import ModelEvaluator
-from evopress.search.initial import initial_candidates
-from evopress.search.memory import MemoryPlan
+from evopress.search.engine.counters import Counters
+from evopress.search.engine.fitness import ModelEvaluator
+from evopress.search.engine.memory import MemoryPlan
+from evopress.search.engine.objectives import make_objective
+from evopress.search.engine.weights import VariantBlocks
+from evopress.search.evolution.initial import initial_candidates
+from evopress.search.evolution.mutation import make_offspring
 from evopress.search.minibatch import Minibatch
-from evopress.search.mutation import make_offspring
-from evopress.search.objectives import make_objective
 from evopress.search.run import run_search
 from evopress.search.space import DENSE_LEVEL, Level, Unit
-from evopress.search.weights import VariantBlocks
 
 PLENTY = MemoryPlan(weights=1 << 30, hidden=1 << 30, run_tokens=4096, score_tokens=4096)
 SCARCE = MemoryPlan(weights=1 << 14, hidden=1 << 14, run_tokens=16, score_tokens=16)

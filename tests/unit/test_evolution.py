@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from evopress.errors import SearchError
-from evopress.search.evolution import State, first_state, next_generation
-from evopress.search.initial import even_candidate
+from evopress.search.evolution.generations import State, first_state, next_generation
+from evopress.search.evolution.initial import even_candidate
+from evopress.search.evolution.selection import Judgement, Step, select
 from evopress.search.minibatch import draw_minibatch
-from evopress.search.resume import ResumeFolder
-from evopress.search.selection import Judgement, Step, select
+from evopress.search.record.resume import ResumeFolder
+from evopress.search.record.trace import PARENT
 from evopress.search.space import Level, Space, Unit, make_space
-from evopress.search.trace import PARENT
 
 
 class Linear:

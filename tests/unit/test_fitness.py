@@ -14,15 +14,15 @@ from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
 from evopress.models.structure import linear_layers
-from evopress.search.counters import Counters
-from evopress.search.fitness import ModelEvaluator, even_slices
-from evopress.search.memory import MemoryPlan, block_weights, plan_memory
+from evopress.search.engine.counters import Counters
+from evopress.search.engine.fitness import ModelEvaluator, even_slices
+from evopress.search.engine.memory import MemoryPlan, block_weights, plan_memory
+from evopress.search.engine.objectives import make_objective
+from evopress.search.engine.prefixes import plan_block
+from evopress.search.engine.streams import SideStream
+from evopress.search.engine.weights import VariantBlocks, WeightCache
 from evopress.search.minibatch import Minibatch
-from evopress.search.objectives import make_objective
-from evopress.search.prefixes import plan_block
 from evopress.search.space import Level, Unit
-from evopress.search.streams import SideStream
-from evopress.search.weights import VariantBlocks, WeightCache
 
 CPU = torch.device("cpu")
 LEVELS = 3

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evopress.search.initial import even_candidate, initial_candidates
-from evopress.search.mutation import MOST_CHANGES, draw_switches, make_offspring, mutate, switch_levels
+from evopress.search.evolution.initial import even_candidate, initial_candidates
+from evopress.search.evolution.mutation import MOST_CHANGES, draw_switches, make_offspring, mutate, switch_levels
 from evopress.search.space import Level, Space, Unit, make_space
 
 

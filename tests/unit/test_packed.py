@@ -9,7 +9,7 @@ from search_run import prepare
 from evopress.artifacts.read_ahead import ReadAhead
 from evopress.artifacts.variants import VariantStore
 from evopress.errors import ArtifactError
-from evopress.search.packed import PackedWeights
+from evopress.search.engine.packed import PackedWeights
 
 CPU = torch.device("cpu")
 

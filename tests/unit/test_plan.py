@@ -38,13 +38,13 @@ from evopress.planning.sharing import Sharing
 from evopress.planning.stages import hessian_bytes, stages
 from evopress.planning.text import amount
 from evopress.planning.variants import variant_table
-from evopress.search.evaluator import model_evaluator
-from evopress.search.evolution import first_state, next_generation
-from evopress.search.initial import even_candidate
-from evopress.search.mutation import make_offspring
-from evopress.search.objectives import Fitness
-from evopress.search.prefixes import plan_block
-from evopress.search.selection import Step
+from evopress.search.engine.evaluator import model_evaluator
+from evopress.search.engine.objectives import Fitness
+from evopress.search.engine.prefixes import plan_block
+from evopress.search.evolution.generations import first_state, next_generation
+from evopress.search.evolution.initial import even_candidate
+from evopress.search.evolution.mutation import make_offspring
+from evopress.search.evolution.selection import Step
 from evopress.search.space import Level, Unit, make_space, units_from_variants
 
 CPU = torch.device("cpu")

@@ -26,8 +26,8 @@ from evopress.planning.search import search_work
 from evopress.planning.shape import ModelShape, shape_of
 from evopress.planning.sharing import Unrelated
 from evopress.planning.variants import variant_table
-from evopress.search.counters import Counters
-from evopress.search.fitness import ModelEvaluator
+from evopress.search.engine.counters import Counters
+from evopress.search.engine.fitness import ModelEvaluator
 from evopress.search.run import run_search
 
 VARIANTS: dict[str, VariantSettings] = {

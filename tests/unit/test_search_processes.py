@@ -21,10 +21,10 @@ from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.search import EvolutionSettings, GreedySettings
 from evopress.errors import ConfigError, SearchError
-from evopress.search import launch
-from evopress.search.launch import Job
+from evopress.search.processes import launch
+from evopress.search.processes.launch import Job
+from evopress.search.processes.worker import threads_of_process
 from evopress.search.run import run_search
-from evopress.search.worker import threads_of_process
 
 TWO = ComputeSettings(device="cpu", memory_gb=0.01, processes=2, threads=2)
 SETTINGS = MIXED.model_copy(update={"generations": 40})
@@ -94,7 +94,7 @@ def workers_of(pid: int) -> list[int]:
             command = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if parent == pid and b"evopress.search.worker" in command:
+        if parent == pid and b"evopress.search.processes.worker" in command:
             found[int(command[-2])] = int(folder.name)
     return [found[rank] for rank in sorted(found)]
 

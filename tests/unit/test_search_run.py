@@ -28,8 +28,8 @@ from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.config.compute import ComputeSettings
 from evopress.config.search import SearchSettings, UniformSettings
 from evopress.errors import ArtifactError, ConfigError
-from evopress.search.fitness import ModelEvaluator
-from evopress.search.resume import ResumeFolder
+from evopress.search.engine.fitness import ModelEvaluator
+from evopress.search.record.resume import ResumeFolder
 from evopress.search.run import run_search
 
 
@@ -123,7 +123,7 @@ def test_tokens_of_another_model_are_refused(results: Results) -> None:
 # --- death and restart ---------------------------------------------------------------------------------------------
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["evopress.search.run", "evopress.search.fitness"])
+CONTEXT.set_forkserver_preload(["evopress.search.run", "evopress.search.engine.fitness"])
 
 
 def _search_and_die(root: str, settings: SearchSettings, moment: tuple[str, int, int] | None) -> None:

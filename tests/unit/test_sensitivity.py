@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from evopress.search.evolution import first_state
-from evopress.search.initial import even_candidate
+from evopress.search.evolution.generations import first_state
+from evopress.search.evolution.initial import even_candidate
+from evopress.search.evolution.selection import Judgement
+from evopress.search.evolution.sensitivity import allocate, measured_start
 from evopress.search.minibatch import draw_minibatch
-from evopress.search.selection import Judgement
-from evopress.search.sensitivity import allocate, measured_start
 from evopress.search.space import DENSE_LEVEL, Level, Space, Unit, make_space
 
 ERRORS = {2: 0.03, 3: 0.007, 4: 0.0016, 5: 0.0004, 6: 0.0001}

@@ -12,7 +12,7 @@ from evopress.config.base import parse_section
 from evopress.config.settings import Settings
 from evopress.config.variants import MagnitudeSettings, SparseGptSettings
 from evopress.errors import CompressionError, ConfigError
-from evopress.search.initial import even_candidate
+from evopress.search.evolution.initial import even_candidate
 from evopress.search.space import Space, budget_for, make_space, units_from_variants
 from evopress.search.strategies.uniform import uniform_candidate
 

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from evopress.search.prefixes import plan_block
-from evopress.search.split import Share, new_blocks, partition, share_out
+from evopress.search.engine.prefixes import plan_block
+from evopress.search.processes.split import Share, new_blocks, partition, share_out
 
 BLOCKS = 4
 BLOCK_OF = np.repeat(np.arange(BLOCKS), 2)

@@ -9,9 +9,9 @@ from test_config import REPOSITORY
 from evopress.config.overlays import read_yaml
 from evopress.config.search import EvolutionSettings, RandomSettings
 from evopress.config.settings import Settings, lay_over
-from evopress.search.effort import Counted
+from evopress.search.evolution.selection import Judgement
 from evopress.search.minibatch import Minibatch, draw_minibatch
-from evopress.search.selection import Judgement
+from evopress.search.record.effort import Counted
 from evopress.search.space import DENSE_LEVEL, Level, Space, Unit, make_space
 from evopress.search.strategies.evolution import generations
 from evopress.search.strategies.random import draws

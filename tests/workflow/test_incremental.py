@@ -215,7 +215,7 @@ def test_an_edited_source_repeats_what_reads_it(
         ("evopress/data/windows.py", TOKENS | CALIBRATION | SEARCH_TEXT | HELD_OUT),
         ("evopress/compression/hessian.py", HESSIANS),
         ("evopress/compression/gptq.py", VARIANTS),
-        ("evopress/search/mutation.py", SEARCH),
+        ("evopress/search/evolution/mutation.py", SEARCH),
         ("evopress/search/strategies/uniform.py", SEARCH),
         ("evopress/config/search.py", SEARCH),
         ("evopress/stitch/run.py", STITCH),

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from evopress.config.search import BruteSettings
 from evopress.errors import ConfigError
 from evopress.search.context import Context, Found
+from evopress.search.engine.objectives import Fitness
 from evopress.search.enumeration import enumeration
-from evopress.search.objectives import Fitness
 from evopress.search.rounds import search_by_model
 from evopress.search.space import Space
 

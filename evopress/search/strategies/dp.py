@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from evopress.config.search import DpSettings
 from evopress.errors import ArtifactError
 from evopress.search.context import Context, Found
-from evopress.search.effort import Effort
+from evopress.search.engine.objectives import Fitness
 from evopress.search.enumeration import enumeration, fitness_of_each
-from evopress.search.knapsack import least_error
-from evopress.search.objectives import Fitness
+from evopress.search.record.effort import Effort
 from evopress.search.rounds import search_by_model
 from evopress.search.space import DENSE_LEVEL, Space
+from evopress.search.strategies.knapsack import least_error
 
 PART = 64
 """Candidates that are judged between two moments at which a search may be killed without loss."""

@@ -2,12 +2,12 @@
 
 from evopress.config.search import EvolutionSettings
 from evopress.search.context import Context, Found
-from evopress.search.evaluator import require_tokens
-from evopress.search.evolution import first_state, next_generation
-from evopress.search.initial import even_candidate
-from evopress.search.objectives import Fitness
+from evopress.search.engine.evaluator import require_tokens
+from evopress.search.engine.objectives import Fitness
+from evopress.search.evolution.generations import first_state, next_generation
+from evopress.search.evolution.initial import even_candidate
+from evopress.search.evolution.selection import Step
 from evopress.search.rounds import Rounds, search_by_model
-from evopress.search.selection import Step
 from evopress.search.space import Space
 
 

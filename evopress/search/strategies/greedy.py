@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from evopress.config.search import GreedySettings
 from evopress.search.context import Context, Found
-from evopress.search.evolution import State, require_number
-from evopress.search.objectives import Fitness
+from evopress.search.engine.objectives import Fitness
+from evopress.search.evolution.generations import State, require_number
+from evopress.search.evolution.selection import Evaluator, judge
+from evopress.search.record.trace import PARENT, TraceRow
 from evopress.search.rounds import Round, Rounds, search_by_model
-from evopress.search.selection import Evaluator, judge
 from evopress.search.space import Candidate, Space
-from evopress.search.trace import PARENT, TraceRow
 
 
 def greedy(context: Context[GreedySettings]) -> Found | None:

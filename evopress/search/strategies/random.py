@@ -7,11 +7,11 @@ import numpy as np
 
 from evopress.config.search import RandomSettings
 from evopress.search.context import Context, Found
-from evopress.search.evolution import State, select_next
-from evopress.search.objectives import Fitness
+from evopress.search.engine.objectives import Fitness
+from evopress.search.evolution.generations import State, select_next
+from evopress.search.evolution.sampling import random_candidate, random_candidates
+from evopress.search.evolution.selection import Evaluator, Step
 from evopress.search.rounds import Round, Rounds, search_by_model
-from evopress.search.sampling import random_candidate, random_candidates
-from evopress.search.selection import Evaluator, Step
 from evopress.search.space import Space
 
 

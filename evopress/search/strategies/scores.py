@@ -15,17 +15,17 @@ from evopress.config.search import ScoresSettings
 from evopress.device import resolve_device
 from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
-from evopress.search.block_scores import SCORES, block_scores
 from evopress.search.context import Context, Found
-from evopress.search.effort import Effort
+from evopress.search.engine.block_scores import SCORES, block_scores
+from evopress.search.engine.evaluator import require_tokens, search_text
+from evopress.search.engine.memory import plan_memory
+from evopress.search.engine.objectives import Fitness
 from evopress.search.enumeration import enumeration, fitness_of_each
-from evopress.search.evaluator import require_tokens, search_text
-from evopress.search.memory import plan_memory
 from evopress.search.minibatch import draw_minibatch
-from evopress.search.objectives import Fitness
+from evopress.search.processes.termination import stop_on_sigterm
+from evopress.search.record.effort import Effort
 from evopress.search.rounds import search_by_model
 from evopress.search.space import Candidate, Space
-from evopress.search.termination import stop_on_sigterm
 
 PART = 16
 """Blocks that are judged between two moments at which a search may be killed without loss."""

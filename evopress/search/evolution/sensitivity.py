@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evopress.artifacts.measure import KEEP
-from evopress.search.initial import even_candidate
-from evopress.search.selection import Evaluator, judge
+from evopress.search.evolution.initial import even_candidate
+from evopress.search.evolution.selection import Evaluator, judge
+from evopress.search.record.trace import TraceRow
 from evopress.search.space import DENSE_LEVEL, Candidate, Space
-from evopress.search.trace import TraceRow
 
 Effects = NDArray[np.float64]
 """Rise in fitness by each level of each unit alone, [units, most levels]; 0 for units without a choice."""

@@ -21,11 +21,11 @@ import numpy as np
 from evopress.artifacts.atomic import write_text
 from evopress.errors import ArtifactError
 from evopress.progress import log
-from evopress.search.effort import Effort
-from evopress.search.evolution import State, retained
+from evopress.search.evolution.generations import State, retained
+from evopress.search.evolution.selection import Judgement, Known
 from evopress.search.minibatch import Minibatch
-from evopress.search.selection import Judgement, Known
-from evopress.search.trace import TraceRow
+from evopress.search.record.effort import Effort
+from evopress.search.record.trace import TraceRow
 
 _NOTHING = Effort()
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evopress.models.blockwise import BlockInputs
-from evopress.search.counters import Counters
-from evopress.search.prefixes import BlockPlan, plan_block
-from evopress.search.weights import VariantBlocks
+from evopress.search.engine.counters import Counters
+from evopress.search.engine.prefixes import BlockPlan, plan_block
+from evopress.search.engine.weights import VariantBlocks
 
 Check = Callable[[], None]
 """Called between pieces of work; raises if the search should stop."""

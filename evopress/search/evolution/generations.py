@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evopress.errors import SearchError
-from evopress.search.initial import initial_candidates
-from evopress.search.mutation import make_offspring
-from evopress.search.selection import Evaluator, Known, Step, select
-from evopress.search.sensitivity import measured_start
+from evopress.search.evolution.initial import initial_candidates
+from evopress.search.evolution.mutation import make_offspring
+from evopress.search.evolution.selection import Evaluator, Known, Step, select
+from evopress.search.evolution.sensitivity import measured_start
+from evopress.search.record.trace import TraceRow
 from evopress.search.space import Candidate, Space
-from evopress.search.trace import TraceRow
 
 
 @dataclass(frozen=True)

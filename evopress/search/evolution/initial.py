@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from evopress.search.mutation import ATTEMPTS, lower_to_budget, spend_slack
+from evopress.search.evolution.mutation import ATTEMPTS, lower_to_budget, spend_slack
 from evopress.search.space import Candidate, Space, Unit
 
 

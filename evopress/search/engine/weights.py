@@ -12,9 +12,9 @@ from evopress.artifacts.measure import DROP
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
 from evopress.models.modules import module_kind
 from evopress.models.structure import linear_layers
-from evopress.search.counters import Counters
+from evopress.search.engine.counters import Counters
+from evopress.search.engine.streams import Loaded, SideStream
 from evopress.search.space import DENSE_LEVEL, Unit
-from evopress.search.streams import Loaded, SideStream
 
 Unpack = Callable[[int, str, str], Tensor]
 """(block, layer, level label) -> weight [rows, columns] in the model's dtype, on its device."""

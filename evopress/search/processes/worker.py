@@ -1,4 +1,4 @@
-"""One process of a search that runs in several: `python -m evopress.search.worker FOLDER RANK`.
+"""One process of a search that runs in several: `python -m evopress.search.processes.worker FOLDER RANK`.
 
 Started by `launch`, which holds the other end of standard input: when that closes, whoever started this process is
 gone, and it ends at once rather than live on as an orphan.
@@ -19,10 +19,10 @@ from evopress.artifacts.damage import set_aside
 from evopress.device import device_of_rank
 from evopress.errors import ArtifactError, DamagedError, EvopressError
 from evopress.progress import log, setup_logging
-from evopress.search.job import LOST_PEER, JobFolder
-from evopress.search.ranks import LostPeerError, joined
+from evopress.search.processes.job import LOST_PEER, JobFolder
+from evopress.search.processes.ranks import LostPeerError, joined
+from evopress.search.processes.termination import EXIT_CODE
 from evopress.search.stage import search
-from evopress.search.termination import EXIT_CODE
 
 
 def main(folder: JobFolder, rank: int) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evopress.search.fitness import ModelEvaluator
+from evopress.search.engine.fitness import ModelEvaluator
+from evopress.search.evolution.selection import Judgement
 from evopress.search.minibatch import Minibatch
-from evopress.search.ranks import Ranks
-from evopress.search.selection import Judgement
-from evopress.search.split import share_out
+from evopress.search.processes.ranks import Ranks
+from evopress.search.processes.split import share_out
 
 
 class _Order(IntEnum):

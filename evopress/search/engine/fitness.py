@@ -7,13 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evopress.search.counters import Counters
-from evopress.search.forward import Check, advance
-from evopress.search.memory import MemoryPlan
+from evopress.search.engine.counters import Counters
+from evopress.search.engine.forward import Check, advance
+from evopress.search.engine.memory import MemoryPlan
+from evopress.search.engine.objectives import Objective, next_tokens
+from evopress.search.engine.weights import VariantBlocks
+from evopress.search.evolution.selection import Judgement
 from evopress.search.minibatch import Minibatch, draw_minibatch
-from evopress.search.objectives import Objective, next_tokens
-from evopress.search.selection import Judgement
-from evopress.search.weights import VariantBlocks
 
 
 class ModelEvaluator:

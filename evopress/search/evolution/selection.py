@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evopress.search.minibatch import Minibatch
-from evopress.search.trace import PARENT, TraceRow
+from evopress.search.record.trace import PARENT, TraceRow
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from evopress.errors import EvopressError, SearchError
 from evopress.progress import log_file
-from evopress.search import worker
-from evopress.search.job import LOST_PEER, Job, JobFolder
-from evopress.search.termination import stop_on_sigterm
+from evopress.search.processes import worker
+from evopress.search.processes.job import LOST_PEER, Job, JobFolder
+from evopress.search.processes.termination import stop_on_sigterm
 
 __all__ = ["Job", "run_in_processes"]
 

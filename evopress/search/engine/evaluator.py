@@ -15,15 +15,15 @@ from evopress.models.blockwise import BlockwiseModel
 from evopress.models.intact import require_intact
 from evopress.models.propagation import final_hidden
 from evopress.search.context import Context
-from evopress.search.counters import Counters
-from evopress.search.fitness import ModelEvaluator
-from evopress.search.forward import Check
-from evopress.search.memory import packed_limit, plan_memory
-from evopress.search.objectives import Fitness, make_objective
-from evopress.search.packed import PackedWeights
-from evopress.search.ranks import Ranks, in_parts
+from evopress.search.engine.counters import Counters
+from evopress.search.engine.fitness import ModelEvaluator
+from evopress.search.engine.forward import Check
+from evopress.search.engine.memory import packed_limit, plan_memory
+from evopress.search.engine.objectives import Fitness, make_objective
+from evopress.search.engine.packed import PackedWeights
+from evopress.search.engine.weights import ReadAhead, Unpack, VariantBlocks
+from evopress.search.processes.ranks import Ranks, in_parts
 from evopress.search.space import Space
-from evopress.search.weights import ReadAhead, Unpack, VariantBlocks
 
 
 def search_text(results: Results) -> torch.Tensor:

@@ -7,8 +7,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from evopress.artifacts.tables import EFFORT
+from evopress.search.evolution.selection import Evaluator, Judgement
 from evopress.search.minibatch import Minibatch
-from evopress.search.selection import Evaluator, Judgement
 
 
 @dataclass(frozen=True)

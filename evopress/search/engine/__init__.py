@@ -1,0 +1,1 @@
+"""The fitness engine: many candidates through the model together, block by block."""

@@ -1,0 +1,1 @@
+"""The evolutionary algorithm: starts, moves and selection."""

@@ -1,0 +1,1 @@
+"""A search in several processes."""

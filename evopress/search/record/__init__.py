@@ -1,0 +1,1 @@
+"""What a search leaves behind: its trace, its effort, and what it resumes from."""
