@@ -28,6 +28,10 @@ class _Strategy(Section):
         """Most tokens of the search text that are needed at once, by the setting that asks for them."""
         return {}
 
+    def rests_on(self) -> tuple[str, ...]:
+        """Other searches that must be finished before."""
+        return ()
+
 
 class _Seeded(_Strategy):
     """A strategy that draws random numbers; the class that is made of it has a `seed`."""
@@ -132,6 +136,11 @@ class EvolutionSettings(_Stepwise):
         description="Where the search starts: even (the paper's way), or from the effect of each layer alone on the "
         "fitness, which finds good configurations with few tokens.",
     )
+    start_from: tuple[Name, ...] = Field(
+        (),
+        description="Other searches whose configurations are starts, too; where one misses the budget, random units "
+        "are brought to it. The evolution goes on from the best start.",
+    )
     sensitivity_tokens: int = Field(
         512, ge=1, description="For start: sensitivity: tokens on which each layer alone is judged, at two levels."
     )
@@ -147,6 +156,10 @@ class EvolutionSettings(_Stepwise):
     def parents(self) -> int:
         """The population."""
         return self.population
+
+    def rests_on(self) -> tuple[str, ...]:
+        """Those that it starts from."""
+        return self.start_from
 
     def tokens_asked(self) -> dict[str, int]:
         """By steps and start."""

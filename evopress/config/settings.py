@@ -12,6 +12,7 @@ from evopress.config.data import DataSettings
 from evopress.config.evaluation import EvaluationSettings
 from evopress.config.families import level_problems
 from evopress.config.model import ModelSettings
+from evopress.config.order import order_problems
 from evopress.config.search import SearchSettings
 from evopress.config.seeds import repeated, written_name
 from evopress.config.studies import MonotonicitySettings, StudiesSettings, require_text
@@ -100,6 +101,7 @@ def _problems(settings: Settings) -> Iterator[str]:
         if name.endswith(".json"):
             yield f"{where}: models/{name} would be the manifest of another search's model; choose another name"
         yield from level_problems(where, search, settings.variants)
+        yield from order_problems(where, repetition, settings.searches, settings.variants)
         yield from _token_problems(where, search, settings.data.search.tokens)
     for name, study in settings.studies.monotonicity.items():
         yield from _study_problems(f"studies.monotonicity.{name}", study, settings)

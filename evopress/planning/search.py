@@ -208,8 +208,8 @@ def _start_tokens(settings: EvolutionSettings | RandomSettings, units: int, *, e
     """Tokens that candidates run before the first generation, at most."""
     if isinstance(settings, RandomSettings):
         return 0
-    starts = 1 if even_fits else settings.initial_candidates
+    starts = (1 if even_fits else settings.initial_candidates) + len(settings.start_from)
     if settings.start == "even":
-        return 0 if even_fits else starts * settings.initial_tokens
+        return 0 if starts == 1 else starts * settings.initial_tokens
     alone = (2 * units + 1) * settings.sensitivity_tokens  # the dense model, and each unit at two levels
     return alone + (starts + 1) * settings.initial_tokens

@@ -9,7 +9,7 @@ from typing import Any
 from evopress import __version__
 from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
-from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, write_table
+from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, read_table, write_table
 from evopress.artifacts.tensors import sha256
 from evopress.config.compute import ComputeSettings
 from evopress.config.search import (
@@ -29,7 +29,7 @@ from evopress.progress import log
 from evopress.search.context import Context, Found, Strategy
 from evopress.search.opening import Choices, open_choices
 from evopress.search.processes.ranks import Ranks
-from evopress.search.record.effort import Effort, effort_table
+from evopress.search.record.effort import Effort, effort_table, read_effort
 from evopress.search.record.resume import ResumeFolder
 from evopress.search.record.trace import trace_table
 from evopress.search.space import Candidate, GroupRule
@@ -70,7 +70,7 @@ def search(
         return
     provenance = Provenance("search", settings.model_dump_json(), read_model_fingerprint(results))
     write_table(trace_table(found.records), results.trace(name), TRACE, provenance)
-    write_table(effort_table(found.effort), results.effort(name), EFFORT, provenance)
+    write_table(effort_table(_whole_effort(found.effort, results, settings)), results.effort(name), EFFORT, provenance)
     write_table(choices.configuration(found.candidate), results.configuration(name), CONFIGURATION, provenance)
     resume.remove()
     log.info("search %s: %s", name, choices.describe(found.candidate))
@@ -116,8 +116,14 @@ def _open(results: Results, settings: SearchSettings, where: str, *, check: bool
     return open_choices(results, settings.variants, settings.target, rule, where, check=check)
 
 
+def _whole_effort(own: Effort, results: Results, settings: SearchSettings) -> Effort:
+    """What a search has taken, with what was spent on those that it rests on."""
+    return sum((read_effort(read_table(results.effort(name), EFFORT)) for name in settings.rests_on()), own)
+
+
 def _digest(results: Results, settings: SearchSettings, read: Sequence[str]) -> str:
-    """Identify everything that the result of a search depends on; ``read`` are digests of its variants."""
-    read = [read_model_fingerprint(results), sha256(results.tokens("search")), *read]
+    """Identify everything that the result of a search depends on: ``read`` are digests of its variants."""
+    earlier = [sha256(results.configuration(name)) for name in settings.rests_on()]
+    read = [read_model_fingerprint(results), sha256(results.tokens("search")), *read, *earlier]
     content = [__version__, settings.model_dump_json(), *read]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -84,8 +84,9 @@ def test_searches_of_a_study_judge_equally_many_tokens(config: str, tolerance: f
         space = space_of(search.variants)
         assert settings.data.search.sequence_length == SEQUENCE
         evaluator = Counted(_Objective(space, settings.data.search.tokens // SEQUENCE))
-        rounds = generations(space, search) if isinstance(search, EvolutionSettings) else draws(space, search)
         rng = np.random.default_rng(search.seed)
+        earlier = [space.top * 0 for _ in search.rests_on()]  # brought to the budget, as any other
+        rounds = generations(space, search, earlier) if isinstance(search, EvolutionSettings) else draws(space, search)
         state, rows = rounds.start(evaluator, rng)
         while rounds.left(state):
             state, more = rounds.advance(state, evaluator, rng)

@@ -78,6 +78,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("searches.evo.initial_candidates", 3, SEARCH),
     ("searches.evo.initial_tokens", 32, SEARCH),
     ("searches.evo.start", "sensitivity", SEARCH),
+    ("searches.evo.start_from", ["other"], OTHER_SEARCH | SEARCH),
     ("searches.evo.sensitivity_tokens", 32, SEARCH),
     ("searches.evo.population", 2, SEARCH),
     ("searches.evo.switches", 3, SEARCH),
@@ -126,6 +127,9 @@ def changed(settings: dict[str, Any], path: str, value: Any, sources: Path) -> d
         settings = replaced(settings, "searches.evo.tokens", [64, 128], sources)
     if path == "searches.evo.population":
         settings = replaced(settings, "searches.evo.survivors", [2], sources)
+    if path == "searches.evo.start_from":
+        other = {"strategy": "uniform", "variants": "gptq", "target": 3}
+        settings = replaced(settings, "searches.other", other, sources)
     if path == "searches.evo.seeds":
         evo = {key: content for key, content in settings["searches"]["evo"].items() if key != "seed"}
         settings = replaced(settings, "searches.evo", evo, sources)

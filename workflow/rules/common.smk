@@ -135,6 +135,12 @@ def hessians_of_search(wildcards):
     return with_manifest(*(RESULTS.hessian(block) for block in BLOCKS))
 
 
+def earlier_searches(wildcards):
+    """What other searches have found, and what that took, where a search starts from it."""
+    names = SETTINGS.searches[wildcards.search].rests_on()
+    return [path for name in names for path in (RESULTS.configuration(name), RESULTS.effort(name))]
+
+
 def searched_variants(wildcards):
     """Inputs that stand for all blocks of the variants that a search picks from."""
     return all_blocks(SETTINGS.searches[wildcards.search].variants)

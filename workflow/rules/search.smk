@@ -8,6 +8,7 @@ rule search:
         RESULTS.tokens("search"),
         searched_variants,
         hessians_of_search,
+        earlier_searches,
         lambda wildcards: SEARCH_FILES[wildcards.search],
         code=code("search.py"),
     output:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evopress.errors import SearchError
+from evopress.search.evolution.earlier import within_budget
 from evopress.search.evolution.initial import initial_candidates
 from evopress.search.evolution.mutation import make_offspring
 from evopress.search.evolution.selection import Evaluator, Known, Step, select
@@ -41,16 +42,19 @@ def first_state(
     rng: np.random.Generator,
     sensitivity_tokens: int | None = None,
     population: int = 1,
+    earlier: Sequence[Candidate] = (),
 ) -> tuple[State, list[TraceRow]]:
     """Start from the even candidate, or from the best of random ``candidates`` on ``tokens`` tokens.
 
-    With ``sensitivity_tokens``, a start from measured sensitivities is compared with these.
+    With ``sensitivity_tokens``, a start from measured sensitivities is compared with these; so are ``earlier``
+    candidates, brought to the budget where they miss it.
     """
     starts = initial_candidates(space, candidates, rng)
     rows: list[TraceRow] = []
     if sensitivity_tokens is not None:
         measured, rows = measured_start(space, sensitivity_tokens, evaluator, rng)
-        starts = np.unique(np.vstack([starts, measured]), axis=0)
+        starts = np.vstack([starts, measured])
+    starts = np.unique(np.vstack([starts, *(within_budget(candidate, space, rng) for candidate in earlier)]), axis=0)
     if len(starts) == 1:
         return State(0, starts), rows
     known: Known = {}

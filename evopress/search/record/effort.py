@@ -41,6 +41,11 @@ class Counted:
         return self.inner.evaluate(candidates, minibatch)
 
 
+def read_effort(table: pd.DataFrame) -> Effort:
+    """What `effort_table` holds."""
+    return Effort(int(table["tokens"].iloc[0]), float(table["seconds"].iloc[0]))
+
+
 def effort_table(effort: Effort) -> pd.DataFrame:
     """Table with the EFFORT schema: one row."""
     return pd.DataFrame([asdict(effort)], columns=EFFORT.names)

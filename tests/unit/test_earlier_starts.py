@@ -1,0 +1,177 @@
+"""Searches that start from what others have found: mapped to the space, brought to the budget, compared, accounted."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from search_run import COMPUTE, artifacts, fresh, prepare
+from test_evolution import Linear, bit_strings, rng
+
+from evopress.artifacts.paths import Results
+from evopress.artifacts.tables import EFFORT, TRACE, read_table
+from evopress.compression.drop import make_module_table
+from evopress.config.overlays import read_yaml
+from evopress.config.search import DpSettings, EvolutionSettings
+from evopress.config.settings import Settings, lay_over
+from evopress.config.variants import DropSettings
+from evopress.errors import ConfigError
+from evopress.search.evolution.earlier import earlier_candidate, within_budget
+from evopress.search.evolution.generations import first_state
+from evopress.search.opening import open_choices
+from evopress.search.run import run_search
+from evopress.search.strategies.scores import without
+
+REPOSITORY = Path(__file__).parents[2]
+EVOLUTION = EvolutionSettings(
+    variants="gptq",
+    target=2.7,
+    group_rule="none",
+    start_from=("dp",),
+    initial_candidates=1,
+    initial_tokens=72,
+    generations=1,
+    offspring=2,
+    survivors=(1,),
+    tokens=(72,),
+)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    results = prepare(tmp_path_factory.mktemp("earlier"))
+    make_module_table(results, "modules", DropSettings())
+    make_module_table(results, "blocks", DropSettings(unit="block"))
+    make_module_table(results, "late", DropSettings(exclude=("*.0.attn",)))
+    return results
+
+
+@pytest.fixture
+def results(prepared: Results, tmp_path: Path) -> Results:
+    return fresh(prepared, tmp_path / "run")
+
+
+def test_a_configuration_is_the_same_candidate_again(results: Results) -> None:
+    choices = open_choices(results, "gptq", 2.7, "none", "searches.x")
+    found = np.random.default_rng(5).integers(0, 2, len(choices.space.units)).astype(np.int16)
+    assert earlier_candidate(choices.space, choices.configuration(found)).tolist() == found.tolist()
+
+
+def test_levels_that_are_not_there_become_the_nearest(results: Results) -> None:
+    choices = open_choices(results, "gptq", 2.7, "none", "searches.x")
+    table = choices.configuration(choices.space.top)
+    table["value"] = 99.0
+    table.loc[0, "value"] = 2.2
+    candidate = earlier_candidate(choices.space, table)
+    assert candidate[0] == 0 and candidate[1:].tolist() == choices.space.top[1:].tolist()
+
+
+def test_dropped_blocks_are_dropped_modules_and_the_reverse(results: Results) -> None:
+    blocks = open_choices(results, "blocks", 1, "none", "searches.x")
+    modules = open_choices(results, "modules", 1, "size", "searches.x")
+    found = without(blocks.space, [1])
+    as_modules = earlier_candidate(modules.space, blocks.configuration(found))
+    assert [unit.modules for unit, level in zip(modules.space.units, as_modules, strict=True) if not level] == [
+        ((1, "attn"),),
+        ((1, "mlp"),),
+    ]
+    assert modules.space.fits(as_modules)
+    assert earlier_candidate(blocks.space, modules.configuration(as_modules)).tolist() == found.tolist()
+    half = as_modules.copy()
+    half[[unit.modules == ((1, "mlp"),) for unit in modules.space.units]] = 1
+    assert earlier_candidate(blocks.space, modules.configuration(half)).tolist() == blocks.space.top.tolist()
+
+
+def test_another_budget_is_met_exactly(results: Results) -> None:
+    space = open_choices(results, "gptq", 2.7, "size", "searches.x").space
+    for candidate in (space.top, np.zeros_like(space.top)):
+        fitting = within_budget(candidate, space, rng())
+        assert space.fits(fitting)
+        steps = space.costs[:, 1] - space.costs[:, 0]
+        for members, budget in zip(space.members, space.group_budgets, strict=True):
+            raisable = members[fitting[members] < space.top[members]]
+            assert budget - space.cost_of(fitting, members) < steps[raisable].min(initial=np.iinfo(np.int64).max)
+    late = open_choices(results, "late", 1, "size", "searches.x").space
+    dropped = within_budget(late.top, late, rng())
+    assert sum(level == 0 for level in dropped) == 2  # one of each kind
+
+
+def test_the_best_of_all_starts_is_taken() -> None:
+    space, weights = bit_strings(20, 12), np.arange(20.0)
+    best = np.array([1] * 12 + [0] * 8, dtype=np.int16)
+    state, rows = first_state(space, 4, 16, Linear(weights), rng(), earlier=[best[::-1].copy(), best])
+    assert state.parent.tolist() == best.tolist()
+    assert {row.levels for row in rows} >= {tuple(best.tolist()), tuple(best[::-1].tolist())}
+
+
+def test_effort_counts_what_a_start_has_taken(results: Results) -> None:
+    run_search(results, "dp", DpSettings(variants="gptq", target=2.7, errors="propagated", tokens=24), COMPUTE)
+    run_search(results, "evo", EVOLUTION, COMPUTE)
+    trace, effort = (read_table(results.trace("evo"), TRACE), read_table(results.effort("evo"), EFFORT))
+    before = read_table(results.effort("dp"), EFFORT)
+    assert effort["tokens"][0] == trace["tokens"].sum() + before["tokens"][0]
+    assert effort["seconds"][0] > before["seconds"][0] > 0
+
+
+@pytest.mark.parametrize(("first", "then", "target"), [("gptq", "gptq", 2.7), ("blocks", "modules", 1.0)])
+def test_a_search_goes_on_where_another_ended(results: Results, first: str, then: str, target: float) -> None:
+    settings = EVOLUTION.model_copy(update={"target": target, "start_from": ()})
+    run_search(results, "first", settings.model_copy(update={"variants": first, "generations": 4}), COMPUTE)
+    run_search(results, "then", settings.model_copy(update={"variants": then, "start_from": ("first",)}), COMPUTE)
+    ended, began = read_table(results.trace("first"), TRACE), read_table(results.trace("then"), TRACE)
+    final = ended.loc[ended["accepted"], "fitness"].iloc[-1]  # every judgement is on the whole text
+    starts = began[began["generation"] == 0]
+    assert len(starts) == 2
+    assert np.isclose(starts["fitness"], final, rtol=1e-5).any()
+    assert starts.loc[starts["accepted"], "fitness"].item() == starts["fitness"].min()
+
+
+def test_a_search_killed_before_its_start_changed_does_not_go_on(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_search(results, "dp", DpSettings(variants="gptq", target=2.7), COMPUTE)
+    with monkeypatch.context() as patch:
+        patch.setattr("evopress.search.stage.write_table", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_search(results, "evo", EVOLUTION, COMPUTE)
+    assert results.resume("evo").exists()
+    run_search(results, "dp", DpSettings(variants="gptq", target=2.3), COMPUTE)
+    run_search(results, "evo", EVOLUTION, COMPUTE)
+    kept = artifacts(results, "evo")
+    results.configuration("evo").unlink()
+    run_search(results, "evo", EVOLUTION, COMPUTE)
+    assert artifacts(results, "evo") == kept
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _settings(**searches: object) -> Settings:
+    base = read_yaml(REPOSITORY / "config/config.yaml")
+    extra = {"variants": {"modules": {"method": "drop"}}, "searches": searches}
+    return Settings.load(lay_over(base, extra))
+
+
+def test_searches_that_cannot_be_started_from_are_named() -> None:
+    evolution = {"strategy": "evolution", "variants": "gptq", "target": 3.0}
+    scores = {"strategy": "scores", "variants": "modules", "target": 7}
+    for searches, message in [
+        ({"evopress": {"start_from": ["unifrom"]}}, "searches.evopress.start_from: no search is named 'unifrom': did"),
+        ({"evopress": {"start_from": ["evopress"]}}, "start_from: 'evopress' rests on this search itself"),
+        (
+            {"a": {**evolution, "start_from": ["b"]}, "b": {**evolution, "start_from": ["a"]}},
+            "searches.a.start_from: 'b' rests on this search itself",
+        ),
+        (
+            {"scores": scores, "evopress": {"start_from": ["scores"]}},
+            "'scores' chooses from variants of another family ('modules')",
+        ),
+        (
+            {"a": {**evolution, "seeds": [0, 1]}, "evopress": {"start_from": ["a"]}},
+            "'a' is run with several seeds; name one of a-seed0, a-seed1",
+        ),
+    ]:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            _settings(**searches)
+    assert _settings(evopress={"start_from": ["uniform"]}).searches["evopress"].rests_on() == ("uniform",)
