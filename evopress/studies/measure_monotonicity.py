@@ -21,7 +21,7 @@ from evopress.search.opening import open_choices
 from evopress.search.processes.ranks import Ranks
 from evopress.search.processes.termination import stop_on_sigterm
 from evopress.search.record.resume import ResumeFolder
-from evopress.studies.monotonicity import Judge, find_pairs, sample
+from evopress.studies.monotonicity import Judge, find_pairs, sample, unit_errors
 from evopress.studies.words import monotonicity_findings, monotonicity_rows
 
 
@@ -60,9 +60,10 @@ def measure_monotonicity(
     )
     with stop_on_sigterm() as check:
         evaluator = open_evaluator(context, text, Fitness(settings.fitness), check)
-        drawn = sample(choices.space, settings.candidates, settings.raises, settings.switches, rng)
         judges = _judge(evaluator, look), _judge(evaluator, confirm)
-        candidates, pairs = find_pairs(choices.space, drawn, *judges, settings.pairs, settings.least_t)
+        errors = unit_errors(choices.space, judges[0])
+        drawn = sample(choices.space, errors, settings.candidates, settings.raises, settings.switches, rng)
+        candidates, pairs = find_pairs(choices.space, drawn, errors, *judges, settings.pairs, settings.least_t)
     provenance = Provenance("monotonicity", settings.model_dump_json(), read_model_fingerprint(results))
     write_table(candidates, results.monotonicity_candidates(name), MONOTONICITY_CANDIDATES, provenance)
     write_table(pairs, results.monotonicity_pairs(name), MONOTONICITY_PAIRS, provenance)

@@ -14,14 +14,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from evopress.artifacts.study_tables import MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
-from evopress.search.evolution.initial import initial_candidates
+from evopress.search.evolution.initial import even_candidate, initial_candidates
 from evopress.search.evolution.mutation import mutate
 from evopress.search.space import Candidate, Space
+from evopress.search.strategies.knapsack import least_error
 
 Judge = Callable[[NDArray[np.int16]], NDArray[np.float64]]
 """Candidates [C, units] to the mean fitness of each on each sequence of a text, [C, S]; lower is better."""
 ERRORS, KEPT = "errors", "kept"
 """Names of the two claims."""
+RESOLUTION = 100_000
+"""Steps into which the budget of the candidate of least summed error is cut at most."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,26 @@ def paired(favoured: NDArray[np.float64], other: NDArray[np.float64]) -> Paired:
     return Paired(float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(differences))))
 
 
-def sample(space: Space, free: int, raises: int, most_switches: int, rng: np.random.Generator) -> Sample:
+def sample(
+    space: Space, errors: NDArray[np.float64], free: int, raises: int, most_switches: int, rng: np.random.Generator
+) -> Sample:
     """Draw candidates by 1 to ``most_switches`` level switches from an even start, and raise single units of them.
+
+    To these come the even candidate, where it meets the budget, and the one of least summed error: what the first
+    claim would have one choose.
 
     Args:
         space: units, levels and budget.
-        free: candidates that meet the budget.
+        errors: of each level of each unit, as `unit_errors` gives them.
+        free: random candidates that meet the budget.
         raises: candidates made of each of these by raising one unit by one level.
         most_switches: how far from even they go.
         rng: consumed.
     """
     starts = initial_candidates(space, free, rng)
     drawn = [mutate(starts[i % len(starts)], space, int(rng.integers(1, most_switches + 1)), rng) for i in range(free)]
-    distinct = list({candidate.tobytes(): candidate for candidate in drawn}.values())
+    marked = [least_error(space, errors, RESOLUTION), *filter(space.fits, [even_candidate(space)])]
+    distinct = list({candidate.tobytes(): candidate for candidate in [*marked, *drawn]}.values())
     more = [(base, child) for base, parent in enumerate(distinct) for child in _raised(parent, space, raises, rng)]
     return Sample(
         np.array([*distinct, *(child for _, child in more)], dtype=np.int16),
@@ -183,6 +193,7 @@ def candidates_table(
 def find_pairs(
     space: Space,
     drawn: Sample,
+    errors: NDArray[np.float64],
     look: Judge,
     confirm: Judge,
     most: int,
@@ -193,6 +204,7 @@ def find_pairs(
     Args:
         space: units and levels.
         drawn: the candidates.
+        errors: of each level of each unit, as `unit_errors` gives them.
         look: judges on the text that pairs are looked for on.
         confirm: judges on other text.
         most: pairs of each claim that are judged again.
@@ -201,12 +213,11 @@ def find_pairs(
     Returns:
         Candidates and pairs, as `candidates_table` and `pairs_table` give them.
     """
-    errors = summed(unit_errors(space, look), drawn.candidates)
-    values = look(drawn.candidates)
-    chosen = {claim: suspects(drawn, errors, values, claim, most) for claim in (ERRORS, KEPT)}
+    sums, values = summed(errors, drawn.candidates), look(drawn.candidates)
+    chosen = {claim: suspects(drawn, sums, values, claim, most) for claim in (ERRORS, KEPT)}
     again = sorted({number for pairs in chosen.values() for pair in pairs for number in pair})
     judged = dict(zip(again, confirm(drawn.candidates[again]), strict=True)) if again else {}
-    return candidates_table(space, drawn, errors, values), pairs_table(chosen, errors, judged, least_t)
+    return candidates_table(space, drawn, sums, values), pairs_table(chosen, sums, judged, least_t)
 
 
 def rank_correlation(candidates: pd.DataFrame) -> float:

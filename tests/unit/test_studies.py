@@ -10,6 +10,7 @@ from evopress.artifacts.study_tables import CONVERGENCE
 from evopress.artifacts.tables import TRACE
 from evopress.config.studies import MonotonicitySettings, require_text
 from evopress.report.comparison import Cell, Column, Comparison
+from evopress.search.evolution.initial import even_candidate
 from evopress.search.space import Level, Space, Unit
 from evopress.studies.comparison import as_comparison, group_table, mean_and_spread
 from evopress.studies.convergence import Case, bit_space, cases, convergence_table, fits, generations_to_optimum
@@ -138,8 +139,9 @@ def judge(harm: np.ndarray, noise: float, sequences: int, seed: int) -> Judge:
 
 def search(harm: np.ndarray, noise: float, errors: bool = True, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     about = space(errors, len(harm))
-    drawn = sample(about, 16, 6, 8, np.random.default_rng(seed))
-    return find_pairs(about, drawn, judge(harm, noise, 4, seed), judge(harm, noise, 32, seed + 1), 6, 4.0)
+    look, confirm = judge(harm, noise, 4, seed), judge(harm, noise, 32, seed + 1)
+    own = unit_errors(about, look)
+    return find_pairs(about, sample(about, own, 16, 6, 8, np.random.default_rng(seed)), own, look, confirm, 6, 4.0)
 
 
 MONOTONE = np.tile([4.0, 1.0, 0.0], (10, 1))
@@ -187,12 +189,16 @@ def test_without_layer_errors_those_of_units_alone_are_measured() -> None:
 
 def test_a_sample_keeps_to_the_budget_and_raises_one_unit() -> None:
     about = space()
-    drawn = sample(about, 12, 5, 6, np.random.default_rng(0))
+    errors = np.random.default_rng(1).random((10, 3))
+    drawn = sample(about, errors, 12, 5, 6, np.random.default_rng(0))
     free = drawn.candidates[drawn.bases < 0]
     assert len(np.unique(free, axis=0)) == len(free) and all(about.fits(candidate) for candidate in free)
     for candidate, base in zip(drawn.candidates, drawn.bases, strict=True):
         if base >= 0:
             assert sorted((candidate - drawn.candidates[base]).tolist()) == [0] * 9 + [1]
+    sums = errors[np.arange(10), free].sum(axis=1)
+    assert sums.argmin() == 0  # what the first claim would have one choose
+    assert even_candidate(about).tolist() in free.tolist()
 
 
 @pytest.mark.parametrize(
