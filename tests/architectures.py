@@ -64,9 +64,15 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     "qwen3": ("Qwen3Config", {**_SIZES, "head_dim": 8}),
     "gemma2": ("Gemma2Config", {**_GEMMA, "layer_types": _ALTERNATING}),
     "gemma3": ("Gemma3TextConfig", {**_GEMMA, "layer_types": _ALTERNATING}),
+    "phi": ("PhiConfig", {**_SIZES, "num_key_value_heads": 4}),
+    "gpt-neox": ("GPTNeoXConfig", {**_SIZES, "use_parallel_residual": True}),
+    "gpt-neox-sequential": ("GPTNeoXConfig", {**_SIZES, "use_parallel_residual": False}),
     "opt": ("OPTConfig", _OPT),
     "opt-350m": ("OPTConfig", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}),
 }
+
+OUTPUT_LAYERS = {"attn": ("o_proj", "out_proj", "dense"), "mlp": ("down_proj", "fc2", "dense_4h_to_h")}
+"""Last parts of the names of the layers whose output is that of a module."""
 
 
 def build(name: str, seed: int = 0) -> transformers.PreTrainedModel:

@@ -51,16 +51,15 @@ def write_depth_configuration(
 @contextmanager
 def without(model: nn.Module, dropped: Collection[tuple[int, str]]):
     """The plain transformers model whose dropped modules give zeros; blocks without both hand on their input."""
-    inner = getattr(model.model, "decoder", model.model)
+    inner = getattr(model.base_model, "decoder", model.base_model)
     hooks = []
     for block, kind in dropped:
         layer = inner.layers[block]
         if {(block, "attn"), (block, "mlp")} <= set(dropped):
             hooks.append(layer.register_forward_hook(_hand_on, with_kwargs=True))
         elif kind == "attn":
-            hooks.append(
-                layer.self_attn.register_forward_hook(lambda _, args, out: (torch.zeros_like(out[0]), *out[1:]))
-            )
+            attention = layer.attention if hasattr(layer, "attention") else layer.self_attn
+            hooks.append(attention.register_forward_hook(lambda _, args, out: (torch.zeros_like(out[0]), *out[1:])))
         else:
             last = layer.mlp if hasattr(layer, "mlp") else layer.fc2
             hooks.append(last.register_forward_hook(lambda _, args, out: torch.zeros_like(out)))

@@ -13,6 +13,8 @@ from evopress.errors import ModelError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_FORMER_NAMES = {"lm_head.weight": "embed_out.weight"}
+"""Names of parameters under which checkpoints store them still (GPT-NeoX), whatever transformers calls them now."""
 _PICKLED = ("bin", "pt", "pth", "ckpt", "pkl", "pickle")
 
 
@@ -44,6 +46,8 @@ class Checkpoint:
         """Name under which the model's parameter ``name`` is stored, or None if it is not."""
         if name in self._files:
             return name
+        if (former := _FORMER_NAMES.get(name)) in self._files:
+            return former
         found = [stored for stored in self._suffixes().get(name.split(".")[-1], []) if _same_but_prefix(stored, name)]
         return found[0] if len(found) == 1 else None
 

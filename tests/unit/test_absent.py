@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import CONFIGS, build, save, tokens
+from architectures import CONFIGS, OUTPUT_LAYERS, build, save, tokens
 from torch import nn
 
 from evopress.errors import UnsupportedArchitectureError
@@ -17,8 +17,7 @@ CPU = torch.device("cpu")
 
 def zeroed(block: nn.Module, kind: str) -> list[nn.Module]:
     """Linear layers whose output is the module's; with weight and bias zero the module returns zeros."""
-    names = {"attn": ("o_proj", "out_proj"), "mlp": ("down_proj", "fc2")}[kind]
-    return [layer for name, layer in linear_layers(block).items() if name.rpartition(".")[2] in names]
+    return [layer for name, layer in linear_layers(block).items() if name.rpartition(".")[2] in OUTPUT_LAYERS[kind]]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

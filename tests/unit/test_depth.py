@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from architectures import CONFIGS, build, save, tokens
+from architectures import CONFIGS, OUTPUT_LAYERS, build, save, tokens
 from finished_run import provenance
 from search_run import COMPUTE, fresh, prepare
 
@@ -19,7 +19,6 @@ from evopress.config.search import EvolutionSettings
 from evopress.config.variants import DropSettings
 from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
-from evopress.models.modules import modules_of
 from evopress.models.propagation import final_hidden
 from evopress.models.structure import layer_table, linear_layers
 from evopress.search.depth import make_depth_space, units_from_modules
@@ -171,10 +170,10 @@ class Pruned:
                 handles.append(block.register_forward_hook(_identity))
                 continue
             for kind in kinds:
-                last = modules_of(linear_layers(block))[kind].layers[-1]
-                if kind == "attn":
-                    last = next(layer for layer in linear_layers(block) if layer.endswith(("o_proj", "out_proj")))
-                handles.append(block.get_submodule(last).register_forward_hook(lambda *args: torch.zeros_like(args[2])))
+                last = [layer for layer in linear_layers(block) if layer.rpartition(".")[2] in OUTPUT_LAYERS[kind]]
+                handles.append(
+                    block.get_submodule(last[0]).register_forward_hook(lambda *args: torch.zeros_like(args[2]))
+                )
         student = [self.model(part[None]).logits[0] for part in ids]
         for handle in handles:
             handle.remove()

@@ -35,11 +35,31 @@ OPT = [
     ("fc1", "fc1", "mlp", 48, 32),
     ("fc2", "fc2", "mlp", 32, 48),
 ]
+PHI = [
+    ("self_attn.q_proj", "self_attn.q_proj", "attn", 32, 32),
+    ("self_attn.k_proj", "self_attn.q_proj", "attn", 32, 32),
+    ("self_attn.v_proj", "self_attn.q_proj", "attn", 32, 32),
+    ("self_attn.dense", "self_attn.dense", "attn", 32, 32),
+    ("mlp.fc1", "self_attn.q_proj", "mlp", 48, 32),
+    ("mlp.fc2", "mlp.fc2", "mlp", 32, 48),
+]
+NEOX = [
+    ("attention.query_key_value", "attention.query_key_value", "attn", 96, 32),
+    ("attention.dense", "attention.dense", "attn", 32, 32),
+    ("mlp.dense_h_to_4h", "mlp.dense_h_to_4h", "mlp", 48, 32),
+    ("mlp.dense_4h_to_h", "mlp.dense_4h_to_h", "mlp", 32, 48),
+]
+PREFIXES = {"opt": "model.decoder.layers", "opt-350m": "model.decoder.layers"}
+PREFIXES |= {"gpt-neox": "gpt_neox.layers", "gpt-neox-sequential": "gpt_neox.layers"}
 
 
 def expected_block(name: str) -> list[tuple]:
     if name.startswith("phi3"):
         return FUSED
+    if name.startswith("gpt-neox"):
+        return NEOX
+    if name == "phi":
+        return PHI
     return OPT if name.startswith("opt") else GATED
 
 
@@ -47,7 +67,7 @@ def expected_block(name: str) -> list[tuple]:
 def test_layer_table(name: str) -> None:
     table = layer_table(build(name))
     assert list(table.columns) == LAYERS.names
-    prefix = "model.decoder.layers" if name.startswith("opt") else "model.layers"
+    prefix = PREFIXES.get(name, "model.layers")
     assert sorted(table["block"].unique()) == [0, 1, 2]
     for block, rows in table.groupby("block"):
         columns = ["layer", "input_group", "module", "rows", "columns"]
