@@ -1,11 +1,13 @@
 """A GGUF file turned into an ordinary Hugging Face folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from evopress.errors import ModelError, UnsupportedArchitectureError
@@ -33,7 +35,7 @@ def dequantize(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
     clean.save_pretrained(folder, max_shard_size=_SHARD)
     model.generation_config.save_pretrained(folder)
     try:
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+        _save_tokenizer(AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name), folder)
     except Exception as error:  # foreign parsers meet foreign data
         raise ModelError(f"{gguf}: its tokenizer cannot be read ({error})") from error
 
@@ -63,6 +65,21 @@ def _load(gguf: Path, name: str) -> Any:
         raise ModelError(f"{gguf}: damaged or cut short ({error}); fetch it again") from error
     except Exception as error:  # foreign parsers meet foreign data
         raise ModelError(f"{gguf}: damaged or cut short ({error}); fetch it again") from error
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer without what transformers adds past the file's own tokens, such as an `<|endoftext|>`.
+
+    The model has no embedding for such a token.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    own = max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=False).values())
+    content = json.loads(path.read_text(encoding="utf-8"))
+    kept = [token for token in content["added_tokens"] if token["id"] <= own]
+    if len(kept) < len(content["added_tokens"]):
+        text = json.dumps({**content, "added_tokens": kept}, ensure_ascii=False, indent=2)
+        path.write_text(text, encoding="utf-8")
 
 
 def _without_quantization(model: Any, dtype: torch.dtype) -> Any:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import LAYERS, read_provenance, read_table
 from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
+from evopress.data.tokenizer import document_separator
 from evopress.errors import ArtifactError, ConfigError, ModelError, UnsupportedArchitectureError
 from evopress.models.block_count import count_blocks
 from evopress.models.gguf_header import read_gguf_header
@@ -239,6 +240,16 @@ def test_gguf_gives_the_weights_it_was_made_from(gguf: Path, results: Results) -
 def test_gguf_is_bfloat16_unless_said_otherwise(gguf: Path, results: Results) -> None:
     prepare_model(GgufModel(path=str(gguf)), results)
     assert json.loads(results.model_manifest.read_text())["dtype"] == "bfloat16"
+
+
+def test_gguf_tokenizer_has_no_token_without_embedding(gguf: Path, results: Results) -> None:
+    added = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).get_vocab()
+    assert added["<|endoftext|>"] == 96, "transformers adds no tokens any more: nothing is left to test"
+    prepare_model(GgufModel(path=str(gguf)), results)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(results.model)
+    assert tokenizer.get_vocab() == {token: id for token, id in added.items() if id < 96}
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
+    assert document_separator(tokenizer) == 2
 
 
 def test_gguf_faults(gguf: Path, results: Results) -> None:
