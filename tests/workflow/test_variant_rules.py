@@ -86,6 +86,15 @@ def test_hessians_go_when_the_last_that_needs_them_has_ended(copied: Checkout, s
 
     assert copied.plan(removing) == set()
     assert copied.plan(settings) == set()
+    third = {"strategy": "uniform", "variants": "third", "target": 3.0}
+    wider = added(removing, variants={"third": {**second, "bits": [2, 3]}}, searches={"third": third})
+    assert {job for job in copied.plan(wider) if job.startswith(("hessians", "variants", "search"))} == {
+        "hessians",
+        "variants third",
+        "search third",
+    }
+    recalibrated = copied.plan({**wider, "hessians": {"keep": False, "shards": 2}})
+    assert {"hessians", "variants gptq", "variants third", "search evo"} <= recalibrated
     more = {**removing, "variants": {"gptq": {**settings["variants"]["gptq"], "bits": [2, 3, 4, 5]}}}
     again = copied.plan(more)
     assert {"hessians", "variants gptq", "search evo"} <= again

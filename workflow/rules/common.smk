@@ -1,8 +1,12 @@
 # Settings, paths, and what the rules of all stages share. Cluster jobs parse this too: nothing heavy is imported here.
 
+import json
 import os
 import re
+import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -33,7 +37,8 @@ def unrecorded(artifacts):
 try:
     # Snakemake merges its config files into `config` key by key; a section whose kind changes must be replaced whole.
     asked = workflow.config_settings
-    SETTINGS = Settings.load(combined([*map(read_yaml, asked.configfiles), asked.config]))
+    VALUES = combined([*map(read_yaml, asked.configfiles), asked.config])
+    SETTINGS = Settings.load(VALUES)
     RESULTS = Results(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
     MODEL_FILES = files.model_files(SETTINGS.model)
@@ -45,6 +50,7 @@ try:
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
 
+ASKED_ALONE = "EVOPRESS_ASKED_ALONE"  # set where this is parsed to find out what some variants alone need
 LOGS = RESULTS.root / "logs"
 SEARCHES = list(SETTINGS.searches)
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
@@ -143,7 +149,41 @@ def earlier_searches(wildcards):
 
 def searched_variants(wildcards):
     """Inputs that stand for all blocks of the variants that a search picks from."""
-    return all_blocks(SETTINGS.searches[wildcards.search].variants)
+    return variants_input(SETTINGS.searches[wildcards.search].variants)
+
+
+def variants_input(variants):
+    """Inputs that stand for all blocks of some variants. Where Hessians have been removed after use and others need
+    them again, Snakemake would make anew all that was ever made of them: finished variants are taken as they are.
+    """
+    files = all_blocks(variants)
+    return [before_update(path) for path in files] if hessians_gone() and finished(variants) else files
+
+
+def hessians_gone():
+    """Whether there are Hessians that have been removed, or are yet to be made."""
+    return not SETTINGS.hessians.keep and not all(RESULTS.hessian(block).exists() for block in BLOCKS)
+
+
+@cache
+def finished(variants):
+    """Whether variants are there and up to date: whether Snakemake, asked for nothing else, would run nothing."""
+    asked_for, forced = list(map(str, all_blocks(variants))), workflow.dag_settings
+    if forced.forceall or forced.forcerun or not workflow.is_main_process or ASKED_ALONE in os.environ:
+        return False
+    if not all(map(os.path.exists, asked_for)):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder, "settings.json")
+        settings.write_text(json.dumps({**VALUES, "complete": True}), encoding="utf-8")
+        command = [sys.executable, "-m", "snakemake", "--snakefile", workflow.main_snakefile, "--dry-run", "--cores=1"]
+        outcome = subprocess.run(
+            [*command, "--configfile", settings, "--", *asked_for],
+            env=os.environ | {ASKED_ALONE: variants},
+            capture_output=True,
+            text=True,
+        )
+    return outcome.returncode == 0 and "Nothing to be done" in outcome.stdout + outcome.stderr
 
 
 def all_blocks(variants):

@@ -82,7 +82,7 @@ rule study_monotonicity:
         RESULTS.model_manifest,
         RESULTS.layers,
         RESULTS.tokens("search"),
-        lambda wildcards: all_blocks(SETTINGS.studies.monotonicity[wildcards.study].variants),
+        lambda wildcards: variants_input(SETTINGS.studies.monotonicity[wildcards.study].variants),
         code=code("study_monotonicity.py"),
     output:
         RESULTS.monotonicity_candidates("{study}"),
