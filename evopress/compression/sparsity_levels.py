@@ -43,7 +43,7 @@ def unstructured_levels(parameters: int, target: float, step: int, each_way: int
     centre = removed_at(parameters, target)
     if centre >= parameters:
         raise CompressionError(
-            f"sparsity {target:g} leaves nothing of a layer of {parameters} weights; lower it or exclude the layer"
+            f"sparsity {target} leaves nothing of a layer of {parameters} weights; lower it or exclude the layer"
         )
     counts = {steps: centre + steps * step for steps in range(-each_way, each_way + 1)}
     return [SparsityLevel(step_label(steps), removed) for steps, removed in counts.items() if 0 <= removed < parameters]

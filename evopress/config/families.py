@@ -12,7 +12,7 @@ from evopress.config.search import (
     UniformSettings,
 )
 from evopress.config.studies import MonotonicitySettings
-from evopress.config.variants import DropSettings, GptqSettings, VariantSettings
+from evopress.config.variants import DropSettings, GptqSettings, VariantSettings, pattern_sparsity
 
 
 def level_problems(
@@ -40,6 +40,8 @@ def level_problems(
     elif not isinstance(made, GptqSettings):
         if search.target >= 1:
             yield f"{where}.target: {search.target:g} is no sparsity below 1, which is what {search.variants!r} offers"
+        elif made.patterns and search.target > (highest := max(map(pattern_sparsity, made.patterns))):
+            yield f"{where}.target: {search.target:g} sparsity is above the highest level ({highest:g})"
     elif isinstance(search, OwlSettings):
         yield f"{where}.variants: OWL chooses sparsities, but {search.variants!r} is quantized; name pruned variants"
     elif search.target < min(made.bits):

@@ -85,6 +85,12 @@ def parse_pattern(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def pattern_sparsity(text: str) -> float:
+    """Share of the weights that the pattern ``n:m`` removes."""
+    kept, of = parse_pattern(text)
+    return (of - kept) / of
+
+
 def step_label(steps: int) -> str:
     """Label of the level that lies ``steps`` steps beyond the target sparsity, as in `+3`."""
     return f"{steps:+d}" if steps else "0"

@@ -22,6 +22,7 @@ from evopress.config.variants import DropSettings, GptqSettings, SparseGptSettin
 VARIANTS = {
     "gptq": GptqSettings(),
     "sparse": SparseGptSettings(),
+    "patterned": SparseGptSettings(patterns=("2:4", "5:8")),
     "modules": DropSettings(),
     "blocks": DropSettings(unit="block"),
     "pairs": DropSettings(unit="pair"),
@@ -46,6 +47,7 @@ def problems(kind: Any, variants: str, target: float, **values: Any) -> list[str
         (GreedySettings, "blocks", 2.5, {}, "target: 2.5 is no number of blocks"),
         (BruteSettings, "pairs", 3, {}, "target: 3 blocks are no whole pairs"),
         (RandomSettings, "sparse", 3, {}, "target: 3 is no sparsity below 1"),
+        (RandomSettings, "patterned", 0.6, {}, r"target: 0.6 sparsity is above the highest level \(0.5\)"),
         (GreedySettings, "gptq", 1, {}, "target: 1 bits is below the lowest level"),
         (DpSettings, "gpqt", 3, {}, "variants: no variants are named 'gpqt': did you mean 'gptq'"),
     ],
@@ -67,6 +69,7 @@ def test_what_does_not_go_together_is_refused(
         (GreedySettings, "modules", 2, {}),
         (DpSettings, "modules", 2, {"errors": "propagated"}),
         (DpSettings, "sparse", 0.5, {}),
+        (DpSettings, "patterned", 0.5, {}),
         (RandomSettings, "gptq", 2.5, {}),
         (EvolutionSettings, "pairs", 2, {}),
     ],
