@@ -76,6 +76,7 @@ def fill_outside(model: Any, blocks: str, checkpoint: Checkpoint, device: torch.
 
     Raises:
         ModelError: a tensor is missing, or of another shape.
+        UnsupportedArchitectureError: a tensor is missing, and others are stored that the model does not know.
     """
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -86,8 +87,19 @@ def fill_outside(model: Any, blocks: str, checkpoint: Checkpoint, device: torch.
     assign(model, "", checkpoint, device, model.dtype, skip=inside | missing)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     if missing:
-        raise ModelError(f"{checkpoint.folder}: has no tensor {min(missing)!r}; the checkpoint is incomplete")
+        raise _missing(model, min(missing), checkpoint)
     model.requires_grad_(False)
+
+
+def _missing(model: Any, name: str, checkpoint: Checkpoint) -> ModelError:
+    """What to say where parameter ``name`` is not stored: transformers translates some names when it loads."""
+    known = {checkpoint.stored_name(parameter) for parameter in model.state_dict()}
+    if unknown := [stored for stored in checkpoint.names() if stored not in known]:
+        return UnsupportedArchitectureError(
+            f"{type(model).__name__}: {checkpoint.folder} has no tensor {name!r}, but {unknown[0]!r}, which the model "
+            "does not know: checkpoints with names of their own are not supported"
+        )
+    return ModelError(f"{checkpoint.folder}: has no tensor {name!r}; the checkpoint is incomplete")
 
 
 def assign(
