@@ -47,6 +47,18 @@ def test_logits_are_those_of_the_full_model(name: str, tmp_path: Path) -> None:
     assert torch.equal(logits, full_logits(folder, tokens()))
 
 
+def test_text_model_beside_a_vision_tower(tmp_path: Path) -> None:
+    """Published checkpoints have `language_model.model.` where transformers now has `model.language_model.`."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=CONFIGS["gemma3"][1], vision_config=vision, mm_tokens_per_image=4)
+    folder = save(transformers.Gemma3ForConditionalGeneration(config).eval(), tmp_path)
+    assert "language_model.model.norm.weight" in load_file(folder / "model.safetensors")
+    model = BlockwiseModel.from_folder(folder, CPU)
+    assert len(model.blocks) == 3
+    assert torch.equal(run_all(model, tokens()), full_logits(folder, tokens()))
+
+
 @pytest.mark.parametrize("name", ["mistral", "phi3-sliding", "qwen2-sliding", "gemma2", "gemma3"])
 def test_sliding_windows_matter_in_these_tests(name: str, tmp_path: Path) -> None:
     """If the windows did not change the logits, the test above could not notice a wrong mask."""
