@@ -10,7 +10,8 @@ It needs no inverse, and the sums over i are matrix products: columns are visite
 collects what the columns before it, within the enclosing chunk, contribute.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,17 +109,20 @@ def gptq(
     return Quantized(codes, scales, zeros, errors, factor.damping)
 
 
-def check_group_size(group_size: int | None, columns: int) -> int:
-    """Inputs per group.
+def check_group_size(group_size: int | None, columns: int, other_columns: Iterable[int] = ()) -> int:
+    """Inputs per group of a layer with ``columns`` inputs.
 
     Raises:
-        CompressionError: it does not divide ``columns``; the message offers the nearest sizes that do.
+        CompressionError: it does not divide ``columns``; the message offers the nearest sizes that do, and that divide
+            ``other_columns`` as well, where there are such.
     """
     if group_size is None:
         return columns
     if columns % group_size == 0:
         return group_size
-    divisors = [d for d in range(1, columns + 1) if columns % d == 0]
+    common = math.gcd(columns, *other_columns)
+    divided = common if common > 1 else columns
+    divisors = [d for d in range(1, divided + 1) if divided % d == 0]
     near = sorted({max(d for d in divisors if d < group_size), min((d for d in divisors if d > group_size), default=1)})
     offers = " or ".join(str(d) for d in near if d > 1) or str(columns)
     raise CompressionError(

@@ -14,10 +14,11 @@ from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import read_tensors, verify, write_tensors
+from evopress.compression.gptq import check_group_size
 from evopress.compression.methods import Variant, compress
 from evopress.compression.packing import tensor_name
 from evopress.config.compute import ComputeSettings
-from evopress.config.variants import CompressionSettings
+from evopress.config.variants import CompressionSettings, GptqSettings
 from evopress.device import resolve_device
 from evopress.errors import ArtifactError, CompressionError, ConfigError
 from evopress.models.checkpoint import Checkpoint
@@ -61,6 +62,7 @@ def included_layers(results: Results, name: str, settings: CompressionSettings, 
 
     Raises:
         ArtifactError: the table is missing, damaged, of another model, or has no such block.
+        CompressionError: the group size does not divide a layer of the block.
         ConfigError: a pattern matches no layer of the whole model.
     """
     require_same_model(results, read_provenance(results.layers), results.layers)
@@ -73,7 +75,21 @@ def included_layers(results: Results, name: str, settings: CompressionSettings, 
                 f"variants.{name}.exclude: {pattern!r} matches no layer; names look like {layers['name'].iloc[0]!r}"
             )
     excluded = layers["name"].map(lambda layer: any(fnmatchcase(layer, pattern) for pattern in settings.exclude))
-    return layers[(layers["block"] == block) & ~excluded.astype(bool)]
+    included = layers[~excluded.astype(bool)]
+    own = included[included["block"] == block]
+    if isinstance(settings, GptqSettings):
+        _check_groups(settings.group_size, own, included)
+    return own
+
+
+def _check_groups(group_size: int | None, layers: pd.DataFrame, all_layers: pd.DataFrame) -> None:
+    """Check the group size before any work is done; what the error offers divides the layers of all blocks."""
+    everywhere = all_layers["columns"].unique().tolist()
+    for name, columns in zip(layers["name"], layers["columns"].tolist(), strict=True):
+        try:
+            check_group_size(group_size, columns, everywhere)
+        except CompressionError as error:
+            raise CompressionError(f"{name}: {error}") from error
 
 
 def compress_layers(
