@@ -82,8 +82,9 @@ def make_windows(
     if corpus.order == "windows" or count is None:  # all documents are needed
         documents = list(documents)
         documents = _reported(documents, f"{where}: tokenizing", len(documents), "documents")
-    encoded = Tally(_encode(documents, tokenizer))
-    windows = pack(encoded, length, document_separator(tokenizer))
+    separator = document_separator(tokenizer)
+    encoded = Tally(_encode(documents, tokenizer), between=0 if separator is None else 1)
+    windows = pack(encoded, length, separator)
     if corpus.order != "windows" and count is not None:
         windows = _reported(windows, f"{where}: tokenizing", count, "sequences")
     chosen = choose(windows, count or corpus.usual_windows, rng if corpus.order == "windows" else None)
@@ -92,15 +93,20 @@ def make_windows(
 
 
 class Tally:
-    """Passes documents on and counts their tokens, for messages about how much text there is."""
+    """Passes documents on and counts their tokens, for messages about how much text there is.
 
-    def __init__(self, documents: Iterable[Encoded]) -> None:
+    Tokens ``between`` two documents count too, as they fill sequences like the others.
+    """
+
+    def __init__(self, documents: Iterable[Encoded], between: int) -> None:
         self.documents = documents
+        self.between = between
         self.total = 0
 
     def __iter__(self) -> Iterator[Encoded]:
         for document in self.documents:
-            self.total += len(document.tokens)
+            if len(document.tokens):
+                self.total += len(document.tokens) + (self.between if self.total else 0)
             yield document
 
 

@@ -148,12 +148,21 @@ def test_embedded_roles_share_no_topic_for_any_seed_and_size(seed, length, count
 
 
 def test_too_much_asked_says_how_much_there_is(results, folder):
-    told = r"data\.search: asks for 640 tokens, but .*texts has 480, which fill 7 sequences of 64: set tokens to 448"
+    told = r"data\.search: asks for 640 tokens, but .*texts has 491, which fill 7 sequences of 64: set tokens to 448"
     with pytest.raises(DataError, match=told):
         write_tokens("search", "search", FileText(path=folder, sequence_length=64, tokens=640), results)
-    with pytest.raises(DataError, match=r"data\.evaluation\.mine: .* has 480 tokens, fewer than one sequence of 2048"):
+    with pytest.raises(DataError, match=r"data\.evaluation\.mine: .* has 491 tokens, fewer than one sequence of 2048"):
         write_tokens("mine", "evaluation", FileText(path=folder), results)
     assert not results.tokens("search").exists() and not results.tokens("mine").exists()
+
+
+def test_tokens_between_short_documents_count(results, tmp_path):
+    """Half of this text is separators: what it is said to have must be no less than what it is said to fill."""
+    (tmp_path / "short.jsonl").write_text('{"text": "a"}\n' * 40)
+    short = FileText(path=str(tmp_path / "short.jsonl"), sequence_length=16, tokens=128)
+    with pytest.raises(DataError, match=r"has 79, which fill 4 sequences of 16: set tokens to 64"):
+        write_tokens("search", "search", short, results)
+    write_tokens("search", "search", short.model_copy(update={"tokens": 64}), results)
 
 
 def test_empty_text_names_the_source(results, tmp_path):
