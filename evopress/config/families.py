@@ -48,6 +48,12 @@ def level_problems(
         yield f"{where}.target: {search.target:g} bits is below the lowest level ({min(made.bits)})"
     elif search.target > max(made.bits):
         yield f"{where}.target: {search.target:g} bits is above the highest level ({max(made.bits)})"
+    elif isinstance(search, UniformSettings) and search.target not in made.bits:
+        levels = ", ".join(made.labels())
+        yield (
+            f"{where}.target: {search.target:g} bits is no level of {search.variants!r}, and `uniform` gives every "
+            f"layer the same; choose one of {levels}"
+        )
 
 
 def _depth_problems(where: str, search: SearchSettings | MonotonicitySettings, made: DropSettings) -> Iterator[str]:

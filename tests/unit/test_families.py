@@ -43,6 +43,7 @@ def problems(kind: Any, variants: str, target: float, **values: Any) -> list[str
         (DpSettings, "modules", 2, {}, "errors: modules that 'modules' drops have no errors.*choose `propagated`"),
         (UniformSettings, "blocks", 2, {}, "strategy: uniform chooses levels.*use `scores`, `greedy` or `evolution`"),
         (OwlSettings, "blocks", 2, {}, "strategy: owl chooses levels"),
+        (UniformSettings, "gptq", 3.5, {}, "target: 3.5 bits is no level of 'gptq'.*choose one of 2, 3, 4, 5, 6"),
         (OwlSettings, "gptq", 3, {}, "variants: OWL chooses sparsities"),
         (GreedySettings, "blocks", 2.5, {}, "target: 2.5 is no number of blocks"),
         (BruteSettings, "pairs", 3, {}, "target: 3 blocks are no whole pairs"),
