@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from evopress.errors import ModelError
+from evopress.errors import DataError, ModelError
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _NO_LIMIT = int(1e30)
@@ -65,4 +65,28 @@ def check_vocabulary(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, fol
         raise ModelError(
             f"{folder}: the tokenizer gives token {worst} ({tokenizer.convert_ids_to_tokens(worst)!r}), but the "
             f"model's vocabulary ends at {size - 1}; use the tokenizer that belongs to this model"
+        )
+
+
+def check_positions(length: int, folder: Path, where: str, *, trust_remote_code: bool = False) -> None:
+    """Check that a model that learned an embedding for each position has one for every token of a sequence.
+
+    Models with rotary positions or attention biases run on longer sequences than they were made for.
+
+    Raises:
+        DataError: sequences are too long for it; ``where`` is the setting that the message names.
+        ModelError: config.json cannot be read.
+    """
+    try:  # transformers fills in what old configs leave out
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{folder}/config.json: cannot be read: {error}") from error
+    text = config.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None)
+    if any(word in key for key in text.to_dict() for word in ("rope", "rotary", "alibi")):
+        return
+    if isinstance(longest, int) and length > longest:
+        raise DataError(
+            f"{where}.sequence_length: {length} tokens are more than the {longest} positions that the model knows; "
+            f"set it to {longest} or less"
         )

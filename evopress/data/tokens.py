@@ -14,7 +14,7 @@ from evopress.artifacts.tables import TOKENS, read_table, write_table
 from evopress.config.data import Role, TextSettings
 from evopress.data.documents import Corpus, Document, shuffled
 from evopress.data.sources import open_corpus
-from evopress.data.tokenizer import check_vocabulary, document_separator, encode, load_tokenizer
+from evopress.data.tokenizer import check_positions, check_vocabulary, document_separator, encode, load_tokenizer
 from evopress.data.windows import Encoded, Window, choose, pack
 from evopress.errors import ArtifactError, DataError
 from evopress.progress import log, progress
@@ -38,12 +38,13 @@ def write_tokens(
         trust_remote_code: run a tokenizer's own code.
 
     Raises:
-        DataError: the text is missing, empty or too short.
+        DataError: the text is missing, empty or too short, or its sequences are too long for the model.
         ModelError: the tokenizer is missing or belongs to another model.
         ArtifactError: the model is not there, or the table cannot be written.
     """
     where = f"data.evaluation.{dataset}" if role == "evaluation" else f"data.{role}"
     provenance = Provenance("calibration", settings.model_dump_json(), read_model_fingerprint(results))
+    check_positions(settings.sequence_length, results.model, where, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(results.model, trust_remote_code=trust_remote_code)
     windows = make_windows(open_corpus(settings, role), tokenizer, settings, where)
     check_vocabulary(np.concatenate([window.tokens for window in windows]), tokenizer, results.model)

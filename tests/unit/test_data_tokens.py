@@ -156,6 +156,21 @@ def test_too_much_asked_says_how_much_there_is(results, folder):
     assert not results.tokens("search").exists() and not results.tokens("mine").exists()
 
 
+def test_sequences_longer_than_learned_positions_are_refused(results, folder):
+    def write(length, kind):
+        config = {"model_type": kind, "max_position_embeddings": 32}
+        (results.model / "config.json").write_text(json.dumps(config))
+        write_tokens("search", "search", FileText(path=folder, sequence_length=length, tokens=2 * length), results)
+
+    told = r"data\.search\.sequence_length: 33 tokens are more than the 32 positions .* 32 or less"
+    with pytest.raises(DataError, match=told):
+        write(33, "opt")
+    assert not results.tokens("search").exists()
+    write(32, "opt")
+    write(33, "llama")  # rotary, though this config does not say so
+    assert read_tokens(results, "search").shape == (2, 33)
+
+
 def test_tokens_between_short_documents_count(results, tmp_path):
     """Half of this text is separators: what it is said to have must be no less than what it is said to fill."""
     (tmp_path / "short.jsonl").write_text('{"text": "a"}\n' * 40)
