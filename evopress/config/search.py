@@ -134,7 +134,7 @@ class EvolutionSettings(_Stepwise):
     start: Literal["even", "sensitivity"] = Field(
         "even",
         description="Where the search starts: even (the paper's way), or from the effect of each layer alone on the "
-        "fitness, which finds good configurations with few tokens.",
+        "fitness and on the final hidden states, which finds good configurations with few tokens.",
     )
     start_from: tuple[Name, ...] = Field(
         (),

@@ -212,4 +212,4 @@ def _start_tokens(settings: EvolutionSettings | RandomSettings, units: int, *, e
     if settings.start == "even":
         return 0 if starts == 1 else starts * settings.initial_tokens
     alone = (2 * units + 1) * settings.sensitivity_tokens  # the dense model, and each unit at two levels
-    return alone + (starts + 1) * settings.initial_tokens
+    return alone + (starts + 2) * settings.initial_tokens

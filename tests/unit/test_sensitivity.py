@@ -8,7 +8,7 @@ import pytest
 from evopress.search.evolution.generations import first_state
 from evopress.search.evolution.initial import even_candidate
 from evopress.search.evolution.selection import Judgement
-from evopress.search.evolution.sensitivity import allocate, measured_start
+from evopress.search.evolution.sensitivity import allocate, measured_starts
 from evopress.search.minibatch import draw_minibatch
 from evopress.search.space import DENSE_LEVEL, Level, Space, Unit, make_space
 
@@ -73,7 +73,7 @@ def test_allocation_is_the_best_of_all_candidates_within_the_budget(seed, sizes)
 def test_each_unit_is_judged_alone_at_its_lowest_and_even_level():
     space = make_space([unit(0, 16), unit(1, 16), unit(2, 16, bits=(3,))], 3.0, "searches.x")
     evaluator = Additive(np.array([1.0, 5.0, 1.0]), space)
-    _, rows = measured_start(space, 32, evaluator, np.random.default_rng(0))
+    _, rows = measured_starts(space, 32, evaluator, np.random.default_rng(0))
     assert [candidate.tolist() for candidate in evaluator.judged[0]] == [
         [-1, -1, -1],
         [0, -1, -1],
@@ -97,7 +97,7 @@ def test_levels_far_from_dense_are_told_apart_by_what_they_cost_beyond_the_dense
             self.effects = scale[:, None] * np.array([0.5, 0.45, 0.4])
             self.judged = []
 
-    candidate, _ = measured_start(space, 32, Scaled(), np.random.default_rng(0))
+    (candidate,), _ = measured_starts(space, 32, Scaled(), np.random.default_rng(0))
     assert candidate.tolist() == [0, 2, 2, 0, 2, 0]  # the three most sensitive are pruned less
 
 
@@ -135,3 +135,26 @@ def test_a_target_between_levels_starts_from_the_best_of_random_and_measured():
     compared = [row.fitness for row in rows if row.step == 1]
     assert len(compared) == 7
     assert evaluator.fitness(state.parent) == pytest.approx(min(compared))
+
+
+def test_errors_of_hidden_states_give_a_second_start_which_the_fitness_judges():
+    class Noisy(Additive):
+        """Alone, a unit's effect on the fitness is lost in noise; its error of hidden states shows it."""
+
+        def evaluate(self, candidates, minibatch):
+            judged = super().evaluate(candidates, minibatch)
+            alone = [np.count_nonzero(candidate != DENSE_LEVEL) <= 1 for candidate in candidates]
+            noise = np.random.default_rng(0).random(len(candidates))
+            return [
+                Judgement(noise[i] if alone[i] else found.fitness, found.by_sequence, found.fitness * 7)
+                for i, found in enumerate(judged)
+            ]
+
+    space = make_space([unit(i, 16) for i in range(20)], 3.0, "searches.x")
+    evaluator = Noisy(np.random.default_rng(1).lognormal(0, 1.5, 20), space)
+    (by_fitness, by_error), _ = measured_starts(space, 32, evaluator, np.random.default_rng(0))
+    assert space.fits(by_fitness) and space.fits(by_error)
+    assert evaluator.fitness(by_error) < 0.9 * evaluator.fitness(by_fitness)
+    state, rows = first_state(space, 8, 32, evaluator, np.random.default_rng(0), 64)
+    assert state.parent.tolist() == by_error.tolist()
+    assert sum(row.step == 1 for row in rows) == 3  # these two and the even one

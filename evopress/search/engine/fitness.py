@@ -10,7 +10,7 @@ from torch import Tensor
 from evopress.search.engine.counters import Counters
 from evopress.search.engine.forward import Check, advance
 from evopress.search.engine.memory import MemoryPlan
-from evopress.search.engine.objectives import Objective, next_tokens
+from evopress.search.engine.objectives import Objective, hidden_error, next_tokens
 from evopress.search.engine.weights import VariantBlocks
 from evopress.search.evolution.selection import Judgement
 from evopress.search.minibatch import Minibatch, draw_minibatch
@@ -55,23 +55,26 @@ class ModelEvaluator:
 
     @torch.inference_mode()
     def sums(self, distinct: NDArray[np.int16], minibatch: Minibatch) -> NDArray[np.float64]:
-        """Sums over the tokens of each sequence, [C, S], of ``distinct`` [C, units] in lexicographic order."""
-        sums = np.zeros((len(distinct), len(minibatch.sequences)))
+        """Sums over the tokens of each sequence, [2, C, S], of ``distinct`` [C, units] in lexicographic order.
+
+        First fitness, then the errors of final hidden states, which are NaN without a run of the dense model.
+        """
+        sums = np.zeros((2, len(distinct), len(minibatch.sequences)))
         for part, sequences, length in self._chunks(len(distinct), minibatch):
             rows = torch.tensor(minibatch.sequences[sequences])
             ids = self.tokens[rows, :length].to(self.blocks.model.device)
             finals = advance(self.blocks, distinct[part], ids, self.memory.run_tokens, self.counters, self.check)
-            sums[part, sequences] = self._score(finals, ids, rows)
+            sums[:, part, sequences] = self._score(finals, ids, rows)
         return sums
 
     def judgements(self, sums: NDArray[np.float64], which: NDArray[np.int64], minibatch: Minibatch) -> list[Judgement]:
-        """Judgements from sums [C, S] over tokens; ``which`` row of them belongs to each candidate."""
+        """Judgements from sums [2, C, S] over tokens; ``which`` row of them belongs to each candidate."""
         self.counters.evaluations += 1
         self.counters.candidate_tokens += len(which) * minibatch.tokens
         positions = np.array(minibatch.lengths) - self.objective.positions_lost
-        fitness = sums.sum(axis=1) / positions.sum()
-        means = sums / np.maximum(positions, 1)
-        return [Judgement(float(fitness[i]), tuple(means[i].tolist())) for i in which]
+        fitness, errors = sums[0].sum(axis=1) / positions.sum(), sums[1].sum(axis=1) / minibatch.tokens
+        means = sums[0] / np.maximum(positions, 1)
+        return [Judgement(float(fitness[i]), tuple(means[i].tolist()), float(errors[i])) for i in which]
 
     def _chunks(self, candidates: int, minibatch: Minibatch) -> Iterator[tuple[slice, slice, int]]:
         """Cut (candidates, sequences) so that hidden states fit in memory; candidates are parted last.
@@ -88,22 +91,23 @@ class ModelEvaluator:
                     yield slice(head, min(head + part, candidates)), slice(first, min(first + step, end)), length
 
     def _score(self, finals: list[Tensor], ids: Tensor, rows: Tensor) -> NDArray[np.float64]:
-        """Sums over the tokens of each sequence, [C, S]; the dense model's logits are made once for all candidates."""
+        """Sums over the tokens of each sequence, [2, C, S]; the dense logits are made once for all candidates."""
         model, (sequences, length) = self.blocks.model, ids.shape
         flat = [final.flatten(0, 1) for final in finals]
-        dense = self.dense[rows, :length].flatten(0, 1) if self.dense is not None else None
+        dense = None if self.dense is None else self.dense[rows, :length].flatten(0, 1)
         targets, head = next_tokens(ids), self._head
-        scores = torch.empty((len(finals), len(targets)), dtype=torch.float32, device=model.device)
+        scores = torch.full((2, len(finals), len(targets)), torch.nan, dtype=torch.float32, device=model.device)
         for tokens in even_slices(len(targets), self.memory.score_tokens):
-            teacher = targets.new_empty(0) if dense is None else head(dense[tokens].to(model.device))
-            prepared = self.objective.prepare(teacher, targets[tokens])
-            del teacher
+            near = None if dense is None else dense[tokens].to(model.device)
+            prepared = self.objective.prepare(targets.new_empty(0) if near is None else head(near), targets[tokens])
             for index, hidden in enumerate(flat):
                 self.check()
-                scores[index, tokens] = self.objective.score(prepared, head(hidden[tokens]))
+                scores[0, index, tokens] = self.objective.score(prepared, head(hidden[tokens]))
+                if near is not None:
+                    scores[1, index, tokens] = hidden_error(near, hidden[tokens])
         if self.objective.reads_logits:
             self.counters.head_tokens += len(targets) * (len(finals) + (dense is not None))
-        return scores.double().unflatten(1, (sequences, length)).sum(-1).cpu().numpy()
+        return scores.double().unflatten(2, (sequences, length)).sum(-1).cpu().numpy()
 
     def _head(self, hidden: Tensor) -> Tensor:
         """What the objective reads of final hidden states [T, H]."""

@@ -12,7 +12,7 @@ from evopress.search.evolution.earlier import within_budget
 from evopress.search.evolution.initial import initial_candidates
 from evopress.search.evolution.mutation import make_offspring
 from evopress.search.evolution.selection import Evaluator, Known, Step, select
-from evopress.search.evolution.sensitivity import measured_start
+from evopress.search.evolution.sensitivity import measured_starts
 from evopress.search.record.trace import TraceRow
 from evopress.search.space import Candidate, Space
 
@@ -46,14 +46,14 @@ def first_state(
 ) -> tuple[State, list[TraceRow]]:
     """Start from the even candidate, or from the best of random ``candidates`` on ``tokens`` tokens.
 
-    With ``sensitivity_tokens``, a start from measured sensitivities is compared with these; so are ``earlier``
+    With ``sensitivity_tokens``, starts from measured sensitivities are compared with these; so are ``earlier``
     candidates, brought to the budget where they miss it.
     """
     starts = initial_candidates(space, candidates, rng)
     rows: list[TraceRow] = []
     if sensitivity_tokens is not None:
-        measured, rows = measured_start(space, sensitivity_tokens, evaluator, rng)
-        starts = np.vstack([starts, measured])
+        measured, rows = measured_starts(space, sensitivity_tokens, evaluator, rng)
+        starts = np.vstack([starts, *measured])
     starts = np.unique(np.vstack([starts, *(within_budget(candidate, space, rng) for candidate in earlier)]), axis=0)
     if len(starts) == 1:
         return State(0, starts), rows

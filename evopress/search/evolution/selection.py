@@ -4,6 +4,7 @@ arXiv 2410.14649, algorithm 1: each step draws fresh tokens; parents are admitte
 compared where the judgement is surest.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +24,8 @@ class Judgement:
     """Mean over tokens."""
     by_sequence: tuple[float, ...]
     """Mean over the tokens of each sequence."""
+    hidden_error: float = math.nan
+    """Squared error of the final hidden states relative to the dense model's, mean over tokens; NaN if not known."""
 
 
 class Evaluator(Protocol):

@@ -84,7 +84,7 @@ def _tell(ranks: Ranks, order: _Order, candidates: int = 0, sequences: int = 0) 
 def _judge_share(
     ranks: Ranks, evaluator: ModelEvaluator, distinct: NDArray[np.int16], minibatch: Minibatch
 ) -> NDArray[np.float64]:
-    """Sums over the tokens of each sequence, [C, S], of which this process makes its share."""
+    """Sums [2, C, S] over the tokens of each sequence, of which this process makes its share."""
     model, units = evaluator.blocks.model, evaluator.blocks.units
     shares = share_out(
         distinct,
@@ -94,11 +94,11 @@ def _judge_share(
         minibatch.lengths,
         ranks.count,
     )
-    share, sums = shares[ranks.rank], torch.zeros((len(distinct), len(minibatch.sequences)), dtype=torch.float64)
+    share, sums = shares[ranks.rank], torch.zeros((2, len(distinct), len(minibatch.sequences)), dtype=torch.float64)
     part = Minibatch(minibatch.sequences[share.sequences], minibatch.lengths[share.sequences])
     mine = distinct[share.candidates]
     if len(mine) and part.sequences:
-        sums[share.candidates, share.sequences] = torch.from_numpy(evaluator.sums(mine, part))
+        sums[:, share.candidates, share.sequences] = torch.from_numpy(evaluator.sums(mine, part))
     return ranks.sum(sums).numpy()
 
 
