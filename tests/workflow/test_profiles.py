@@ -23,8 +23,8 @@ def test_memory_and_time_of_every_rule_grow_and_retries_are_in_the_profile_alone
     profile = yaml.safe_load(PROFILE.read_text())
     assert set(profile["set-resources"]) == JOBS
     for rule, resources in profile["set-resources"].items():
-        assert set(resources) == {"mem_mb", "runtime"}, rule
-        assert all(re.fullmatch(r"\d+ \* attempt", each) for each in resources.values()), rule
+        assert set(resources) == {"mem_mb", "runtime"} | ({"nodes"} if rule == "search" else set()), rule
+        assert all(re.fullmatch(r"\d+ \* attempt", resources[each]) for each in ("mem_mb", "runtime")), rule
     assert set(profile["set-threads"].values()) == {profile["cores"]}  # so that members of a group take turns
     assert profile["retries"] >= 1
     assert not any("retries" in rule for rule in RULES)
@@ -65,7 +65,7 @@ def test_stages_ask_for_a_gpu_each_and_a_search_for_one_per_process(settings: di
         "search": 4
     }
     assert {(job["slurm_partition"], job["slurm_account"]) for job in jobs.values()} == {("gpu", "lab")}
-    assert (jobs["variants"]["runtime"], jobs["search"]["mem_mb"]) == (60, 64000)
+    assert (jobs["variants"]["runtime"], jobs["search"]["mem_mb"], jobs["search"]["nodes"]) == (60, 64000, 1)
 
     assert asked(settings | {"searches": {"even": even}})["search"]["gpu"] == 0
     cpu = asked(settings | {"compute": {"device": "cpu", "processes": 4}})
