@@ -110,14 +110,18 @@ def is_transient(error: BaseException | None) -> bool:
     from datasets.utils.file_utils import CONNECTION_ERRORS_TO_RETRY
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    links = []
     while error is not None:
-        if isinstance(error, OfflineModeIsEnabled):
-            return False
-        if isinstance(error, HfHubHTTPError):
-            return error.response.status_code == 429 or error.response.status_code >= 500
-        if isinstance(error, (ConnectionError, TimeoutError, *CONNECTION_ERRORS_TO_RETRY)):
-            return True
+        links.append(error)
         error = error.__cause__ or error.__context__
+    offline = OfflineModeIsEnabled.__name__  # `datasets` makes a lost connection of it, and only names it
+    if any(isinstance(link, OfflineModeIsEnabled) or offline in str(link) for link in links):
+        return False
+    for link in links:
+        if isinstance(link, HfHubHTTPError):
+            return link.response.status_code == 429 or link.response.status_code >= 500
+        if isinstance(link, (ConnectionError, TimeoutError, *CONNECTION_ERRORS_TO_RETRY)):
+            return True
     return False
 
 

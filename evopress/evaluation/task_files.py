@@ -1,6 +1,7 @@
 """lm-eval tasks by name, standard ones and those of a folder of your own."""
 
 import difflib
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,37 @@ from typing import Any
 import yaml
 from lm_eval.tasks import TaskManager
 
-from evopress.errors import ConfigError
+from evopress.data.hub import WAITS, is_transient
+from evopress.errors import ConfigError, DataError
+from evopress.progress import log
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text")
 """Values of `dataset_path` whose `data_files` are files rather than a data set of the hub."""
+
+
+class PatientManager(TaskManager):
+    """lm-eval's manager, which fetches the tasks' data again where the hub does not answer."""
+
+    def load(self, task_list: Any) -> Any:
+        """Build tasks, with their data.
+
+        Raises:
+            DataError: the data are not there, cannot be read, or the hub stays away.
+        """
+        for wait in (*WAITS, None):
+            try:
+                return super().load(task_list)
+            except Exception as error:  # of lm-eval, datasets, the hub's client, and of what tasks run themselves
+                if not is_transient(error):
+                    raise DataError(f"evaluation.tasks: cannot be loaded ({error}); check the tasks' data") from error
+                if wait is None:
+                    raise DataError(
+                        f"evaluation.tasks: the hub did not answer in {len(WAITS) + 1} attempts ({error}); try again "
+                        "later, or use tasks whose data are local files"
+                    ) from error
+                log.warning("tasks: the hub does not answer (%r); next attempt in %.0f s", error, wait)
+                time.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
 
 
 @contextmanager
@@ -34,9 +62,9 @@ def task_manager(names: Sequence[str], include_path: str | None) -> Iterator[Tas
         paths = [folder] if folder else []
         if folder and write_overlays(folder, Path(overlay)):
             paths.append(Path(overlay))
-        manager = TaskManager(include_path=paths, include_defaults=False)
+        manager = PatientManager(include_path=paths, include_defaults=False)
         if not set(names) <= set(manager.all_tasks):
-            manager = TaskManager(include_path=paths)
+            manager = PatientManager(include_path=paths)
         check_names(names, manager.all_tasks)
         yield manager
 

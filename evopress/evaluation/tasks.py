@@ -38,6 +38,7 @@ def evaluate_tasks(
     Raises:
         ArtifactError: the model is missing, cut short or of another model.
         ConfigError: an unknown task.
+        DataError: data of a task cannot be fetched or read.
     """
     folder = model_folder(results, search)
     if search == DENSE:

@@ -63,13 +63,15 @@ def hub_config(settings: HubModel) -> Path:
     Raises:
         ConfigError: it cannot be fetched.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
+
+    from evopress.models.hub import fetch_config
 
     cached = try_to_load_from_cache(settings.id, "config.json", revision=settings.revision)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        return Path(hf_hub_download(settings.id, "config.json", revision=settings.revision))
+        return fetch_config(settings)
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(

@@ -1,11 +1,11 @@
 """A model of the Hugging Face hub, fetched into the hub's own cache."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -39,17 +39,44 @@ def fetch_snapshot(
         ModelError: no such model or revision, no access, or no answer after several attempts.
     """
     patterns = [*WEIGHTS, *SMALL_FILES, *(["*.py"] if settings.trust_remote_code else [])]
-    for wait in (*_WAITS, None):
+    folder = _patiently(
+        settings, lambda: download(settings.id, revision=settings.revision, allow_patterns=patterns), _WAITS, sleep
+    )
+    return folder, folder.name
+
+
+def fetch_config(settings: HubModel, *, sleep: Callable[[float], None] = time.sleep) -> Path:
+    """config.json alone, fetched into the cache with less patience: someone waits for the plan.
+
+    Raises:
+        ModelError: as `fetch_snapshot`.
+    """
+    return _patiently(
+        settings,
+        lambda: hf_hub_download(settings.id, "config.json", revision=settings.revision),
+        _WAITS[:2],
+        sleep,
+    )
+
+
+def _patiently(
+    settings: HubModel, fetch: Callable[[], Any], waits: Sequence[float], sleep: Callable[[float], None]
+) -> Path:
+    """Path that ``fetch`` returns, which is tried again, ever later, while the hub does not answer.
+
+    Raises:
+        ModelError: as `fetch_snapshot`.
+    """
+    for wait in (*waits, None):
         try:
-            folder = Path(download(settings.id, revision=settings.revision, allow_patterns=patterns))
-            return folder, folder.name
+            return Path(fetch())
         except (OSError, HTTPError, HFValidationError) as error:
             final = _definite(error, settings)
             if final is not None:
                 raise final from error
             if wait is None:
                 raise ModelError(
-                    f"{settings.id}: the hub did not answer in {len(_WAITS) + 1} attempts ({_brief(error)}); try again "
+                    f"{settings.id}: the hub did not answer in {len(waits) + 1} attempts ({_brief(error)}); try again "
                     "later, or fetch the model elsewhere and give its folder"
                 ) from error
             log.warning("%s: the hub does not answer (%s); next attempt in %g s", settings.id, _brief(error), wait)
@@ -57,8 +84,9 @@ def fetch_snapshot(
     raise AssertionError("the last attempt returns or raises")
 
 
-def _definite(error: Exception, settings: HubModel) -> ModelError | None:
+def _definite(error: BaseException, settings: HubModel) -> ModelError | None:
     """The error to report where another attempt would not help."""
+    error = next((link for link in _chain(error) if isinstance(link, HfHubHTTPError)), error)  # what the hub said
     if isinstance(error, GatedRepoError):
         return ModelError(f"{settings.id}: gated; accept its licence on the hub and log in with `hf auth login`")
     if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
@@ -76,12 +104,12 @@ def _definite(error: Exception, settings: HubModel) -> ModelError | None:
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    links = []
+    links: list[BaseException] = []
     while error is not None:
         links.append(error)
         error = error.__cause__
     return links
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -37,6 +37,32 @@ try:
 except EvopressError as error:
     print(f"{type(error).__name__}: {error}")
 """
+COUNT = """
+from evopress.config.model import HubModel
+from evopress.errors import EvopressError
+from evopress.models import hub
+hub._WAITS = (0.01, 0.02, 0.03)
+from evopress.models.block_count import count_blocks
+try:
+    print(count_blocks(HubModel(source="hub", id="ours/tiny")), "blocks")
+except EvopressError as error:
+    print(f"{type(error).__name__}: {error}")
+"""
+TASK = """
+import sys, time
+from pathlib import Path
+time.sleep = lambda seconds: None
+from evopress.errors import EvopressError
+from evopress.evaluation import task_files
+folder = Path(sys.argv[1])
+(folder / "mine.yaml").write_text("{task: mine, dataset_path: ours/texts, test_split: test, doc_to_text: a,"
+    " doc_to_target: b, output_type: loglikelihood}")
+try:
+    with task_files.task_manager(["mine"], str(folder)) as manager:
+        manager.load(["mine"])
+except EvopressError as error:
+    print(f"{type(error).__name__}: {error}".splitlines()[0])
+"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -103,7 +129,7 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def ask(program: str, hub: str, home: Path) -> str:
+def ask(program: str, hub: str, home: Path, **changes: str) -> str:
     """What a program says whose hub is ours; offline settings of this process do not count."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {
@@ -113,8 +139,14 @@ def ask(program: str, hub: str, home: Path) -> str:
         "HF_HUB_DOWNLOAD_TIMEOUT": "1",
     }
     environment |= {"NO_PROXY": "*", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= changes
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program, str(home)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -145,3 +177,28 @@ def test_texts_of_a_hub_that_stays_away(hub: str, tmp_path: Path, fault: str) ->
     said = ask(READ, hub, tmp_path)
     assert said.startswith("DataError: ours/texts train: the hub did not answer in 3 attempts (")
     assert said.endswith("try again later, or use source: file")
+
+
+@pytest.mark.parametrize(
+    ("faults", "told"), [(["busy", "hangs"], "2 blocks"), (["busy", "..."], "ConfigError: model.")]
+)
+def test_the_number_of_blocks_comes_once_the_hub_answers(
+    hub: str, tmp_path: Path, faults: list[str], told: str
+) -> None:
+    Hub.faults = [*faults]
+    said = ask(COUNT, hub, tmp_path)
+    assert said.startswith(told)
+    assert "the hub did not answer in 3 attempts" in said or said == told
+
+
+@pytest.mark.parametrize(
+    ("fault", "offline", "told"),
+    [
+        ("busy", "0", "DataError: evaluation.tasks: the hub did not answer in 3 attempts ("),
+        ("", "0", "DataError: evaluation.tasks: cannot be loaded (Couldn't find any data file"),
+        ("", "1", "DataError: evaluation.tasks: cannot be loaded (Couldn't reach"),
+    ],
+)
+def test_data_of_tasks_that_do_not_come(hub: str, tmp_path: Path, fault: str, offline: str, told: str) -> None:
+    Hub.faults = [fault, "..."] if fault else []
+    assert ask(TASK, hub, tmp_path, HF_HUB_OFFLINE=offline).startswith(told)
