@@ -71,13 +71,43 @@ CONFIGS: dict[str, tuple[str, dict]] = {
     "opt-350m": ("OPTConfig", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}),
 }
 
+_OLD = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+MORE_CONFIGS: dict[str, tuple[str, dict]] = {
+    # some weights of their blocks lie outside linear layers
+    "cohere": ("CohereConfig", {**_SIZES, "use_qk_norm": True}),
+    "qwen3.5": (
+        "Qwen3_5TextConfig",
+        {**_SIZES, **_DELTA, "head_dim": 8, "layer_types": ["linear_attention", "linear_attention", "full_attention"]},
+    ),
+    "lfm2": ("Lfm2Config", {**_SIZES, "layer_types": ["conv", "full_attention", "conv"]}),
+    # blocks return attention weights, too
+    "gptj": ("GPTJConfig", {**_OLD, "n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4}),
+    # biases and masks that serve one sequence only; the residual stream is added inside the modules
+    "bloom": ("BloomConfig", {**_OLD, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
+    # a state for all blocks, which they leave alone in this size
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            **_SIZES,
+            "head_dim": 8,
+            "global_head_dim": 8,
+            "sliding_window": 4,
+            "layer_types": [*_ALTERNATING[:2], "full_attention"],
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+        },
+    ),
+}
+"""Architectures that are unlike the others in one way or another."""
+
 OUTPUT_LAYERS = {"attn": ("o_proj", "out_proj", "dense"), "mlp": ("down_proj", "fc2", "dense_4h_to_h")}
 """Last parts of the names of the layers whose output is that of a module."""
 
 
 def build(name: str, seed: int = 0) -> transformers.PreTrainedModel:
     """A float32 model with random weights, large enough that masks and soft-capping show in the logits."""
-    kind, values = CONFIGS[name]
+    kind, values = {**CONFIGS, **MORE_CONFIGS}[name]
     torch.manual_seed(seed)
     config = getattr(transformers, kind)(**values, initializer_range=0.2) if kind != "OPTConfig" else None
     config = config or transformers.OPTConfig(**values, init_std=0.2)

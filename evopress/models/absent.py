@@ -78,16 +78,21 @@ def _zero_linear(block: nn.Module, name: str) -> Forward:
 
 def _observe(block: nn.Module, name: str, inputs: BlockInputs, index: int, hidden_size: int) -> Forward | None:
     """Forward that returns zeros in the form in which the child ``name`` returns hidden states; None if it does not."""
-    seen: list[tuple[Any, Any]] = []
+    seen: list[tuple[Any, Any, int]] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        seen.append((_hidden_of(args, kwargs), output))
+        hidden = _hidden_of(args, kwargs)
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        alike = [value for value in given if isinstance(hidden, Tensor) and value.shape == hidden.shape]
+        seen.append((hidden, output, len(alike)))
 
     run_on_meta(block, inputs, index, hidden_size, lambda twin: _watch(twin, name, hook))
     if len(seen) != 1:
         return None
-    hidden, output = seen[0]
+    hidden, output, streams = seen[0]
     first = output[0] if isinstance(output, tuple) and output else output
+    if streams != 1:  # the residual stream is added inside, as in BLOOM: zeros would lose it
+        return None
     if hidden is None or not isinstance(first, Tensor) or first.shape != hidden.shape:
         return None
     others = len(output) - 1 if isinstance(output, tuple) else None

@@ -136,10 +136,15 @@ class BlockwiseModel:
             raise ValueError(f"hidden states of length {hidden.shape[1]} with block inputs of length {inputs.length}")
         if self.gone(index, absent):
             return hidden
-        args, kwargs = inputs.call(index, hidden)
         replaced = self._replacements(index, weights or {})
         with left_out(self.blocks[index], [self._absence(index, kind) for kind in absent]):
-            output = torch.func.functional_call(self.blocks[index], replaced, args, kwargs, tie_weights=False)
+            if inputs.alone:
+                return torch.cat([self._run(index, row, inputs, replaced) for row in hidden.split(1)])
+            return self._run(index, hidden, inputs, replaced)
+
+    def _run(self, index: int, hidden: Tensor, inputs: BlockInputs, replaced: dict[str, Tensor]) -> Tensor:
+        args, kwargs = inputs.call(index, hidden)
+        output = torch.func.functional_call(self.blocks[index], replaced, args, kwargs, tie_weights=False)
         return output[0] if isinstance(output, tuple) else output
 
     def gone(self, index: int, absent: Collection[str]) -> bool:

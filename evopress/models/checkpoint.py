@@ -15,8 +15,12 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _FORMER_NAMES = {"lm_head.weight": "embed_out.weight"}
 """Names of parameters under which checkpoints store them still (GPT-NeoX), whatever transformers calls them now."""
-_FORMER_PREFIXES = {"model.language_model.": "language_model.model."}
-"""The same for all tensors of the text model beside a vision tower (LLaVA, Gemma 3)."""
+_FORMER_PREFIXES = (
+    ("model.language_model.", "language_model.model."),
+    ("model.", "model.language_model."),
+    ("model.", "language_model.model."),
+)
+"""The same for all tensors of the text model beside a vision tower (Gemma 3, Qwen3.5, Llama 4)."""
 _PICKLED = ("bin", "pt", "pth", "ckpt", "pkl", "pickle")
 
 
@@ -50,7 +54,7 @@ class Checkpoint:
             return name
         if (former := _FORMER_NAMES.get(name)) in self._files:
             return former
-        for now, before in _FORMER_PREFIXES.items():
+        for now, before in _FORMER_PREFIXES:
             if name.startswith(now) and (former := before + name.removeprefix(now)) in self._files:
                 return former
         found = [stored for stored in self._suffixes().get(name.split(".")[-1], []) if _same_but_prefix(stored, name)]

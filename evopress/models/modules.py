@@ -6,6 +6,8 @@ from dataclasses import dataclass
 ATTENTION, MLP = "attn", "mlp"
 KINDS = (ATTENTION, MLP)
 """Kinds of modules, in the order in which a block runs them."""
+_MIXERS = ("attn", "attention", "conv", "mamba", "temporal")
+"""Words in the names of attention modules, and of those that stand in their place in hybrid models."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,9 @@ class Module:
 
 
 def module_kind(layer: str) -> str:
-    """`attn` for a linear layer inside a child of the block named so, else `mlp` (OPT's lie right in the block)."""
+    """`attn` for a linear layer inside a child of the block that mixes tokens, else `mlp` (OPT's has no child)."""
     child, _, rest = layer.partition(".")
-    return ATTENTION if rest and ("attn" in child or "attention" in child) else MLP
+    return ATTENTION if rest and any(word in child for word in _MIXERS) else MLP
 
 
 def module_name(block: str, kind: str) -> str:

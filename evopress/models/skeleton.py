@@ -72,7 +72,7 @@ def skeleton_of(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = Fa
 def fill_outside(model: Any, blocks: str, checkpoint: Checkpoint, device: torch.device) -> None:
     """Load everything outside the blocks (whose list is named ``blocks``) and tie weights as `from_pretrained` does.
 
-    Buffers, those of blocks included, move to the device.
+    Of the blocks, only the names of the tensors are looked up. Buffers, those of blocks included, move to the device.
 
     Raises:
         ModelError: a tensor is missing, or of another shape.
@@ -82,12 +82,12 @@ def fill_outside(model: Any, blocks: str, checkpoint: Checkpoint, device: torch.
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
     outside = {name for name in model.state_dict() if not name.startswith(f"{blocks}.")}
-    missing = {name for name in outside if checkpoint.stored_name(name) is None}
     inside = set(model.state_dict()) - outside
+    missing, lost = ({name for name in part if checkpoint.stored_name(name) is None} for part in (outside, inside))
     assign(model, "", checkpoint, device, model.dtype, skip=inside | missing)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
-    if missing:
-        raise _missing(model, min(missing), checkpoint)
+    if missing | lost:
+        raise _missing(model, min(missing | lost), checkpoint)
     model.requires_grad_(False)
 
 

@@ -23,6 +23,8 @@ class BlockInputs:
     kwargs: tuple[dict[str, Any], ...]
     by_name: bool
     """Whether the hidden states are passed by name."""
+    alone: bool = False
+    """Whether they serve one sequence at a time only (ALiBi biases of one batch, in BLOOM)."""
 
     def call(self, index: int, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments with which block ``index`` is called on ``hidden``."""
@@ -45,8 +47,10 @@ class Surroundings:
 
     model: PreTrainedModel
     blocks: Sequence[nn.Module]
-    form: int
-    """What a block returns: 0 for the bare hidden states, n for a tuple of n with the hidden states first."""
+    rest: tuple[Any, ...] | None = None
+    """What stands for all that a block returns after its hidden states; None where it returns them bare."""
+    alone: bool = False
+    """Whether blocks take one sequence at a time only."""
 
     def inputs(self, input_ids: Tensor, count: int | None = None) -> tuple[Tensor, BlockInputs]:
         """Hidden states before the first block for ``input_ids`` [S, L], and the other inputs of ``count`` blocks."""
@@ -63,7 +67,7 @@ class Surroundings:
         parts = [split_hidden(args, kwargs) for args, kwargs in seen]
         args = tuple(args for _, args, _ in parts)
         kwargs = tuple(kwargs for _, _, kwargs in parts)
-        return parts[0][0], BlockInputs(input_ids.shape[1], args, kwargs, by_name=not seen[0][0])
+        return parts[0][0], BlockInputs(input_ids.shape[1], args, kwargs, not seen[0][0], self.alone)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, L, V] of final hidden states [N, L, H].
@@ -79,7 +83,7 @@ class Surroundings:
 
     def run(self, input_ids: Tensor, stand_in: Callable[..., Tensor]) -> Tensor:
         """Logits of the model where block i is ``stand_in(i, *args, **kwargs)``, which returns hidden states."""
-        with _forwards(self.blocks, stand_in, self.form):
+        with _forwards(self.blocks, stand_in, self.rest):
             return self.model(input_ids=input_ids, use_cache=False).logits
 
 
@@ -91,13 +95,15 @@ def split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor,
 
 
 @contextmanager
-def _forwards(blocks: Sequence[nn.Module], stand_in: Callable[..., Tensor], form: int) -> Iterator[None]:
+def _forwards(
+    blocks: Sequence[nn.Module], stand_in: Callable[..., Tensor], rest: tuple[Any, ...] | None
+) -> Iterator[None]:
     """Replace the forward of every block, and put everything back whatever happens."""
 
     def forward(index: int) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             hidden = stand_in(index, *args, **kwargs)
-            return (hidden, *[None] * (form - 1)) if form else hidden
+            return hidden if rest is None else (hidden, *rest)
 
         return call
 

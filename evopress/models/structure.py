@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pandas as pd
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -10,6 +11,9 @@ from evopress.errors import UnsupportedArchitectureError
 from evopress.models.modules import module_kind
 from evopress.models.standin import Surroundings
 from evopress.models.trace import check_chain, input_groups, surroundings
+
+_MOST_OTHERS = 0.1
+"""Share of the blocks' weights that may lie outside linear layers: what is left to compress decides a model's size."""
 
 
 def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedArchitectureError:
@@ -28,7 +32,7 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     It is the list with as many members as the (text) config has layers that holds most parameters of linear layers.
 
     Raises:
-        UnsupportedArchitectureError: no such list, or its weights are not all in linear layers, or shared.
+        UnsupportedArchitectureError: no such list, or many of its weights are in no linear layer, or shared.
     """
     if model.config.is_encoder_decoder:
         raise unsupported(model, "it is an encoder and a decoder, not one chain of blocks")
@@ -100,18 +104,34 @@ def _linear_parameters(blocks: nn.ModuleList) -> int:
 
 
 def _check_weights(model: PreTrainedModel, name: str, blocks: nn.ModuleList) -> None:
-    """Refuse weights that no level could be given to, and those that two blocks share."""
-    for index, block in enumerate(blocks):
-        matrices = {f"{layer}.weight" for layer in linear_layers(block)}
-        for key, parameter in block.named_parameters():
-            if parameter.ndim > 1 and key not in matrices:
-                shape = "x".join(map(str, parameter.shape))
-                raise unsupported(model, f"{name}.{index}.{key} ({shape}) is not the weight of a linear layer")
+    """Refuse blocks with many weights that no level could be given to, and those that share some.
+
+    Small ones (norms of heads, short convolutions, decay rates) stay as they are, like the norms.
+    """
+    others = {
+        f"{name}.{index}.{key}": parameter
+        for index, block in enumerate(blocks)
+        for key, parameter in _other_matrices(block).items()
+    }
+    share = sum(map(torch.numel, others.values())) / sum(map(torch.numel, blocks.parameters()))
+    if share > _MOST_OTHERS:
+        key = max(others, key=lambda key: others[key].numel())
+        shape = "x".join(map(str, others[key].shape))
+        experts = "; experts are not compressed yet, take a dense model" if "expert" in key else ""
+        raise unsupported(
+            model, f"{share:.0%} of its blocks' weights lie in no linear layer, as does {key} ({shape}){experts}"
+        )
     owners = Counter(
         id(parameter) for block in blocks for _, parameter in block.named_parameters(remove_duplicate=False)
     )
     if any(count > 1 for count in owners.values()):
         raise unsupported(model, f"the blocks in {name} share weights")
+
+
+def _other_matrices(block: nn.Module) -> dict[str, nn.Parameter]:
+    """Matrices of a block that are no linear layer's, and so never compressed."""
+    linear = {f"{layer}.weight" for layer in linear_layers(block)}
+    return {key: weight for key, weight in block.named_parameters() if weight.ndim > 1 and key not in linear}
 
 
 def _strange_matrices(model: PreTrainedModel) -> str:

@@ -7,43 +7,59 @@ run as copies on the meta device, which costs neither their weights nor any arit
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from transformers import PreTrainedModel
 
 from evopress.models.standin import BlockInputs, Surroundings, split_hidden
 
 _TOKENS = 4
 _BATCH = 2
+_PLAIN = (Tensor, NoneType, bool, int, float, str, torch.dtype, torch.device)
+"""What a block may get beside its hidden states. Anything else could be a state that blocks share and change."""
+
+
+class _Unused:
+    """Stands for attention weights and the like, which a model may collect; it fails where one computes with it."""
+
 
 Refuse = Callable[[str], Exception]
 """Makes the exception that names the architecture, from a reason."""
 
 
 def surroundings(model: PreTrainedModel, blocks: Sequence[nn.Module], refuse: Refuse) -> Surroundings:
-    """The model without what its blocks do, after seeing what the first block returns.
+    """The model without what its blocks do, after seeing what the first block takes and returns.
 
     Raises:
-        the exception made by ``refuse``: blocks return more than hidden states, or cannot be run apart.
+        the exception made by ``refuse``: blocks return no hidden states, or cannot be run apart.
     """
+    hidden_size = model.config.get_text_config().hidden_size
     with _explained(refuse), torch.no_grad():
-        _, inputs = Surroundings(model, blocks, form=0).inputs(_ids(model), count=1)
-        output = run_on_meta(blocks[0], inputs, 0, model.config.get_text_config().hidden_size)
+        _, inputs = Surroundings(model, blocks).inputs(_ids(model), count=1)
+        try:
+            output = run_on_meta(blocks[0], inputs, 0, hidden_size)
+        except (RuntimeError, ValueError):  # a bias or mask made for one sequence does not serve two
+            inputs = replace(inputs, alone=True)
+            output = run_on_meta(blocks[0], inputs, 0, hidden_size)
     if isinstance(output, Tensor):
-        return Surroundings(model, blocks, form=0)
-    if not isinstance(output, tuple) or any(part is not None for part in output[1:]):
-        raise refuse("its blocks hand on more than hidden states")
-    return Surroundings(model, blocks, form=len(output))
+        return Surroundings(model, blocks, alone=inputs.alone)
+    if not isinstance(output, tuple):
+        raise refuse(f"its blocks return a {type(output).__name__}, not hidden states")
+    rest = tuple(None if part is None else _Unused() for part in output[1:])
+    return Surroundings(model, blocks, rest, inputs.alone)
 
 
 def check_chain(around: Surroundings, refuse: Refuse) -> BlockInputs:
     """Check that each block runs once, in order, on what the block before it returned; returns the blocks' inputs.
 
     Raises:
-        the exception made by ``refuse``: they do not, or logits cannot be made from final hidden states alone.
+        the exception made by ``refuse``: they do not, they share a state, or logits cannot be made from final hidden
+            states alone.
     """
     entered: list[tuple[int, Tensor]] = []
     returned: list[Tensor] = []
@@ -64,7 +80,9 @@ def check_chain(around: Surroundings, refuse: Refuse) -> BlockInputs:
                 raise refuse(f"block {index} does not run on what block {index - 1} returns")
         if around.logits(torch.cat([returned[-1]] * _BATCH)).shape != (_BATCH, *logits.shape[1:]):
             raise refuse("its logits cannot be made from final hidden states alone")
-        return few_inputs(around)
+        inputs = few_inputs(around)
+    _require_stateless(inputs, refuse)
+    return inputs
 
 
 def input_groups(
@@ -73,8 +91,8 @@ def input_groups(
     """Linear layer -> the first layer of the block that gets the very same tensor, in order of execution.
 
     Raises:
-        the exception made by ``refuse``: inputs made for one sequence do not serve several, or a linear layer does
-            not run exactly once on every token.
+        the exception made by ``refuse``: the block writes a state for others, or a linear layer does not run exactly
+            once on every token.
     """
     calls: list[tuple[str, Tensor]] = []
 
@@ -85,19 +103,29 @@ def input_groups(
 
     with _explained(refuse), torch.no_grad():
         output = run_on_meta(block, inputs, index, hidden_size, watch)
+    _require_stateless(inputs, refuse)
     hidden = output[0] if isinstance(output, tuple) else output
-    if hidden.shape != (_BATCH, _TOKENS, hidden_size):
+    sequences = _sequences(inputs)
+    if hidden.shape != (sequences, _TOKENS, hidden_size):
         raise refuse(f"block {index} turns hidden states into {list(hidden.shape)}")
     first: dict[int, str] = {}
     groups: dict[str, str] = {}
     for name, tensor in calls:  # the list keeps the tensors alive, so no two of them share an id
-        if name in groups or tensor.numel() != _BATCH * _TOKENS * layers[name].in_features:
+        if name in groups or tensor.numel() != sequences * _TOKENS * layers[name].in_features:
             raise refuse(f"{name} of block {index} does not run once on every token")
         groups[name] = first.setdefault(id(tensor), name)
     idle = sorted(set(layers) - set(groups))
     if idle:
         raise refuse(f"{idle[0]} of block {index} does not run on every token")
     return groups
+
+
+def _require_stateless(inputs: BlockInputs, refuse: Refuse) -> None:
+    """Refuse inputs by which blocks could reach one another: candidates are run beside one another, not in turn."""
+    for value in tree_leaves((inputs.args, inputs.kwargs)):
+        empty = isinstance(value, Mapping) and not value  # Gemma 4 hands one to all blocks, and fills it in few sizes
+        if not empty and not isinstance(value, _PLAIN):
+            raise refuse(f"its blocks hand on more than hidden states ({type(value).__name__.lstrip('_')})")
 
 
 def few_inputs(around: Surroundings) -> BlockInputs:
@@ -118,16 +146,20 @@ def run_on_meta(
     hidden_size: int,
     prepare: Callable[[nn.Module], None] = lambda twin: None,
 ) -> Any:
-    """Output of a copy of ``block`` on several sequences; ``prepare`` may put hooks on the copy."""
+    """Output of a copy of ``block``, on several sequences if it takes them; ``prepare`` may put hooks on the copy."""
     # Weights are not copied: the twin shares their names and shapes alone.
     twin = copy.deepcopy(block, {id(tensor): _on_meta(tensor) for tensor in block.parameters()}).to("meta")
     prepare(twin)
     dtype = next(parameter.dtype for parameter in twin.parameters() if parameter.is_floating_point())
-    hidden = torch.empty((_BATCH, _TOKENS, hidden_size), dtype=dtype, device="meta")
+    hidden = torch.empty((_sequences(inputs), _TOKENS, hidden_size), dtype=dtype, device="meta")
     args, kwargs = tree_map(
         lambda value: value.to("meta") if isinstance(value, Tensor) else value, inputs.call(index, hidden)
     )
     return twin(*args, **kwargs)
+
+
+def _sequences(inputs: BlockInputs) -> int:
+    return 1 if inputs.alone else _BATCH
 
 
 def _on_meta(parameter: nn.Parameter) -> nn.Parameter:

@@ -94,7 +94,7 @@ def _seen(folder: Path, checkpoint: Checkpoint, trust_remote_code: bool) -> list
     with torch.no_grad():
         inputs = around.inputs(torch.zeros((1, _TOKENS), dtype=torch.long))[1]
     return [
-        {**_settings(block), "inputs": BlockInputs(inputs.length, (args,), (kwargs,), inputs.by_name)}
+        {**_settings(block), "inputs": BlockInputs(inputs.length, (args,), (kwargs,), inputs.by_name, inputs.alone)}
         for block, args, kwargs in zip(around.blocks, inputs.args, inputs.kwargs, strict=True)
     ]
 

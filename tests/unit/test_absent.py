@@ -112,3 +112,24 @@ def test_what_would_not_vanish_is_refused_by_name(tmp_path: Path) -> None:
     blockwise.blocks[1] = _BiasedNormAfter(_Attention(32), nn.RMSNorm(32))
     kept = blockwise.run_block(1, hidden, inputs, absent={"attn"})
     torch.testing.assert_close(kept, hidden + blockwise.blocks[1].mlp(hidden))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_modules_that_add_the_residual_stream_themselves_cannot_be_left_out(kind: str, tmp_path: Path) -> None:
+    """Their zeros would wipe it out."""
+    blockwise = BlockwiseModel.from_folder(save(build("bloom"), tmp_path), CPU)
+    hidden, inputs = blockwise.embed(tokens())
+    with pytest.raises(UnsupportedArchitectureError, match=r"BloomForCausalLM.* of block 1 cannot be dropped"):
+        blockwise.run_block(1, hidden, inputs, absent={kind})
+
+
+@pytest.mark.parametrize("name", ["qwen3.5", "lfm2"])
+def test_mixers_of_hybrid_models_are_left_out(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    blockwise = BlockwiseModel.from_folder(save(model, tmp_path), CPU)
+    hidden, inputs = blockwise.embed(tokens())
+    without = blockwise.run_block(0, hidden, inputs, absent={"attn"})
+    outputs = [layer for key, layer in linear_layers(blockwise.blocks[0]).items() if key.endswith("out_proj")]
+    for layer in outputs:
+        layer.weight.zero_()
+    assert len(outputs) == 1 and torch.equal(without, blockwise.run_block(0, hidden, inputs))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from architectures import CONFIGS, LENGTH, build, save, tokens
+from architectures import CONFIGS, LENGTH, MORE_CONFIGS, build, save, tokens
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -38,13 +38,24 @@ def llama(llama_folder: Path) -> BlockwiseModel:
     return BlockwiseModel.from_folder(llama_folder, CPU)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *MORE_CONFIGS])
 def test_logits_are_those_of_the_full_model(name: str, tmp_path: Path) -> None:
     folder = save(build(name), tmp_path)
     model = BlockwiseModel.from_folder(folder, CPU)
     logits = run_all(model, tokens())
     assert logits.shape == (3, LENGTH, model.vocab_size)
     assert torch.equal(logits, full_logits(folder, tokens()))
+
+
+def test_names_beside_a_vision_tower_that_the_causal_model_lacks(tmp_path: Path) -> None:
+    """All of Qwen3.5 is published so: `model.language_model.` where its causal language model has `model.`."""
+    sizes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    config = transformers.Qwen3_5Config(text_config=MORE_CONFIGS["qwen3.5"][1], vision_config=sizes)
+    folder = save(transformers.Qwen3_5ForConditionalGeneration(config).eval(), tmp_path)
+    assert "model.language_model.norm.weight" in load_file(folder / "model.safetensors")
+    model = BlockwiseModel.from_folder(folder, CPU)
+    assert model.block_names[0] == "model.layers.0"
+    assert torch.equal(run_all(model, tokens()), full_logits(folder, tokens()))
 
 
 def test_text_model_beside_a_vision_tower(tmp_path: Path) -> None:

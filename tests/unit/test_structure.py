@@ -1,5 +1,8 @@
 """Layer tables of every tested architecture, and architectures that are refused by name."""
 
+from collections import UserDict
+from functools import partial
+
 import pandas as pd
 import pytest
 import torch
@@ -126,15 +129,10 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64}
 HEADS = {**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
 REFUSED = {
     "GPT2LMHeadModel.*Conv1D": transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64),
-    r"MixtralForCausalLM.*model\.layers\.0\.mlp\..* is not the weight of a linear layer": transformers.MixtralConfig(
-        **HEADS, num_local_experts=2
-    ),
-    "MambaForCausalLM.*is not the weight of a linear layer": transformers.MambaConfig(**SMALL, state_size=4),
-    "BloomForCausalLM.*cannot be run apart": transformers.BloomConfig(
-        hidden_size=32, n_layer=2, n_head=4, vocab_size=64
-    ),
-    "GPTJForCausalLM.*hand on more than hidden states": transformers.GPTJConfig(
-        n_embd=32, n_layer=2, n_head=4, rotary_dim=4, vocab_size=64
+    r"MixtralForCausalLM.* 75% of its blocks' weights lie in no linear layer, as does model\.layers\.0\.mlp\.experts"
+    ".*take a dense model": transformers.MixtralConfig(**HEADS, num_local_experts=2),
+    "MambaForCausalLM.*mixer.dt_proj of block 0 does not run on every token": transformers.MambaConfig(
+        **SMALL, state_size=4
     ),
 }
 
@@ -151,6 +149,13 @@ def test_encoder_decoders_are_named(kind: str, tmp_path) -> None:
     getattr(transformers, kind)().save_pretrained(tmp_path)
     with pytest.raises(UnsupportedArchitectureError, match=r"(t5|bart): an encoder and a decoder"):
         build_skeleton(tmp_path, None, torch.float32)
+
+
+def test_modules_that_mix_tokens_in_place_of_attention_are_of_its_kind() -> None:
+    for name, mixer in {"qwen3.5": "linear_attn", "lfm2": "conv"}.items():
+        table = layer_table(build(name)).query("block == 0")
+        assert set(table[table["module"] == "attn"]["layer"].str.partition(".")[0]) == {mixer}
+        assert len(set(table["module"])) == 2
 
 
 def patched_llama(monkeypatch: pytest.MonkeyPatch, blocks) -> transformers.PreTrainedModel:
@@ -170,6 +175,41 @@ def test_blocks_with_something_between_them_are_refused(monkeypatch: pytest.Monk
     model = patched_llama(monkeypatch, lambda layers: [layers[0], lambda hidden, **_: hidden * 2, *layers[1:]])
     with pytest.raises(UnsupportedArchitectureError, match="block 1 does not run on what block 0 returns"):
         layer_table(model)
+
+
+def test_blocks_that_share_a_state_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 4's small sizes hand keys and values from block to block in it."""
+    plain = transformers.models.llama.modeling_llama.LlamaDecoderLayer.forward
+    state: UserDict[str, torch.Tensor] = UserDict()
+
+    def forward(self, hidden_states, state=None, **kwargs):
+        state["keys"] = hidden_states
+        return plain(self, hidden_states, **kwargs)
+
+    monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaDecoderLayer, "forward", forward)
+    model = patched_llama(monkeypatch, lambda layers: [partial(layer, state=state) for layer in layers])
+    with pytest.raises(UnsupportedArchitectureError, match=r"LlamaForCausalLM.*more than hidden states \(UserDict\)"):
+        layer_table(model)
+
+
+def test_blocks_that_get_what_others_return_beside_hidden_states_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T5's first block makes the position bias of all others."""
+    blocks = transformers.models.gptj.modeling_gptj
+    seen: list[object] = [None]
+
+    def forward(self, hidden_states, layer_past=None, attention_mask=None, position_ids=None, **_):
+        return plain(self, hidden_states, attention_mask=attention_mask, position_ids=position_ids)
+
+    def call(self, hidden_states, **kwargs):
+        output = torch.nn.Module.__call__(self, hidden_states, **{**kwargs, "bias": seen[0]})
+        seen[0] = output[1]
+        return output
+
+    plain = blocks.GPTJBlock.forward
+    monkeypatch.setattr(blocks.GPTJBlock, "forward", forward)
+    monkeypatch.setattr(blocks.GPTJBlock, "__call__", call)
+    with pytest.raises(UnsupportedArchitectureError, match=r"GPTJForCausalLM.*more than hidden states \(Unused\)"):
+        layer_table(build("gptj"))
 
 
 def test_blocks_that_share_weights_are_refused() -> None:
