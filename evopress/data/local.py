@@ -8,6 +8,8 @@ from evopress.data.documents import Document
 from evopress.errors import DataError
 
 SUFFIXES = (".jsonl", ".parquet", ".txt")
+_ENCODING = "utf-8-sig"
+"""UTF-8, whose mark at the start of files from Windows is no text."""
 
 
 def find_files(path: str) -> list[Path]:
@@ -51,7 +53,7 @@ def read_files(path: str, column: str) -> Iterator[Document]:
         name = str(file.relative_to(root)) if root else file.name
         try:
             if file.suffix == ".txt":
-                yield Document(name, file.read_text(encoding="utf-8"))
+                yield Document(name, file.read_text(encoding=_ENCODING))
             elif file.suffix == ".jsonl":
                 yield from _read_jsonl(file, name, column)
             else:
@@ -81,7 +83,7 @@ def text_of(row: object, column: str, where: str) -> str:
 
 
 def _read_jsonl(file: Path, name: str, column: str) -> Iterator[Document]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding=_ENCODING) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
