@@ -54,18 +54,19 @@ def new_blocks(candidates: NDArray[np.int16], block_of: NDArray[np.int64], block
 def partition(new: NDArray[np.int64], blocks: int, head: float, n: int) -> list[slice]:
     """Cut candidates into ``n`` runs (the last may be empty) of which the dearest costs as little as can be."""
     count = len(new)
-    costs = np.array(
-        [[_cost(new, blocks, head, slice(a, b)) if b > a else 0.0 for b in range(count + 1)] for a in range(count + 1)]
-    )
+    bounds = np.arange(count + 1)
+    run = np.cumsum([0, *new])  # run[b] - run[a + 1]: blocks of the candidates from a to b but the first
+    costs = blocks + run - run[np.minimum(bounds + 1, count)][:, None] + head * (bounds - bounds[:, None] + 1)
+    costs = np.where(bounds > bounds[:, None], costs, 0.0)
     best, cut = costs[0], []  # best[b]: dearest of the runs that hold the first b candidates
     for _ in range(n - 1):
         dearest = np.maximum(best[:, None], np.where(np.tri(count + 1, k=-1, dtype=bool), np.inf, costs))
         cut.append(dearest.argmin(axis=0))
         best = dearest.min(axis=0)
-    bounds = [count]
+    ends = [count]
     for starts in reversed(cut):
-        bounds.append(int(starts[bounds[-1]]))
-    return [slice(start, stop) for start, stop in pairwise([0, *reversed(bounds)])]
+        ends.append(int(starts[ends[-1]]))
+    return [slice(start, stop) for start, stop in pairwise([0, *reversed(ends)])]
 
 
 def _cost(new: NDArray[np.int64], blocks: int, head: float, part: slice) -> float:
