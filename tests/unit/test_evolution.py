@@ -132,13 +132,19 @@ def test_a_candidate_is_not_judged_twice_on_the_same_tokens():
     assert len(evaluator.calls) < 2
 
 
-def test_judgements_on_tokens_that_do_not_come_again_are_forgotten():
-    space, evaluator = bit_strings(10, 5), Linear(np.arange(10.0))
-    source, state = rng(), State(0, np.array([[0] * 5 + [1] * 5], dtype=np.int16))
-    for _ in range(5):
-        state, rows = next_generation(state, space, 4, [Step(2, 64), Step(1, 128)], evaluator, source)
-        assert {minibatch for _, minibatch in state.known} == {row.minibatch for row in rows}
-    assert len(state.known) == len(rows)
+def test_nor_where_the_same_tokens_are_drawn_by_chance_some_generations_later():
+    space, evaluator = bit_strings(6, 3), Linear(np.arange(6.0), sequences=3, length=16)
+    source, state = rng(), State(0, np.array([[0] * 3 + [1] * 3], dtype=np.int16))
+    seen, repeated = set(), 0
+    for _ in range(30):
+        evaluator.calls.clear()
+        state, rows = next_generation(state, space, 4, [Step(2, 16), Step(1, 32)], evaluator, source)
+        judged = {(row.levels, row.minibatch) for row in rows}
+        assert sum(count for count, _ in evaluator.calls) == len(judged - seen)
+        assert {row.remembered for row in rows if (row.levels, row.minibatch) in seen} <= {True}
+        repeated += len(judged & seen)
+        seen |= judged
+    assert repeated > 50
 
 
 def test_no_other_candidate_leaves_the_parent_without_judging():

@@ -26,7 +26,7 @@ class State:
     population: NDArray[np.int16]
     """[P, units], best first."""
     known: Known = field(default_factory=dict)
-    """Judgements on the tokens that the last generation drew; none is made again where the same tokens are drawn."""
+    """All judgements of candidates so far: none is made again where the very same tokens are drawn."""
 
     @property
     def parent(self) -> Candidate:
@@ -102,18 +102,7 @@ def select_next(
     known = dict(state.known)
     chosen = select(children, state.population, steps, evaluator, known, rng, generation)
     require_number(chosen.judgement.fitness)
-    drawn = {row.minibatch for row in chosen.rows}
-    new = {key: found for key, found in known.items() if key[1] in drawn}
-    return State(generation, chosen.winners, retained(state.known, new)), chosen.rows
-
-
-def retained(known: Known, new: Known) -> Known:
-    """What to remember after a generation that made, or used, the judgements ``new``.
-
-    Only tokens that were just drawn are likely to be drawn again: those of steps that see the whole search text.
-    """
-    drawn = {minibatch for _, minibatch in new}
-    return {key: found for key, found in {**known, **new}.items() if key[1] in drawn} if new else known
+    return State(generation, chosen.winners, known), chosen.rows
 
 
 def require_number(fitness: float) -> None:

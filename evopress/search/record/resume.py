@@ -21,7 +21,7 @@ import numpy as np
 from evopress.artifacts.atomic import write_text
 from evopress.errors import ArtifactError
 from evopress.progress import log
-from evopress.search.evolution.generations import State, retained
+from evopress.search.evolution.generations import State
 from evopress.search.evolution.selection import Judgement, Known
 from evopress.search.minibatch import Minibatch
 from evopress.search.record.effort import Effort
@@ -75,7 +75,7 @@ class ResumeFolder:
             known: Known = {}
             last = None
             for last in self._generations():
-                known = retained(known, _judgements(last))
+                known |= _judgements(last)
             if last is None:
                 return None
             state = State(last["generation"], np.array(last["population"], dtype=np.int16), known)
