@@ -1,11 +1,13 @@
 """What every section of the settings shares: strictness, near-name suggestions and safe names."""
 
 import difflib
+import os.path
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
+from evopress.config.wording import wording
 from evopress.errors import ConfigError
 
 _SAFE = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -21,6 +23,8 @@ def safe_name(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(safe_name)]
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path of the user's own; `~` is the home folder, as in a shell."""
 
 
 class Section(BaseModel):
@@ -80,10 +84,7 @@ def describe(error: ValidationError, where: str = "", values: Any = None) -> str
     lines = []
     for problem in error.errors():
         path = ".".join(part for part in [where, *_written_path(problem["loc"], values)] if part)
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "union_tag_not_found":
-            message = f"the key {problem['ctx']['discriminator']} is missing: it says of which kind this section is"
-        lines.append(f"{path or 'settings'}: {message}")
+        lines.append(f"{path or 'settings'}: {wording(problem)}")
     return "\n".join(lines)
 
 

@@ -1,15 +1,27 @@
 """Where the work runs; nothing here changes a result beyond rounding, so nothing here makes a stage rerun."""
 
-from pydantic import Field
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from evopress.config.base import Section
+
+
+def _device(name: str) -> str:
+    """What torch calls a device, as far as the workflow can use it; told without torch."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:N")
+    return name
 
 
 class ComputeSettings(Section):
     """Device, memory and processes."""
 
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
-    memory_gb: float = Field(4.0, gt=0, description="Memory for weights and hidden states, per process.")
+    device: Annotated[str, AfterValidator(_device)] = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    memory_gb: float = Field(
+        4.0, gt=0, allow_inf_nan=False, description="Memory for weights and hidden states, per process."
+    )
     processes: int = Field(1, ge=1, description="Processes of a search, one accelerator each.")
     threads: int | None = Field(None, ge=1, description="CPU threads of a job; null is what the scheduler gives.")
     container: str = Field(

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from evopress.config.base import Name, Section
+from evopress.config.base import Name, Section, UserPath
 
 Role = Literal["calibration", "search", "evaluation"]
 """What a text is used for; the named sources give each role text of its own."""
@@ -75,7 +75,7 @@ class FileText(_Text):
     """Local text: .txt (one document a file), .jsonl or .parquet (one document a row)."""
 
     source: Literal["file"] = "file"
-    path: str = Field(min_length=1, description="A file, a folder of such files, or a glob pattern.")
+    path: UserPath = Field(min_length=1, description="A file, a folder of such files, or a glob pattern.")
     column: str = Field("text", min_length=1, description="Key or column that holds the text.")
 
 

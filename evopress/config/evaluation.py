@@ -2,14 +2,14 @@
 
 from pydantic import Field
 
-from evopress.config.base import Section
+from evopress.config.base import Section, UserPath
 
 
 class TaskSettings(Section):
     """lm-eval tasks."""
 
     names: tuple[str, ...] = Field((), description="Task names, standard or defined under include_path.")
-    include_path: str | None = Field(None, description="Folder with YAML tasks of your own.")
+    include_path: UserPath | None = Field(None, description="Folder with YAML tasks of your own.")
     num_fewshot: int | None = Field(None, ge=0, description="Examples before each question; null is the task's own.")
     limit: int | None = Field(None, ge=1, description="Documents per task; null is all.")
     batch_size: int = Field(8, ge=1, description="Requests that run at once.")

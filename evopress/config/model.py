@@ -1,14 +1,22 @@
 """Where the model comes from."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from evopress.config.base import Section
+from evopress.config.base import Section, UserPath
 
 MOST_BLOCKS = 10_000
 """No model has more; a number beyond is a mistake, or meant to plan until memory is full."""
 Dtype = Literal["source", "float32", "bfloat16", "float16"]
+
+
+def _repository(name: str) -> str:
+    """A name that the hub can have; its client would end in an error of its own kind."""
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", name, re.ASCII):
+        raise ValueError(f"{name!r} is no repository of the hub: write it as in meta-llama/Llama-3.1-8B")
+    return name
 
 
 class _Model(Section):
@@ -30,7 +38,7 @@ class HubModel(_Model):
     """A repository of the Hugging Face hub; the revision is recorded as a commit hash."""
 
     source: Literal["hub"] = "hub"
-    id: str = Field(description="Repository, as in `meta-llama/Llama-3.1-8B`.")
+    id: Annotated[str, AfterValidator(_repository)] = Field(description="Repository, as in `meta-llama/Llama-3.1-8B`.")
     revision: str = Field("main", description="Branch, tag or commit hash.")
 
 
@@ -38,14 +46,14 @@ class FolderModel(_Model):
     """A local folder in the Hugging Face layout, with safetensors; it is linked, not copied."""
 
     source: Literal["folder"] = "folder"
-    path: str = Field(description="The folder, or the GGUF file.")
+    path: UserPath = Field(description="The folder, or the GGUF file.")
 
 
 class GgufModel(_Model):
     """A local GGUF file, dequantized into a Hugging Face folder."""
 
     source: Literal["gguf"] = "gguf"
-    path: str = Field(description="The folder, or the GGUF file.")
+    path: UserPath = Field(description="The folder, or the GGUF file.")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="Expected digest of the file.")
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from evopress.config.base import Name, Section
+from evopress.config.base import Name, Section, UserPath
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -282,7 +282,7 @@ class ImportedSettings(_Strategy):
     """A configuration from a text file, in either format that is published with the paper."""
 
     strategy: Literal["imported"] = "imported"
-    file: str = Field(
+    file: UserPath = Field(
         min_length=1,
         description="Lines of `layer: level`; for depth, `none`, `attn`, `mlp` or `attn+mlp` for each block.",
     )

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -45,8 +46,7 @@ def evaluate_tasks(
         require_intact(results)
     outcome: dict[str, Any] = {}
     if settings.names:
-        model, tokenizer = _load(str(folder), resolve_device(compute.device), trust_remote_code)
-        outcome = _run(model, tokenizer, settings, search)
+        outcome = _run(lambda: _load(str(folder), resolve_device(compute.device), trust_remote_code), settings, search)
     write_text(results.tasks_json(search), _to_json(outcome))
     provenance = Provenance("evaluation", settings.model_dump_json(), read_model_fingerprint(results))
     write_table(task_rows(outcome, search), results.tasks(search), TASKS, provenance)
@@ -76,7 +76,8 @@ def _load(folder: str, device: torch.device, trust_remote_code: bool) -> tuple[A
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, **options)
 
 
-def _run(model: Any, tokenizer: Any, settings: TaskSettings, search: str) -> dict[str, Any]:
+def _run(load: Callable[[], tuple[Any, Any]], settings: TaskSettings, search: str) -> dict[str, Any]:
+    """What lm-eval returns; the model is loaded when the tasks are known to exist."""
     from lm_eval import simple_evaluate  # only here: an empty list of tasks need not wait for it
 
     from evopress.evaluation.harness import ReportingLM
@@ -85,6 +86,7 @@ def _run(model: Any, tokenizer: Any, settings: TaskSettings, search: str) -> dic
     _quieten()
     with task_manager(settings.names, settings.include_path) as manager:
         log.info("tasks of %s: %s", search, ", ".join(settings.names))
+        model, tokenizer = load()
         outcome = simple_evaluate(
             model=ReportingLM(search, pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size),
             tasks=list(settings.names),

@@ -40,6 +40,11 @@ def load(overlay: dict[str, Any]) -> Settings:
     return Settings.load(lay_over(BASE, overlay))
 
 
+def test_paths_may_start_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert load({"model": {"source": "folder", "path": "~/model"}}).model.path == "/home/someone/model"  # type: ignore[union-attr]
+
+
 def test_the_default_is_valid_and_complete_files_need_nothing_else() -> None:
     default = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
     settings = Settings.load(default)
@@ -71,7 +76,16 @@ def test_the_default_is_valid_and_complete_files_need_nothing_else() -> None:
         ({"searches": {"a/b": FLAT}}, "'a/b' cannot name a file"),
         ({"searches": {"new": {"variants": "gptq", "target": 3}}}, "searches.new: the key 'strategy' is missing"),
         ({"data": {"evaluation": {"search": TEXT}}}, "data.evaluation.search: the name is taken by data.search"),
-        ({"data": {"evaluation": {"held": None}}}, "data.evaluation: Dictionary should have at least 1 item"),
+        ({"data": {"evaluation": {"held": None}}}, "data.evaluation: is empty: give at least one entry"),
+        ({"searches": {"q3": {"tokens": 2048}}}, "searches.q3.tokens: must be a list, as in [2048]"),
+        ({"searches": {"q3": "evolution"}}, "searches.q3: must be a section with keys of its own, not 'evolution'"),
+        ({"searches": {"q3": {"strategy": "evolutio"}}}, "searches.q3: unknown strategy 'evolutio': did you mean 'evo"),
+        ({"variants": {"gptq": {"method": "awq"}}}, "variants.gptq: unknown method 'awq': there are: gptq, sparsegpt"),
+        ({"searches": {3: FLAT}}, "must be text: put it in quotes, '3'"),
+        ({"compute": None}, "compute: is empty: give it keys, or leave it out"),
+        ({"compute": {"device": "gpu"}}, "compute.device: 'gpu' is not a device; use auto, cpu, cuda or cuda:N"),
+        ({"model": {"source": "hub", "id": "a b/c"}}, "model.id: 'a b/c' is no repository of the hub: write it as in"),
+        ({"model": {"source": "hub", "id": "a/b/c"}}, "model.id: 'a/b/c' is no repository of the hub"),
         ({"variants": {"gptq": {"bits": [1, 2]}}}, "variants.gptq.bits: bit-widths must lie between 2 and 8"),
         (
             {"variants": {"gptq": {"propagation": "compressed"}}},
