@@ -44,10 +44,13 @@ def log_file() -> Path | None:
 
 
 class Progress:
-    """Counts work done; ``advance`` may be called as often as is convenient."""
+    """Counts work done; ``advance`` may be called as often as is convenient.
 
-    def __init__(self, description: str, total: int, unit: str) -> None:
-        self.description, self.total, self.unit = description, total, unit
+    What is ``brief`` is done many times over and mostly soon: it is told of only while it takes long.
+    """
+
+    def __init__(self, description: str, total: int, unit: str, *, brief: bool = False) -> None:
+        self.description, self.total, self.unit, self.brief = description, total, unit, brief
         self.done = 0
         self.started = self.reported = time.monotonic()
         self.bar = tqdm(
@@ -56,6 +59,7 @@ class Progress:
             unit=f" {unit}",
             unit_scale=True,
             leave=False,
+            delay=LOG_SECONDS if brief else 0,
             disable=not sys.stderr.isatty(),
         )
 
@@ -67,7 +71,7 @@ class Progress:
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(amount)
         now = time.monotonic()
-        if now - self.reported >= LOG_SECONDS or self.done >= self.total:
+        if now - self.reported >= LOG_SECONDS or (self.done >= self.total and not self.brief):
             self.reported = now
             log.info("%s", self.line(now, note))
 
@@ -81,9 +85,9 @@ class Progress:
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str = "steps") -> Iterator[Progress]:
+def progress(description: str, total: int, unit: str = "steps", *, brief: bool = False) -> Iterator[Progress]:
     """Report the progress of the enclosed work."""
-    state = Progress(description, total, unit)
+    state = Progress(description, total, unit, brief=brief)
     try:
         yield state
     finally:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from architectures import CONFIGS, LENGTH, build, save, tokens
 
-from evopress import metrics
+from evopress import metrics, progress
 from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
@@ -123,6 +123,18 @@ def assert_oracle(fixture, evaluator, candidates, minibatch=MINIBATCH, name="kl"
     lengths = np.array(minibatch.lengths) - (name == "perplexity")
     np.testing.assert_allclose([j.fitness for j in judged], expected @ lengths / lengths.sum(), rtol=rtol, atol=2e-6)
     return judged
+
+
+def test_a_long_judgement_tells_its_progress_block_by_block(llama, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(progress.log, "propagate", True)
+    evaluator = llama.evaluator()
+    with caplog.at_level("INFO", logger="evopress"):
+        evaluator.evaluate(llama.candidates(), MINIBATCH)
+    lines = [line for line in caplog.messages if line.startswith("judging ")]
+    steps = int(lines[0].split("/")[1].split()[0])
+    assert len(lines) == steps == 8  # whole sequences and the shorter one pass 3 blocks and the head each
+    assert lines[-1].startswith("judging 5 candidates: 8/8 blocks, ")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evopress.progress import progress
 from evopress.search.engine.counters import Counters
 from evopress.search.engine.forward import Check, advance
 from evopress.search.engine.memory import MemoryPlan
@@ -60,11 +61,16 @@ class ModelEvaluator:
         First fitness, then the errors of final hidden states, which are NaN without a run of the dense model.
         """
         sums = np.zeros((2, len(distinct), len(minibatch.sequences)))
-        for part, sequences, length in self._chunks(len(distinct), minibatch):
-            rows = torch.tensor(minibatch.sequences[sequences])
-            ids = self.tokens[rows, :length].to(self.blocks.model.device)
-            finals = advance(self.blocks, distinct[part], ids, self.memory.run_tokens, self.counters, self.check)
-            sums[:, part, sequences] = self._score(finals, ids, rows)
+        chunks = list(self._chunks(len(distinct), minibatch))
+        steps = len(chunks) * (len(self.blocks.units_of) + 1)  # the head is one more
+        with progress(f"judging {len(distinct)} candidates", steps, "blocks", brief=True) as bar:
+            for part, sequences, length in chunks:
+                rows = torch.tensor(minibatch.sequences[sequences])
+                ids = self.tokens[rows, :length].to(self.blocks.model.device)
+                run_tokens, check = self.memory.run_tokens, self.check
+                finals = advance(self.blocks, distinct[part], ids, run_tokens, self.counters, check, bar.advance)
+                sums[:, part, sequences] = self._score(finals, ids, rows)
+                bar.advance()
         return sums
 
     def judgements(self, sums: NDArray[np.float64], which: NDArray[np.int64], minibatch: Minibatch) -> list[Judgement]:

@@ -24,6 +24,7 @@ def advance(
     run_tokens: int,
     counters: Counters,
     check: Check,
+    passed: Callable[[], None],
 ) -> list[Tensor]:
     """Final hidden states of each candidate on the same tokens.
 
@@ -34,6 +35,7 @@ def advance(
         run_tokens: tokens that pass a block at once (at least one sequence).
         counters: counts the work.
         check: called between runs.
+        passed: called when all candidates have passed a block.
 
     Returns:
         C tensors [S, L, H].
@@ -55,6 +57,7 @@ def advance(
             ran[members.start : members.stop] = not blocks.gone(block, levels)
         counters.block_tokens += int(ran.sum()) * ids.numel()
         counters.block_tokens_alone += int(ran[state_of].sum()) * ids.numel()
+        passed()
     return [_present(states[state]) for state in state_of]
 
 
