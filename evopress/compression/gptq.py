@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evopress.compression.cholesky import damped_cholesky
+from evopress.compression.cholesky import damped_cholesky, forward
 from evopress.compression.grid import SCALE_DTYPE, fit_grid, highest_codes
 from evopress.errors import CompressionError
 
@@ -137,8 +137,7 @@ def factorize(hessian: Tensor, damping: float) -> Factor:
         CompressionError: Cholesky fails even when the damping is many times the mean diagonal.
     """
     factor = damped_cholesky(hessian, damping)
-    pivots = factor.upper.diagonal()
-    return Factor((factor.upper / pivots).float(), pivots.square().float(), factor.shift, factor.damping)
+    return Factor(forward(factor.reversed_unit), factor.pivots.square().float(), factor.shift, factor.damping)
 
 
 class _Sweep:

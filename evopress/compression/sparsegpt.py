@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evopress.compression.cholesky import damped_cholesky
+from evopress.compression.cholesky import damped_cholesky, forward, invert_unit_lower
 from evopress.compression.pruned import Pruned
 from evopress.compression.sparse_masks import lowest, ranks
 from evopress.compression.sparsity_levels import SparsityLevel, portions
@@ -47,10 +47,9 @@ def inverse_factor(hessian: Tensor, damping: float) -> InverseFactor:
         CompressionError: Cholesky fails at any damping.
     """
     factor = damped_cholesky(hessian, damping)
-    pivots = factor.upper.diagonal()
-    identity = torch.eye(len(pivots), dtype=torch.float64, device=hessian.device)
-    feedback = torch.linalg.solve_triangular(factor.upper / pivots, identity, upper=True, unitriangular=True)
-    return InverseFactor(feedback.float(), pivots.float(), hessian.diagonal() == 0, factor.shift, factor.damping)
+    invert_unit_lower(factor.reversed_unit)
+    feedback, dead = forward(factor.reversed_unit), hessian.diagonal() == 0
+    return InverseFactor(feedback, factor.pivots.float(), dead, factor.shift, factor.damping)
 
 
 def sparsegpt(

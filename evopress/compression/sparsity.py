@@ -31,14 +31,14 @@ def sparse_variants(
         weights: finite weights [rows, columns] by layer, all with the same columns.
         hessian: X^T X of their input, [columns, columns].
         settings: the method and its levels.
-        memory: bytes that a sweep may take; levels are split into several sweeps where they need more.
+        memory: bytes that a sweep may take; layers, then levels are split into several sweeps where they need more.
 
     Raises:
         CompressionError: the layers cannot be pruned as asked.
     """
     prune, damping = _method(settings, hessian)
     by_layer: dict[str, list[Variant]] = {layer: [] for layer in weights}
-    for layers in _of_same_shape(weights):
+    for layers in _of_same_shape(weights, memory):
         stacked = torch.stack([weights[layer] for layer in layers])
         levels = _levels(layers, stacked, settings)
         energies = torch.einsum("lrc,lrc->l", stacked.float() @ hessian, stacked.float()).double()
@@ -58,12 +58,19 @@ def _method(settings: SparsitySettings, hessian: Tensor) -> tuple[Prune, float]:
     return lambda weights, levels: score(weights, hessian, levels), 0.0
 
 
-def _of_same_shape(weights: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Names of the layers, by shape and type."""
+def _of_same_shape(weights: Mapping[str, Tensor], memory: float) -> Iterator[list[str]]:
+    """Names of layers of the same shape and type, as many together as the memory holds one level of."""
     by_kind: dict[object, list[str]] = {}
     for layer, weight in weights.items():
         by_kind.setdefault((weight.shape, weight.dtype), []).append(layer)
-    yield from by_kind.values()
+    for layers in by_kind.values():
+        most = _share_of(memory, weights[layers[0]].numel(), len(layers))
+        yield from (layers[start : start + most] for start in range(0, len(layers), most))
+
+
+def _share_of(memory: float, weights: int, count: int) -> int:
+    """How many of ``count`` times so many weights a sweep may hold: at least one."""
+    return int(max(1.0, min(count, memory / (_BYTES_PER_WEIGHT * weights))))
 
 
 def _levels(layers: Sequence[str], stacked: Tensor, settings: SparsitySettings) -> list[SparsityLevel]:
@@ -88,7 +95,7 @@ def _levels(layers: Sequence[str], stacked: Tensor, settings: SparsitySettings) 
 
 def _batches(levels: Sequence[SparsityLevel], weights: int, memory: float) -> Iterator[list[SparsityLevel]]:
     """Levels that one sweep makes: those without a pattern or of the same m, as many as the memory allows."""
-    most = int(max(1.0, min(len(levels), memory / (_BYTES_PER_WEIGHT * weights))))
+    most = _share_of(memory, weights, len(levels))
     widths = dict.fromkeys(level.pattern and level.pattern[1] for level in levels)
     for width in widths:
         alike = [level for level in levels if (level.pattern and level.pattern[1]) == width]

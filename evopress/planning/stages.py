@@ -142,10 +142,15 @@ def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFr
     sweep = flops = 0.0
     for _, members in layers.groupby("input_group", sort=False):
         columns, weights = int(members["columns"].iloc[0]), int(members["parameters"].sum())
-        per_level = 12 if isinstance(method, GptqSettings) else 16
-        panel = min(per_level * levels * weights, max(settings.compute.memory_gb * 1e9, per_level * columns))
-        factor = 0 if _needs_no_factor(method) else 3 * 8 * columns**2
-        sweep = max(sweep, panel + 8 * weights + 4 * columns**2 + factor)
+        # What cannot be split: all levels of a row, or one level of a layer.
+        if isinstance(method, GptqSettings):
+            per_level, least = 12, 12 * levels * columns
+        else:
+            per_level, least = 16, 16 * int(members["parameters"].max())
+        panel = min(per_level * levels * weights, max(settings.compute.memory_gb * 1e9, least))
+        # The Hessian reordered and reversed, and its factor in float64, of which the sweep keeps a float32 copy.
+        factor = 0 if _needs_no_factor(method) else (4 + 4 + 8) * columns**2
+        sweep = max(sweep, 8 * weights + 4 * columns**2 + max(factor, panel + factor / 4))
         flops += 2 * weights * columns  # energy, for the relative error
         if factor:
             flops += weights * columns * levels + columns**3 / 3

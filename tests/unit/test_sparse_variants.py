@@ -1,6 +1,7 @@
 """The variants stage with the methods of the sparsity family: artifacts, bad input, and the compact archive."""
 
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tensors import read_tensors, write_tensors
 from evopress.artifacts.variants import VariantStore
-from evopress.compression.sparsity import sparse_variants
+from evopress.compression.sparsity import _of_same_shape, sparse_variants
 from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
 from evopress.config.search import EvolutionSettings, UniformSettings
@@ -125,6 +126,15 @@ def test_little_memory_changes_nothing(results: Results) -> None:
     assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
+
+
+def test_layers_share_a_sweep_only_where_the_memory_holds_a_level_of_each() -> None:
+    weights = {name: torch.zeros(12, 16) for name in ("gate", "up", "extra")} | {"other": torch.zeros(4, 16)}
+    level = 16 * 12 * 16  # bytes that a level of one of them takes
+    stacks = {memory: list(_of_same_shape(weights, memory)) for memory in (math.inf, 2.5 * level, 1.0)}
+    assert stacks[math.inf] == [["gate", "up", "extra"], ["other"]]
+    assert stacks[2.5 * level] == [["gate", "up"], ["extra"], ["other"]]
+    assert stacks[1.0] == [["gate"], ["up"], ["extra"], ["other"]]
 
 
 def test_layers_too_small_for_a_step_are_fixed_and_the_log_says_so(
