@@ -24,6 +24,25 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def working_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """Type of the arithmetic on weights that are kept as ``stored``.
+
+    It is the same, but for 16-bit types on a CPU that has no instructions for them: their products run ten times
+    slower there than those of float32, which holds every number of theirs.
+    """
+    if device.type != "cpu" or stored not in _16_BITS or _multiplies(stored):
+        return stored
+    return torch.float32
+
+
+_16_BITS = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+
+
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether this machine's CPU has fast matrix products of a 16-bit type."""
+    return torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, _16_BITS[dtype])())
+
+
 def device_of_rank(name: str, rank: int, processes: int) -> torch.device:
     """Device of one of several processes on a host: a CUDA device of its own, or the CPU that all share.
 

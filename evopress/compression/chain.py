@@ -61,11 +61,11 @@ def make_chained_variants(
     if not block:
         require_intact(results)  # later jobs check what they compress
     model = BlockwiseModel.from_folder(
-        results.model, resolve_device(compute.device), resident=False, trust_remote_code=trust_remote_code
+        results.model, resolve_device(compute.device), resident=False, quick=True, trust_remote_code=trust_remote_code
     )
     hidden, inputs = embed(model, tokens[:1] if block else tokens)
     if block:
-        hidden = _read_state(results.chain_state(name, block - 1), provenance, facts)
+        hidden = _read_state(results.chain_state(name, block - 1), provenance, facts).to(model.dtype)
     model.load_block(block)
     hessians = observe_block(model, block, hidden, inputs, layers, outputs=False)
     description = f"variants {name}, block {block}"
@@ -114,7 +114,7 @@ def _weights(
             f"{', '.join(lacking)}: no room for the propagation_level {level}; choose one that all layers have ({own})"
         )
     return {
-        layer: decode(variant.format, variant.parts, shapes[layer], model.dtype, model.device)
+        layer: decode(variant.format, variant.parts, shapes[layer], model.stored, model.device).to(model.dtype)
         for layer, variant in chosen.items()
     }
 

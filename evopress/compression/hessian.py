@@ -76,7 +76,7 @@ def accumulate_hessians(
     layers = read_table(results.layers, LAYERS)
     require_intact(results)
     model = BlockwiseModel.from_folder(
-        results.model, resolve_device(compute.device), resident=False, trust_remote_code=trust_remote_code
+        results.model, resolve_device(compute.device), resident=False, quick=True, trust_remote_code=trust_remote_code
     )
     text = json.loads(read_provenance(tokens_path).settings)
     own = settings.model_dump(mode="json", exclude={"keep"})

@@ -53,6 +53,7 @@ def evaluate_perplexity(
         model_folder(results, search),
         resolve_device(compute.device),
         resident=False,
+        quick=True,
         trust_remote_code=trust_remote_code,
     )
     rows = [_measure(results, search, dataset, model, provenance) for dataset in datasets]
@@ -109,4 +110,4 @@ def mean_nll_and_kl(
 
 def _logits(model: BlockwiseModel, hidden: torch.Tensor, part: slice) -> torch.Tensor:
     """Logits [T, V] of a slice of all positions; each position stands alone, so windows may be cut anywhere."""
-    return model.logits(hidden.flatten(0, 1)[part].unsqueeze(0).to(model.device))[0]
+    return model.logits(hidden.flatten(0, 1)[part].unsqueeze(0).to(model.device, model.dtype))[0]

@@ -19,7 +19,7 @@ from evopress.artifacts.stitched import model_folder
 from evopress.artifacts.tables import TASKS, write_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.evaluation import TaskSettings
-from evopress.device import resolve_device
+from evopress.device import resolve_device, working_dtype
 from evopress.models.intact import require_intact
 from evopress.progress import log
 
@@ -68,11 +68,13 @@ def task_rows(outcome: dict[str, Any], search: str) -> pd.DataFrame:
 
 
 def _load(folder: str, device: torch.device, trust_remote_code: bool) -> tuple[Any, Any]:
-    """The model in its own dtype, and its tokenizer, from local files alone."""
+    """The model in its own dtype (or one that the device is fast in), and its tokenizer, from local files alone."""
     if not sys.stderr.isatty():
         disable_progress_bar()
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options)
+    if (wider := working_dtype(model.dtype, device)) != model.dtype:  # else its float32 buffers would be rounded, too
+        model = model.to(wider)
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, **options)
 
 

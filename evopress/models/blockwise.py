@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from evopress.device import working_dtype
 from evopress.models.absent import Absence, find_absence, left_out
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import modules_of
@@ -36,6 +37,9 @@ class BlockwiseModel:
     """Names of the blocks in the model, as in `model.layers.0`."""
     device: torch.device
     dtype: torch.dtype
+    """Of the arithmetic."""
+    stored: torch.dtype
+    """Of the weights as the checkpoint has them: where ``dtype`` is wider, weights are rounded to this one before."""
     _absences: dict[tuple[int, str], Absence] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -46,9 +50,12 @@ class BlockwiseModel:
         dtype: torch.dtype | None = None,
         *,
         resident: bool = True,
+        quick: bool = False,
         trust_remote_code: bool = False,
     ) -> "BlockwiseModel":
         """Open the model in ``folder``; ``dtype`` None keeps the checkpoint's.
+
+        With ``quick`` it is one that the device has fast arithmetic for (`working_dtype`); the weights are the same.
 
         With ``resident`` False the blocks' weights stay on disk until `load_block`; what lies outside the blocks is
         always loaded.
@@ -59,10 +66,13 @@ class BlockwiseModel:
         """
         checkpoint = Checkpoint(folder)
         skeleton = build_skeleton(folder, checkpoint, dtype, trust_remote_code=trust_remote_code)
+        stored = skeleton.dtype
+        if quick and (wider := working_dtype(stored, device)) != stored:
+            skeleton = build_skeleton(folder, checkpoint, wider, trust_remote_code=trust_remote_code)
         fill_outside(skeleton, find_blocks(skeleton)[0], checkpoint, device)
         name, around = surroundings_of(skeleton)
         names = [f"{name}.{index}" for index in range(len(around.blocks))]
-        self = cls(skeleton, around, checkpoint, list(around.blocks), names, device, skeleton.dtype)
+        self = cls(skeleton, around, checkpoint, list(around.blocks), names, device, skeleton.dtype, stored)
         self._check_inputs()
         if resident:
             for index in range(len(names)):

@@ -118,7 +118,7 @@ def forward_rate(results: Results, dataset: str, threads: int) -> str:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        model = BlockwiseModel.from_folder(results.model, torch.device("cpu"), resident=False)
+        model = BlockwiseModel.from_folder(results.model, torch.device("cpu"), resident=False, quick=True)
         tokens = read_tokens(results, dataset)
         start = time.perf_counter()
         hidden = final_hidden(model, tokens, 8192, "forward")

@@ -9,6 +9,7 @@ from architectures import CONFIGS, LENGTH, MORE_CONFIGS, build, save, tokens
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from evopress import device
 from evopress.errors import ModelError, UnsupportedArchitectureError
 from evopress.models.blockwise import BlockwiseModel
 
@@ -93,6 +94,39 @@ def test_bfloat16_checkpoint_keeps_its_dtype_and_logits(tmp_path: Path) -> None:
     model = BlockwiseModel.from_folder(folder, CPU)
     assert model.dtype == torch.bfloat16
     assert torch.equal(run_all(model, tokens()), full_logits(folder, tokens()))
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_a_quick_model_computes_in_float32_where_16_bits_are_only_emulated(
+    stored: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(build("gemma3").to(stored), tmp_path)
+    monkeypatch.setattr(device, "_multiplies", lambda dtype: False)
+    model = BlockwiseModel.from_folder(folder, CPU, quick=True)
+    assert (model.dtype, model.stored) == (torch.float32, stored)
+    wide = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(run_all(model, tokens()), wide(tokens()).logits)
+    monkeypatch.setattr(device, "_multiplies", lambda dtype: True)
+    model = BlockwiseModel.from_folder(folder, CPU, quick=True)
+    assert (model.dtype, model.stored) == (stored, stored)
+
+
+def test_working_dtype_is_another_only_for_16_bits_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_multiplies", lambda dtype: dtype == torch.bfloat16)
+    for stored, on, expected in [
+        (torch.float16, "cpu", torch.float32),
+        (torch.bfloat16, "cpu", torch.bfloat16),
+        (torch.float32, "cpu", torch.float32),
+        (torch.float64, "cpu", torch.float64),
+        (torch.float16, "cuda", torch.float16),
+    ]:
+        assert device.working_dtype(stored, torch.device(on)) == expected
+
+
+def test_whether_the_cpu_multiplies_16_bits_is_asked_of_torch() -> None:
+    assert device._multiplies(torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert device._multiplies(torch.float16) == torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def test_dtype_can_be_chosen(llama_folder: Path) -> None:

@@ -22,7 +22,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> VariantStore:
 @pytest.mark.parametrize("room", [0, -1], ids=["held", "mapped"])
 def test_weights_are_the_same_held_or_mapped(store: VariantStore, room: int) -> None:
     total = int(store.table["bytes"].sum())
-    packed = PackedWeights(store, CPU, torch.float32, total + room)
+    packed = PackedWeights(store, CPU, torch.float32, torch.float32, total + room)
     assert packed.bytes == (total if room == 0 else 0)
     for _ in range(2):
         for row in store.table.itertuples():
@@ -31,6 +31,14 @@ def test_weights_are_the_same_held_or_mapped(store: VariantStore, room: int) -> 
             assert torch.equal(packed.unpack(row.block, row.layer, row.level), expected)
     held = sum(part.nbytes for parts in (packed.held or {}).values() for part in parts.values())
     assert held == packed.bytes
+
+
+def test_weights_of_wider_arithmetic_are_those_that_the_stitched_model_has(store: VariantStore) -> None:
+    packed = PackedWeights(store, CPU, torch.bfloat16, torch.float32, 0)
+    row = next(store.table.itertuples())
+    weight = packed.unpack(row.block, row.layer, row.level)
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, store.weight(row.block, row.layer, row.level, dtype=torch.bfloat16).float())
 
 
 def test_what_is_read_ahead_lies_where_the_tensors_are(store: VariantStore) -> None:

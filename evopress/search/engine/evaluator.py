@@ -66,14 +66,14 @@ def open_evaluator(context: Context, tokens: torch.Tensor, fitness: Fitness, che
     if context.ranks.rank == 0:
         require_intact(context.results)
     model = BlockwiseModel.from_folder(
-        context.results.model, device, resident=False, trust_remote_code=context.trust_remote_code
+        context.results.model, device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
     )
     if context.store is None:
         return model_evaluator(
             model, context.space, _no_variants, tokens, fitness, compute, context.where, check, ranks=context.ranks
         )
     limit = packed_limit(compute.memory_gb, plan_memory(compute.memory_gb, model, tokens.shape[1]), model)
-    packed = PackedWeights(context.store, device, model.dtype, limit)
+    packed = PackedWeights(context.store, device, model.stored, model.dtype, limit)
     return model_evaluator(
         model,
         context.space,

@@ -17,8 +17,11 @@ class PackedWeights:
     copies run beside its work.
     """
 
-    def __init__(self, store: VariantStore, device: torch.device, dtype: torch.dtype, limit: int) -> None:
-        self.store, self.device, self.dtype = store, device, dtype
+    def __init__(
+        self, store: VariantStore, device: torch.device, stored: torch.dtype, dtype: torch.dtype, limit: int
+    ) -> None:
+        """Hold nothing yet; weights are rounded to ``stored``, as in the stitched model, and given as ``dtype``."""
+        self.store, self.device, self.stored, self.dtype = store, device, stored, dtype
         total = int(store.table["bytes"].sum())
         self.held: dict[tuple[int, str, str], dict[str, Tensor]] | None = {} if total <= limit else None
         self.bytes = total if self.held is not None else 0
@@ -33,7 +36,7 @@ class PackedWeights:
         parts = self._parts(block, layer, level)
         moved = {name: part.to(self.device, non_blocking=True) for name, part in parts.items()}
         shape = self.store.shape(block, layer)
-        return decode(self.store.format(block, layer, level), moved, shape, self.dtype, self.device)
+        return decode(self.store.format(block, layer, level), moved, shape, self.stored, self.device).to(self.dtype)
 
     def read_ahead(self, block: int, variants: Sequence[tuple[str, str]]) -> None:
         """Variants of a block, (layer, level) each, will be unpacked soon: read from disk what is not yet held."""

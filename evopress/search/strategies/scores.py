@@ -73,6 +73,7 @@ def _measured(context: Context[ScoresSettings], window: int) -> NDArray[np.float
         context.results.model,
         resolve_device(context.compute.device),
         resident=False,
+        quick=True,
         trust_remote_code=context.trust_remote_code,
     )
     run_tokens = plan_memory(context.compute.memory_gb, model, text.shape[1]).run_tokens
