@@ -5,11 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.nodes import MappingNode, ScalarNode
 
 from evopress.config.settings import Settings, lay_over
 from evopress.errors import ConfigError
 
 DEFAULT = Path("config/config.yaml")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key that is given twice is an error: all but the last would be lost without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        """Look at what is written, before `<<` merges in what may well be overridden."""
+        node = super().compose_mapping_node(anchor)
+        written: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, ScalarNode) and key.value in written:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice; keep one of them")
+            written.add(str(key.value))
+        return node
 
 
 def load_settings(paths: Sequence[Path]) -> Settings:
@@ -40,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: it is missing, or no mapping in YAML.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: missing; check the path, or start in the project's folder") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

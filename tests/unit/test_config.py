@@ -16,6 +16,7 @@ from evopress.config.base import Section
 from evopress.config.data import TextSettings
 from evopress.config.generate import reference, rows, schema, sections_of, updated_readme
 from evopress.config.model import ModelSettings
+from evopress.config.overlays import read_yaml
 from evopress.config.search import SearchSettings
 from evopress.config.settings import Settings, lay_over
 from evopress.config.variants import VariantSettings
@@ -123,6 +124,14 @@ def test_every_problem_has_its_line() -> None:
     with pytest.raises(ConfigError) as error:
         load({"searches": {"q3": {"target": 1}, "flat": {"target": 9}}})
     assert len(str(error.value).splitlines()) == 2
+
+
+def test_a_name_that_is_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("searches:\n  a: &a {target: 3}\n  b: {<<: *a, target: 4}\n  a: {target: 2}\n")
+    with pytest.raises(ConfigError, match=r"twice\.yaml: .*line 4: 'a' is given twice"):
+        read_yaml(tmp_path / "twice.yaml")
+    (tmp_path / "once.yaml").write_text("a: &a {target: 3}\nb: &b {<<: *a, target: 4}\nc: {<<: *b, target: 5}\n")
+    assert read_yaml(tmp_path / "once.yaml")["b"] == {"target": 4}
 
 
 def test_an_overlay_changes_one_key_and_removes_what_it_sets_to_null() -> None:
