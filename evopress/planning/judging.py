@@ -4,7 +4,7 @@ import pandas as pd
 
 from evopress.device import resolve_device
 from evopress.planning.shape import ModelShape
-from evopress.search.engine.memory import ACTIVATION_WIDTH, MemoryPlan, divide_memory, score_bytes
+from evopress.search.engine.memory import ACTIVATION_WIDTH, MemoryPlan, divide_memory, least_memory, score_bytes
 from evopress.search.minibatch import Minibatch
 
 
@@ -17,6 +17,14 @@ def memory_plan(shape: ModelShape, memory_gb: float, device: str) -> MemoryPlan:
     """How a search of this model divides the memory of a ``device`` (its type, as in `cuda`)."""
     outside = shape.outside * shape.itemsize
     return divide_memory(memory_gb, outside, shape.hidden_size, shape.vocab_size, shape.itemsize, device)
+
+
+def memory_needed(shape: ModelShape, length: int) -> int:
+    """Bytes of the least budget with which a search of this model, on sequences of ``length`` tokens, will start."""
+    blocks = shape.layers.groupby("block")["parameters"].sum()
+    outside = shape.outside + shape.inside - int(blocks.sum())
+    size = shape.itemsize
+    return least_memory(outside * size, int(blocks.max()) * size, length, shape.hidden_size, size)
 
 
 def minibatch(tokens: int, length: int) -> Minibatch:

@@ -1,14 +1,18 @@
 """The plan of a run: memory, disk and work of every stage, before anything runs."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
+import torch
 
 from evopress.artifacts.paths import Results
 from evopress.config.search import EvolutionSettings, RandomSettings
 from evopress.config.settings import Settings
 from evopress.config.slices import texts
-from evopress.planning.judging import device_type
+from evopress.device import working_dtype
+from evopress.planning.judging import device_type, memory_needed
 from evopress.planning.search import SearchWork, search_work
 from evopress.planning.shape import ModelShape, shape_of
 from evopress.planning.stages import stages
@@ -40,16 +44,32 @@ def plan(settings: Settings, results: Results, device_memory_gb: Sequence[float]
     if shape is None:
         return _without_shape(settings, results)
     variants = {name: variant_table(shape, made, f"variants.{name}") for name, made in settings.variants.items()}
-    own = _searches(settings, shape, variants, settings.compute.memory_gb, device_type(settings.compute.device))
+    device = device_type(settings.compute.device)
+    here = replace(shape, dtype=working_dtype(shape.dtype, torch.device(device)))
+    own = _searches(settings, here, variants, settings.compute.memory_gb, device)
     by_device = {
         f"{gigabytes:g} GB": _searches(settings, shape, variants, USABLE * gigabytes, "cuda")
         for gigabytes in device_memory_gb
     } or {f"memory_gb {settings.compute.memory_gb:g}": own}
     parts = [describe_model(shape), stage_table(stages(settings, shape, variants, own))]
+    budgets = [(shape, USABLE * gigabytes) for gigabytes in device_memory_gb] or [(here, settings.compute.memory_gb)]
+    parts += [text for there, budget in budgets if (text := _shortage(settings, there, budget))]
     for name in own:
         title = f"search {name}, {own[name].generations} generations"
         parts.append(search_table(title, {device: works[name] for device, works in by_device.items()}))
     return "\n\n".join([*parts, _NOTES])
+
+
+def _shortage(settings: Settings, shape: ModelShape, memory_gb: float) -> str:
+    """What a search will be refused for, where it has too little memory; empty where it has enough."""
+    judging = [name for name, search in settings.searches.items() if search.tokens_asked()]
+    least = memory_needed(shape, settings.data.search.sequence_length)
+    if not judging or memory_gb * 1e9 >= least:
+        return ""
+    return (
+        f"Too little memory: with {memory_gb:g} GB, {', '.join(judging)} will be refused; to search this model takes "
+        f"at least compute.memory_gb: {math.ceil(least / 1e8) / 10:g}"
+    )
 
 
 def _searches(

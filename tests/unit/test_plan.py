@@ -32,6 +32,7 @@ from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 from evopress.planning import shape as planning_shape
+from evopress.planning.judging import memory_needed
 from evopress.planning.search import SearchWork, search_work
 from evopress.planning.shape import ModelShape, shape_from_config, shape_of
 from evopress.planning.sharing import Sharing
@@ -39,6 +40,7 @@ from evopress.planning.stages import hessian_bytes, stages
 from evopress.planning.text import amount
 from evopress.planning.variants import variant_table
 from evopress.search.engine.evaluator import model_evaluator
+from evopress.search.engine.memory import plan_memory
 from evopress.search.engine.objectives import Fitness
 from evopress.search.engine.prefixes import plan_block
 from evopress.search.evolution.generations import first_state, next_generation
@@ -406,6 +408,22 @@ def test_large_models_on_a_small_and_a_large_device(size, parameters, kept, tmp_
     hidden = SHAPES[size]["hidden_size"]
     assert amount(float(hidden * 2 * (1 << 19)), "B") in next(line for line in lines if "teacher" in line)
     assert any(line.startswith("total") and ">=" in line for line in lines)  # wikitext2 has no set length
+
+
+def test_a_budget_that_a_search_would_refuse_is_told_beforehand(tiny, tmp_path, capsys):
+    path = write_settings(tmp_path, "70B", compute={"memory_gb": 4})
+    assert main(["plan", str(path)]) == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Too little memory"))
+    assert "with 4 GB, q3 will be refused" in told
+    enough = told.rpartition(": ")[2]
+    (tmp_path / "enough").mkdir()
+    path = write_settings(tmp_path / "enough", "70B", compute={"memory_gb": float(enough)})
+    assert main(["plan", str(path)]) == 0
+    assert "Too little" not in capsys.readouterr().out
+    needed, model = memory_needed(tiny.shape, LENGTH), BlockwiseModel.from_folder(tiny.folder, CPU, resident=False)
+    with pytest.raises(ConfigError, match="memory_gb"):
+        plan_memory((needed - 16) / 1e9, model, LENGTH)
+    plan_memory((needed + 16) / 1e9, model, LENGTH)
 
 
 def test_work_of_a_7b_model_by_hand(tmp_path):

@@ -55,12 +55,26 @@ def plan_memory(memory_gb: float, model: BlockwiseModel, length: int) -> MemoryP
     plan = divide_memory(memory_gb, outside, model.hidden_size, model.vocab_size, itemsize, model.device.type)
     state = 2 * length * model.hidden_size * itemsize
     if plan.weights < max(blocks) or plan.hidden < state:
-        least = outside + max(2 * max(blocks), 4 * state) + 8  # divided as below, with room for rounding
+        least = least_memory(outside, max(blocks), length, model.hidden_size, itemsize)
         raise ConfigError(
             f"compute.memory_gb: {memory_gb:g} is too little for one block and the states of one sequence at a time; "
             f"this model needs at least {least / 1e9:.3g}"
         )
     return plan
+
+
+def least_memory(outside: int, largest_block: int, length: int, hidden_size: int, itemsize: int) -> int:
+    """Bytes of the smallest budget with which a model can be searched, divided as `divide_memory` does.
+
+    Args:
+        outside: bytes of what lies outside the linear layers of blocks.
+        largest_block: bytes of the linear weights of the largest block.
+        length: tokens of a sequence.
+        hidden_size: numbers per token between blocks.
+        itemsize: bytes of a number.
+    """
+    state = 2 * length * hidden_size * itemsize
+    return outside + max(2 * largest_block, 4 * state) + 8  # with room for rounding
 
 
 def block_weights(model: BlockwiseModel) -> list[int]:
