@@ -89,7 +89,8 @@ def write_model_config(folder: Path, name: str) -> Path:
 def families(name: str) -> list[Path]:
     """Ready configurations of all families for a model."""
     depth = f"depth-{MODELS[name]['num_hidden_layers']}-blocks"
-    return [PAPER / f"{family}.yaml" for family in ("quantization", "sparsity", depth)]
+    names = ("quantization", "quantization-fast", "sparsity", "sparsity-fast", depth)
+    return [PAPER / f"{family}.yaml" for family in names]
 
 
 def paper_settings(name: str, folder: Path) -> dict[str, Any]:

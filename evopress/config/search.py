@@ -172,7 +172,7 @@ class EvolutionSettings(_Stepwise):
 
 
 class RandomSettings(_Stepwise):
-    """Random search: candidates from all over the space, and the best so far, on as many tokens as evolution has."""
+    """Random search: candidates from all over the space and the best so far, judged in the same steps."""
 
     strategy: Literal["random"] = "random"
 

@@ -3,6 +3,7 @@
 Quantization and sparsity: one linear layer a line, `model.layers.0.self_attn.q_proj: 3`. The level is a bit-width, or a
 number of steps from the target sparsity, where more steps remove more.
 Depth: one block a line, in order: `none`, `attn`, `mlp` or `attn+mlp` says what is dropped of it.
+Lines that start with `#` are comments.
 """
 
 import re
@@ -80,7 +81,7 @@ def parse_levels(text: str, where: str) -> list[LayerLine]:
 
 
 def parse_drops(text: str, where: str) -> list[frozenset[str]]:
-    """Read the kinds of modules that each block loses; block 0 stands in line 1.
+    """Read the kinds of modules that each block loses; block 0 stands in the first line that is no comment.
 
     Args:
         text: lines of `none`, `attn`, `mlp` or `attn+mlp`.
@@ -111,7 +112,8 @@ def shown(text: str) -> str:
 def _lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, as an editor counts them; other separators of Unicode do not end a line."""
     for number, line in enumerate(text.split("\n"), start=1):
-        yield number, line.strip(" \t\r")
+        if not line.lstrip(" \t").startswith("#"):
+            yield number, line.strip(" \t\r")
 
 
 def _layer_line(number: int, line: str, where: str) -> LayerLine:

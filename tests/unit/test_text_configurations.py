@@ -84,6 +84,14 @@ def test_what_editors_do_to_files_does_no_harm(tmp_path):
     assert parse_drops(read_text(path, "x"), WHERE) == [frozenset(), frozenset({"attn"})]
 
 
+def test_comments_say_nothing_but_count_as_lines():
+    lines = parse_levels("# q3\nmodel.a: 3\n  # of b\nmodel.b: 4\n", WHERE)
+    assert [(line.line, line.layer, line.level) for line in lines] == [(2, "model.a", "3"), (4, "model.b", "4")]
+    assert parse_drops("# a quarter\nnone\n# here\nmlp\n", WHERE) == [frozenset(), frozenset({"mlp"})]
+    with pytest.raises(ConfigError, match="line 3"):
+        parse_drops("none\n# here\nboth\n", WHERE)
+
+
 # Adversarial text
 
 
