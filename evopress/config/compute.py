@@ -20,7 +20,8 @@ class ComputeSettings(Section):
 
     device: Annotated[str, AfterValidator(_device)] = Field(
         "auto",
-        description="`auto`, `cpu`, `cuda` or `cuda:N`. A CPU without 16-bit arithmetic works in float32 on the same weights.",
+        description="`auto`, `cpu`, `cuda` or `cuda:N`. A CPU without 16-bit arithmetic works in float32 on the same "
+        "weights.",
     )
     memory_gb: float = Field(
         4.0, gt=0, allow_inf_nan=False, description="Memory for weights and hidden states, per process."
