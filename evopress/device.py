@@ -27,8 +27,8 @@ def resolve_device(name: str) -> torch.device:
 def working_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     """Type of the arithmetic on weights that are kept as ``stored``.
 
-    It is the same, but for 16-bit types on a CPU that has no instructions for them: their products run ten times
-    slower there than those of float32, which holds every number of theirs.
+    It is the same, but for 16-bit types on a CPU that has no instructions for them: torch emulates their
+    products there, far slower than those of float32, which holds every number of theirs.
     """
     if device.type != "cpu" or stored not in _16_BITS or _multiplies(stored):
         return stored

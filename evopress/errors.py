@@ -45,3 +45,8 @@ class CompressionError(EvopressError):
 
 class SearchError(EvopressError):
     """A search cannot start or go on."""
+
+
+def brief(error: BaseException) -> str:
+    """First line of what a foreign exception says, as some go on for pages."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -179,6 +179,7 @@ def _hooks(
     seen: set[str] = set()
 
     def observe(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Add what a layer gets, [S, L, columns], to its Hessian."""
         accumulate(hessians[name], args[0])
         seen.add(name)
         if stop and len(seen) == len(hessians):

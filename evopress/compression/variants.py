@@ -45,6 +45,7 @@ def make_variants(
     require_same_model(results, calibrated, results.hessian(block))
 
     def hessian(group: str) -> Tensor:
+        """X^T X of an input group, [columns, columns]."""
         return read_tensors(results.hessian(block), [group], check=False)[group]  # verified above
 
     variants = compress_layers(results, f"variants {name}, block {block}", settings, compute, layers, hessian)

@@ -1,7 +1,6 @@
 """lm-eval tasks by name, standard ones and those of a folder of your own."""
 
 import difflib
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from lm_eval.tasks import TaskManager
 
 from evopress.data.hub import WAITS, is_transient
 from evopress.errors import ConfigError, DataError
-from evopress.progress import log
+from evopress.patience import patiently
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text")
 """Values of `dataset_path` whose `data_files` are files rather than a data set of the hub."""
@@ -28,20 +27,21 @@ class PatientManager(TaskManager):
         Raises:
             DataError: the data are not there, cannot be read, or the hub stays away.
         """
-        for wait in (*WAITS, None):
-            try:
-                return super().load(task_list)
-            except Exception as error:  # of lm-eval, datasets, the hub's client, and of what tasks run themselves
-                if not is_transient(error):
-                    raise DataError(f"evaluation.tasks: cannot be loaded ({error}); check the tasks' data") from error
-                if wait is None:
-                    raise DataError(
-                        f"evaluation.tasks: the hub did not answer in {len(WAITS) + 1} attempts ({error}); try again "
-                        "later, or use tasks whose data are local files"
-                    ) from error
-                log.warning("tasks: the hub does not answer (%r); next attempt in %.0f s", error, wait)
-                time.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
+        return patiently(lambda: super(PatientManager, self).load(task_list), WAITS, "tasks", _lasting, _away)
+
+
+def _lasting(error: Exception) -> DataError | None:
+    """Of lm-eval, datasets, the hub's client, or of what tasks run themselves."""
+    if is_transient(error):
+        return None
+    return DataError(f"evaluation.tasks: cannot be loaded ({error}); check the tasks' data")
+
+
+def _away(attempts: int, reason: str) -> DataError:
+    return DataError(
+        f"evaluation.tasks: the hub did not answer in {attempts} attempts ({reason}); try again later, or use tasks "
+        "whose data are local files"
+    )
 
 
 @contextmanager

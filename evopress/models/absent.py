@@ -81,6 +81,7 @@ def _observe(block: nn.Module, name: str, inputs: BlockInputs, index: int, hidde
     seen: list[tuple[Any, Any, int]] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Note what the child gets, what it returns, and how many inputs have the shape of hidden states."""
         hidden = _hidden_of(args, kwargs)
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         alike = [value for value in given if isinstance(hidden, Tensor) and value.shape == hidden.shape]
@@ -98,6 +99,7 @@ def _observe(block: nn.Module, name: str, inputs: BlockInputs, index: int, hidde
     others = len(output) - 1 if isinstance(output, tuple) else None
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        """Zeros in place of the hidden states, nothing in place of the rest."""
         zeros = torch.zeros_like(_hidden_of(args, kwargs))
         return zeros if others is None else (zeros, *[None] * others)
 
@@ -123,7 +125,10 @@ def _require_nothing_added(
     biased: list[str] = []
 
     def keep(run: Forward) -> Forward:
+        """Run as before, and remember the zeros that come out."""
+
         def forward(*args: Any, **kwargs: Any) -> Any:
+            """The same output."""
             output = run(*args, **kwargs)
             zeros.append(output[0] if isinstance(output, tuple) else output)
             return output
@@ -131,10 +136,12 @@ def _require_nothing_added(
         return forward
 
     def look(name: str, args: tuple[Any, ...]) -> None:
+        """Note a module with a bias that gets such zeros."""
         if args and any(args[0] is tensor for tensor in zeros):
             biased.append(name)
 
     def prepare(twin: nn.Module) -> None:
+        """Leave the module out of the copy, and watch what has a bias."""
         for name, run in absence.forwards.items():
             twin.get_submodule(name).forward = keep(run)
         for name, child in twin.named_modules():

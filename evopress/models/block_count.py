@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from evopress.config.model import MOST_BLOCKS, FolderModel, GgufModel, HubModel, ModelSettings
-from evopress.errors import ConfigError, ModelError
+from evopress.errors import ConfigError, ModelError, brief
 
 _KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -73,8 +73,7 @@ def hub_config(settings: HubModel) -> Path:
     try:
         return fetch_config(settings)
     except Exception as error:  # the hub's client raises errors of several libraries
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"model.blocks: config.json of {settings.id} cannot be fetched ({reason}); set the number of blocks, "
+            f"model.blocks: config.json of {settings.id} cannot be fetched ({brief(error)}); set the number of blocks, "
             "or fetch the model beforehand with `hf download`"
         ) from error

@@ -17,7 +17,7 @@ from evopress.device import working_dtype
 from evopress.models.absent import Absence, find_absence, left_out
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import modules_of
-from evopress.models.skeleton import assign, build_skeleton, fill_outside
+from evopress.models.skeleton import assign, fill_outside, load_config, skeleton_of, stored_dtype
 from evopress.models.standin import BlockInputs, Surroundings
 from evopress.models.structure import find_blocks, linear_layers, surroundings_of, unsupported
 from evopress.models.trace import few_inputs
@@ -65,14 +65,14 @@ class BlockwiseModel:
             UnsupportedArchitectureError: the blocks cannot be found, or do not run one after the other.
         """
         checkpoint = Checkpoint(folder)
-        skeleton = build_skeleton(folder, checkpoint, dtype, trust_remote_code=trust_remote_code)
-        stored = skeleton.dtype
-        if quick and (wider := working_dtype(stored, device)) != stored:
-            skeleton = build_skeleton(folder, checkpoint, wider, trust_remote_code=trust_remote_code)
+        config = load_config(folder, trust_remote_code=trust_remote_code)
+        stored = dtype or stored_dtype(config, checkpoint)
+        working = working_dtype(stored, device) if quick else stored
+        skeleton = skeleton_of(config, working, trust_remote_code=trust_remote_code)
         fill_outside(skeleton, find_blocks(skeleton)[0], checkpoint, device)
         name, around = surroundings_of(skeleton)
         names = [f"{name}.{index}" for index in range(len(around.blocks))]
-        self = cls(skeleton, around, checkpoint, list(around.blocks), names, device, skeleton.dtype, stored)
+        self = cls(skeleton, around, checkpoint, list(around.blocks), names, device, working, stored)
         self._check_inputs()
         if resident:
             for index in range(len(names)):

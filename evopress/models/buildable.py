@@ -54,6 +54,7 @@ def _counted(name: str) -> Iterator[None]:
     parts = size = 0
 
     def count(module: Any, key: str, part: Any) -> None:
+        """Count a module, parameter or buffer as it is registered."""
         nonlocal parts, size
         parts += 1
         if isinstance(part, Tensor) and not isinstance(part, torch.nn.Parameter):

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from evopress.errors import ModelError, UnsupportedArchitectureError
+from evopress.errors import ModelError, UnsupportedArchitectureError, brief
 from evopress.models.buildable import built_on_meta
 from evopress.models.gguf_header import read_gguf_header
 
@@ -50,7 +50,7 @@ def read_config(gguf: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except Exception as error:  # foreign parsers meet foreign data
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = brief(error)
         if "not supported" in reason:
             raise UnsupportedArchitectureError(f"{name}: transformers cannot read it from GGUF: {reason}") from error
         raise ModelError(f"{gguf}: its config cannot be read ({reason}); fetch it again") from error

@@ -53,15 +53,18 @@ class _Reader:
     size: int
 
     def require(self, count: int) -> None:
+        """Refuse to go on with ``count`` bytes that the file does not have."""
         left = self.size - self.stream.tell()
         if count > left:
             raise ValueError(f"claims {count} bytes where {left} are left")
 
     def take(self, count: int) -> bytes:
+        """The next bytes."""
         self.require(count)
         return self.stream.read(count)
 
     def skip(self, count: int) -> int:
+        """Pass over bytes; returns how many."""
         self.require(count)
         self.stream.seek(count, 1)
         return count

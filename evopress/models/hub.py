@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
 )
 
 from evopress.config.model import HubModel
-from evopress.errors import ModelError
-from evopress.progress import log
+from evopress.errors import ModelError, brief
+from evopress.patience import patiently
 
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
@@ -67,21 +67,24 @@ def _patiently(
     Raises:
         ModelError: as `fetch_snapshot`.
     """
-    for wait in (*waits, None):
-        try:
-            return Path(fetch())
-        except (OSError, HTTPError, HFValidationError) as error:
-            final = _definite(error, settings)
-            if final is not None:
-                raise final from error
-            if wait is None:
-                raise ModelError(
-                    f"{settings.id}: the hub did not answer in {len(waits) + 1} attempts ({_brief(error)}); try again "
-                    "later, or fetch the model elsewhere and give its folder"
-                ) from error
-            log.warning("%s: the hub does not answer (%s); next attempt in %g s", settings.id, _brief(error), wait)
-            sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
+
+    def away(attempts: int, reason: str) -> ModelError:
+        return ModelError(
+            f"{settings.id}: the hub did not answer in {attempts} attempts ({reason}); try again later, or fetch the "
+            "model elsewhere and give its folder"
+        )
+
+    return Path(
+        patiently(
+            fetch,
+            waits,
+            settings.id,
+            lambda error: _definite(error, settings),
+            away,
+            catch=(OSError, HTTPError, HFValidationError),
+            sleep=sleep,
+        )
+    )
 
 
 def _definite(error: BaseException, settings: HubModel) -> ModelError | None:
@@ -97,7 +100,7 @@ def _definite(error: BaseException, settings: HubModel) -> ModelError | None:
         return ModelError(f"{settings.id}: not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it")
     status = getattr(getattr(error, "response", None), "status_code", 500)
     if isinstance(error, HfHubHTTPError) and 400 <= status < 500 and status not in (408, 429):
-        return ModelError(f"{settings.id}: the hub refuses it ({_brief(error)})")
+        return ModelError(f"{settings.id}: the hub refuses it ({brief(error)})")
     if isinstance(error, OSError) and error.errno is not None:
         return ModelError(f"{settings.id}: cannot be stored in the hub's cache: {error}; free space or set HF_HOME")
     return None
@@ -109,7 +112,3 @@ def _chain(error: BaseException | None) -> list[BaseException]:
         links.append(error)
         error = error.__cause__
     return links
-
-
-def _brief(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evopress.errors import ModelError, UnsupportedArchitectureError
+from evopress.errors import ModelError, UnsupportedArchitectureError, brief
 from evopress.models.checkpoint import Checkpoint, read_json
 
 
@@ -27,31 +27,19 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # foreign parsers meet foreign data
         name = architecture(raw.get("architectures"), raw.get("model_type"))
-        reason = _brief(error)
+        reason = brief(error)
         if "custom code" in reason:
             reason = "it needs code that comes with it; read that code, then set model.trust_remote_code to true"
         raise UnsupportedArchitectureError(f"{name}: {folder}/config.json cannot be used: {reason}") from error
 
 
-def build_skeleton(
-    folder: Path, checkpoint: Checkpoint | None, dtype: torch.dtype | None, *, trust_remote_code: bool = False
-) -> Any:
-    """The model of ``folder`` in evaluation mode with parameters on the meta device and real buffers.
-
-    ``dtype`` None is the one that `from_pretrained` would take: the config's, else the checkpoint's.
-
-    Raises:
-        ModelError: config.json is missing or damaged.
-        UnsupportedArchitectureError: transformers has no causal language model for it.
-    """
-    config = load_config(folder, trust_remote_code=trust_remote_code)
-    if dtype is None:
-        dtype = config.dtype or config.get_text_config().dtype or (checkpoint or Checkpoint(folder)).floating_dtype()
-    return skeleton_of(config, dtype, trust_remote_code=trust_remote_code)
+def stored_dtype(config: Any, checkpoint: Checkpoint) -> torch.dtype:
+    """Type of a model's weights, as `from_pretrained` would have them: the config's, else the checkpoint's."""
+    return config.dtype or config.get_text_config().dtype or checkpoint.floating_dtype()
 
 
 def skeleton_of(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
-    """The model of a transformers config, as `build_skeleton` makes it.
+    """The model of a transformers config, in evaluation mode, with parameters on the meta device and real buffers.
 
     Raises:
         UnsupportedArchitectureError: transformers has no causal language model for it.
@@ -65,7 +53,7 @@ def skeleton_of(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = Fa
     except UnsupportedArchitectureError:
         raise
     except Exception as error:  # foreign code meets foreign data
-        raise UnsupportedArchitectureError(f"{name}: is no causal language model: {_brief(error)}") from error
+        raise UnsupportedArchitectureError(f"{name}: is no causal language model: {brief(error)}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -137,8 +125,3 @@ def assign(
 def architecture(named: Any, kind: Any) -> str:
     """Name of a model for messages, from what its config says under `architectures` and `model_type`."""
     return str(named[0] if isinstance(named, list) and named else kind or "unknown architecture")
-
-
-def _brief(error: Exception) -> str:
-    """First line of a message, since transformers' go on to list every class it has."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

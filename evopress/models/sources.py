@@ -19,7 +19,7 @@ from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, write_table
 from evopress.artifacts.tensors import os_error, sha256
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings, PypiModel
-from evopress.errors import ConfigError, ModelError
+from evopress.errors import ConfigError, ModelError, brief
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.buildable import built_on_meta
 from evopress.models.checkpoint import Checkpoint
@@ -138,7 +138,7 @@ def _check_tokenizer(folder: Path, trust_remote_code: bool) -> None:
     try:
         AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # foreign parsers meet foreign data
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = brief(error)
         raise ModelError(f"{folder}: the tokenizer cannot be loaded ({reason}); fetch the model again") from error
 
 

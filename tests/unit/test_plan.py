@@ -1,21 +1,17 @@
 """The plan against what really happens: artifacts on disk, a search's own counters, counted operations."""
 
 import json
-import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-import yaml
 from architectures import CONFIGS, build
 from finished_run import make_results, provenance, write_tokens
+from large_models import SHAPES
 from torch.utils.flop_counter import FlopCounterMode
 
-from evopress.__main__ import main
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import LAYERS, read_table, write_table
 from evopress.artifacts.tensors import read_tensors
@@ -25,7 +21,6 @@ from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
 from evopress.config.data import PythonDocs
 from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
-from evopress.config.overlays import load_settings
 from evopress.config.search import EvolutionSettings
 from evopress.config.variants import GptqSettings, HessianSettings, SparseGptSettings
 from evopress.errors import ConfigError
@@ -36,8 +31,7 @@ from evopress.planning.judging import memory_needed
 from evopress.planning.search import SearchWork, search_work
 from evopress.planning.shape import ModelShape, shape_from_config, shape_of
 from evopress.planning.sharing import Sharing
-from evopress.planning.stages import hessian_bytes, stages
-from evopress.planning.text import amount
+from evopress.planning.stages import hessian_bytes
 from evopress.planning.variants import variant_table
 from evopress.search.engine.evaluator import model_evaluator
 from evopress.search.engine.memory import plan_memory
@@ -52,41 +46,6 @@ from evopress.search.space import Level, Unit, make_space, units_from_variants
 CPU = torch.device("cpu")
 COMPUTE = ComputeSettings(device="cpu")
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-_LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}
-SHAPES = {
-    "7B": {
-        **_LLAMA,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-    },
-    "70B": {
-        **_LLAMA,
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "max_position_embeddings": 8192,
-    },
-}
-"""config.json of Llama-2-7B and of Llama-3-70B, as far as it decides sizes."""
-
 
 # The model's shape
 
@@ -370,153 +329,8 @@ def test_a_start_from_sensitivities_is_counted(tiny):
     assert work.start_flops == (960 + judged) * block + judged * tiny.shape.head_flops
 
 
-# The command
-
-
-def write_settings(folder: Path, size: str, **changes: object) -> Path:
-    """Settings that stand alone, with the quantization row of the design's table, for a model of the given size."""
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text(json.dumps(SHAPES[size]))
-    text = {"source": "fineweb_edu", "tokens": 1 << 19, "sequence_length": 4096}
-    evolution = {"generations": 150, "offspring": 128, "survivors": [16, 4, 1], "tokens": [2048, 16384, 131072]}
-    values = {
-        "complete": True,
-        "name": "plan",
-        "model": {"source": "folder", "path": str(folder / "model")},
-        "data": {"calibration": text, "search": text, "evaluation": {"wikitext2": {"source": "wikitext2"}}},
-        "variants": {"gptq": {"method": "gptq", "bits": [2, 3, 4, 5, 6], "group_size": 128}},
-        "searches": {"q3": {"strategy": "evolution", "variants": "gptq", "target": 3.0, **evolution}},
-        **changes,
-    }
-    path = folder / "settings.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("size", "parameters", "kept"),
-    [("7B", "6.74 G", ["streamed", "kept"]), ("70B", "70.6 G", ["streamed", "streamed"])],
-)
-def test_large_models_on_a_small_and_a_large_device(size, parameters, kept, tmp_path, capsys):
-    path = write_settings(tmp_path, size)
-    assert main(["plan", str(path), "--device-memory-gb", "24", "80"]) == 0
-    printed = capsys.readouterr()
-    lines = printed.out.splitlines()
-    assert printed.err == "" and f"LlamaForCausalLM: {parameters} parameters" in lines[0]
-    (weights,) = (line for line in lines if "weights that candidates use" in line)
-    assert [word for word in weights.replace(",", " ").split() if word in ("kept", "streamed")] == kept
-    hidden = SHAPES[size]["hidden_size"]
-    assert amount(float(hidden * 2 * (1 << 19)), "B") in next(line for line in lines if "teacher" in line)
-    assert any(line.startswith("total") and ">=" in line for line in lines)  # wikitext2 has no set length
-
-
-def test_a_budget_that_a_search_would_refuse_is_told_beforehand(tiny, tmp_path, capsys):
-    path = write_settings(tmp_path, "70B", compute={"memory_gb": 4})
-    assert main(["plan", str(path)]) == 0
-    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Too little memory"))
-    assert "with 4 GB, q3 will be refused" in told
-    enough = told.rpartition(": ")[2]
-    (tmp_path / "enough").mkdir()
-    path = write_settings(tmp_path / "enough", "70B", compute={"memory_gb": float(enough)})
-    assert main(["plan", str(path)]) == 0
-    assert "Too little" not in capsys.readouterr().out
+def test_the_least_budget_is_the_one_that_a_search_refuses_to_go_below(tiny):
     needed, model = memory_needed(tiny.shape, LENGTH), BlockwiseModel.from_folder(tiny.folder, CPU, resident=False)
     with pytest.raises(ConfigError, match="memory_gb"):
         plan_memory((needed - 16) / 1e9, model, LENGTH)
     plan_memory((needed + 16) / 1e9, model, LENGTH)
-
-
-def test_work_of_a_7b_model_by_hand(tmp_path):
-    settings = load_settings([write_settings(tmp_path, "7B")])
-    shape = shape_of(settings.model, Results(tmp_path))
-    assert shape is not None
-    variants = variant_table(shape, settings.variants["gptq"], "variants.gptq")
-    small, large = (
-        search_work(shape, variants, settings.searches["q3"], settings.data.search, 0.9 * gigabytes, "cuda", "q3")
-        for gigabytes in (24, 80)
-    )
-    tokens = 128 * 2048 + 16 * 16384 + 5 * 131072
-    assert small.candidate_tokens == tokens and small.head_tokens == tokens + 2048 + 16384 + 131072
-    assert 0.73 < small.share < 0.8 and small.block_tokens == large.block_tokens
-    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    per_token = 2 * linear + 32 * 4 * 4096 * 4096
-    assert small.flops == pytest.approx(small.share * tokens * per_token + small.head_tokens * 2 * 4096 * 32000)
-    # Everything is unpacked once in each pass, and the mutants' levels on top.
-    assert small.unpacked_bytes > sum(step.passes for step in small.steps) * linear * 2 > 2 * large.unpacked_bytes
-    # At 3 bits with 16-bit scales and 3-bit zeros for 128 weights, 16 bits shrink to 3.15.
-    teacher = (2048 + 16384 + 131072) * 4096 * 2
-    assert small.moved_bytes - teacher == pytest.approx(small.unpacked_bytes * (3 + 19 / 128) / 16)
-    for work, gigabytes in ((small, 24), (large, 80)):
-        assert work.memory_bytes < gigabytes * 1e9
-
-
-def test_a_chain_of_compressed_blocks_keeps_no_hessians_and_runs_each_block_twice(tmp_path):
-    dense = load_settings([write_settings(tmp_path, "7B", searches={})])
-    chain = {"propagation": "compressed", "propagation_level": "3"}
-    method = dense.variants["gptq"].model_copy(update=chain)
-    chained = dense.model_copy(update={"variants": {"gptq": method}})
-    shape = shape_of(dense.model, Results(tmp_path))
-    assert shape is not None
-    table = variant_table(shape, method, "variants.gptq")
-    apart, together = (
-        {stage.name: stage for stage in stages(settings, shape, {"gptq": table}, {})} for settings in (dense, chained)
-    )
-    assert set(apart) - set(together) == {"hessians"}
-    before, after, hessians = apart["variants gptq"], together["variants gptq"], apart["hessians"]
-    assert after.jobs == before.jobs == 32 and after.disk == before.disk
-    assert before.flops + hessians.flops < after.flops < before.flops + 2 * hessians.flops
-    assert after.memory > before.memory
-
-
-def test_the_device_need_not_be_in_the_machine_that_plans(tmp_path, capsys):
-    assert main(["plan", str(write_settings(tmp_path, "7B", compute={"device": "cuda:3", "memory_gb": 70}))]) == 0
-    out = capsys.readouterr().out
-    assert "memory_gb 70" in out and ", kept" in out
-
-
-def test_overlays_lie_over_the_default_as_in_the_workflow(tmp_path, monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
-    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
-    first.write_text("searches: {evopress: {generations: 7}}\n")
-    second.write_text("name: mine\nsearches: {uniform: null}\n")
-    settings = load_settings([first, second])
-    assert settings.name == "mine" and list(settings.searches) == ["evopress"]
-    assert settings.searches["evopress"].generations == 7 and settings.model.source == "pypi"
-
-
-def test_a_wheel_that_is_not_there_yet_is_planned_as_far_as_it_goes(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(REPOSITORY)
-    overlay = tmp_path / "a.yaml"
-    steps = "offspring: 16, survivors: [4, 1], tokens: [512, 2048]"
-    overlay.write_text(f"name: nothing-was-ever-made-here\nsearches: {{evopress: {{{steps}}}}}\n")
-    assert main(["plan", str(overlay)]) == 0
-    out = capsys.readouterr().out
-    assert "snakemake --cores all results/nothing-was-ever-made-here/model.json" in out
-    assert amount(float(16 * 512 + 5 * 2048)) in out
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("searches: {x: {strategi: uniform}}", "strategy"), ("- 1\n", "a.yaml: holds no settings"), (":\n:", "a.yaml")],
-)
-def test_bad_settings_end_in_one_error(text, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(REPOSITORY)
-    (tmp_path / "a.yaml").write_text(text)
-    assert main(["plan", str(tmp_path / "a.yaml")]) == 1
-    printed = capsys.readouterr()
-    assert printed.out == "" and message in printed.err and printed.err.startswith("error: ")
-
-
-def test_planning_imports_no_data_sets_and_no_tasks(tmp_path):
-    path = write_settings(tmp_path, "7B")
-    code = (
-        "import sys; from evopress.__main__ import main; code = main(['plan', sys.argv[1]]);"
-        "assert not {'datasets', 'lm_eval', 'snakemake', 'matplotlib'} & set(sys.modules); sys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_amounts_are_readable():
-    shown = [amount(value, "B") for value in (0.0, 7.0, 999.0, 999.9, 1234.0, 5.67e10, 1e15, math.nan)]
-    assert shown == ["0 B", "7 B", "999 B", "1.00 kB", "1.23 kB", "56.7 GB", "1.00 PB", "?"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evopress.search.engine.prefixes import plan_block
-from evopress.search.processes.split import Share, new_blocks, partition, share_out
+from evopress.search.processes.split import Share, new_blocks, partition, run_costs, share_out
 
 BLOCKS = 4
 BLOCK_OF = np.repeat(np.arange(BLOCKS), 2)
@@ -42,7 +42,7 @@ def test_no_other_division_into_runs_is_better(seed, n):
         used = [part for part in parts if part.stop > part.start]
         return max(blocks_run(candidates[part]) + head * (part.stop - part.start + 1) for part in used)
 
-    parts = partition(new, BLOCKS, head, n)
+    parts = partition(run_costs(new, BLOCKS, head), n)
     assert len(parts) == n and [i for part in parts for i in range(len(new))[part]] == list(range(len(new)))
     every = [
         [slice(a, b) for a, b in itertools.pairwise([0, *cuts, len(new)])]

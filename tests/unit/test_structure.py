@@ -11,7 +11,7 @@ from architectures import CONFIGS, build
 
 from evopress.artifacts.tables import LAYERS
 from evopress.errors import UnsupportedArchitectureError
-from evopress.models.skeleton import build_skeleton
+from evopress.models.skeleton import load_config, skeleton_of
 from evopress.models.structure import find_blocks, layer_table
 
 GATED = [
@@ -148,7 +148,7 @@ def test_unsupported_architectures_are_named(message: str) -> None:
 def test_encoder_decoders_are_named(kind: str, tmp_path) -> None:
     getattr(transformers, kind)().save_pretrained(tmp_path)
     with pytest.raises(UnsupportedArchitectureError, match=r"(t5|bart): an encoder and a decoder"):
-        build_skeleton(tmp_path, None, torch.float32)
+        skeleton_of(load_config(tmp_path), torch.float32)
 
 
 def test_modules_that_mix_tokens_in_place_of_attention_are_of_its_kind() -> None:

@@ -4,9 +4,9 @@ Beyond the paper, and off by default. To first order the divergence of a compres
 compression costs alone (the linearity theorem of HIGGS, arXiv 2411.17525). Seen from a model that is already
 compressed, such a cost drowns in the noise of all the other errors; seen from the dense model, few tokens show it
 clearly. It is seen more clearly still in the final hidden states, whose error has less noise than a divergence but
-says less of what matters: on the embedded model the one predicts better at 3 bits, the other at 50 % sparsity, so each
-gives a start. Layer errors only give the shape between the levels that are measured: as costs they choose badly. What
-the sums miss is left to the evolution, which goes on from the best of these and the even start.
+says less of what matters, so each gives a start. Layer errors only give the shape between the levels that are measured:
+as costs they choose badly. What the sums miss is left to the evolution, which goes on from the best of these and the
+even start.
 """
 
 import numpy as np

@@ -34,11 +34,12 @@ def share_out(
         n: processes.
     """
     new = new_blocks(candidates, block_of, blocks)
-    parts = partition(new, blocks, head, n)
+    costs = run_costs(new, blocks, head)
+    parts = partition(costs, n)
     cuts = np.searchsorted(np.cumsum(lengths), np.arange(1, n) * sum(lengths) / n + lengths[0] / 2).tolist()
     pieces = [slice(start, stop) for start, stop in pairwise([0, *cuts, len(lengths)])]
-    by_candidates = max(_cost(new, blocks, head, part) for part in parts) * sum(lengths)
-    by_sequences = _cost(new, blocks, head, slice(0, len(new))) * max(sum(lengths[piece]) for piece in pieces)
+    by_candidates = max(costs[part.start, part.stop] for part in parts) * sum(lengths)
+    by_sequences = costs[0, -1] * max(sum(lengths[piece]) for piece in pieces)
     if by_candidates <= by_sequences:
         return [Share(part, slice(0, len(lengths))) for part in parts]
     return [Share(slice(0, len(new)), piece) for piece in pieces]
@@ -51,13 +52,21 @@ def new_blocks(candidates: NDArray[np.int16], block_of: NDArray[np.int64], block
     return np.array([blocks, *(blocks - first)], dtype=np.int64)
 
 
-def partition(new: NDArray[np.int64], blocks: int, head: float, n: int) -> list[slice]:
-    """Cut candidates into ``n`` runs (the last may be empty) of which the dearest costs as little as can be."""
+def run_costs(new: NDArray[np.int64], blocks: int, head: float) -> NDArray[np.float64]:
+    """Work per token of the candidates from a to b, [C + 1, C + 1] by a and b; 0 for none.
+
+    Their first runs every block, and the dense model's logits are made once.
+    """
     count = len(new)
     bounds = np.arange(count + 1)
     run = np.cumsum([0, *new])  # run[b] - run[a + 1]: blocks of the candidates from a to b but the first
     costs = blocks + run - run[np.minimum(bounds + 1, count)][:, None] + head * (bounds - bounds[:, None] + 1)
-    costs = np.where(bounds > bounds[:, None], costs, 0.0)
+    return np.where(bounds > bounds[:, None], costs, 0.0)
+
+
+def partition(costs: NDArray[np.float64], n: int) -> list[slice]:
+    """Cut candidates into ``n`` runs (the last may be empty) of which the dearest of `run_costs` is least."""
+    count = len(costs) - 1
     best, cut = costs[0], []  # best[b]: dearest of the runs that hold the first b candidates
     for _ in range(n - 1):
         dearest = np.maximum(best[:, None], np.where(np.tri(count + 1, k=-1, dtype=bool), np.inf, costs))
@@ -67,9 +76,3 @@ def partition(new: NDArray[np.int64], blocks: int, head: float, n: int) -> list[
     for starts in reversed(cut):
         ends.append(int(starts[ends[-1]]))
     return [slice(start, stop) for start, stop in pairwise([0, *reversed(ends)])]
-
-
-def _cost(new: NDArray[np.int64], blocks: int, head: float, part: slice) -> float:
-    """Work per token of a run of candidates: its first runs every block, and the dense model's logits are made once."""
-    count = part.stop - part.start
-    return blocks + int(new[part.start + 1 : part.stop].sum()) + head * (count + 1) if count else 0.0
