@@ -8,6 +8,8 @@ from evopress.errors import brief
 from evopress.progress import log
 
 T = TypeVar("T")
+WAITS = (5.0, 30.0)
+"""Seconds before each new attempt to read a data set; the hub's client retries by itself, too."""
 
 
 def patiently(
@@ -46,3 +48,23 @@ def patiently(
             log.warning("%s: the hub does not answer (%s); next attempt in %g s", about, reason, wait)
             (sleep or time.sleep)(wait)
     raise AssertionError("the last attempt returns or raises")
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, may go away by itself: time-outs, lost connections, a busy server."""
+    from datasets.utils.file_utils import CONNECTION_ERRORS_TO_RETRY
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    links = []
+    while error is not None:
+        links.append(error)
+        error = error.__cause__ or error.__context__
+    offline = OfflineModeIsEnabled.__name__  # `datasets` makes a lost connection of it, and only names it
+    if any(isinstance(link, OfflineModeIsEnabled) or offline in str(link) for link in links):
+        return False
+    for link in links:
+        if isinstance(link, HfHubHTTPError):
+            return link.response.status_code == 429 or link.response.status_code >= 500
+        if isinstance(link, (ConnectionError, TimeoutError, *CONNECTION_ERRORS_TO_RETRY)):
+            return True
+    return False

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from evopress.errors import DataError
+from evopress.patience import WAITS, is_transient
 from evopress.progress import log
 
 Rows = Iterable[dict[str, Any]]
-
-WAITS = (5.0, 30.0)
-"""Seconds before each new attempt (the hub's client retries by itself, too); a row that arrives starts them again."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,8 @@ def read_rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows of a split in order; after a lost connection it is opened again and goes on at the same row.
 
+    A row that arrives starts the waits again.
+
     Raises:
         DataError: the data set cannot be found or read, or the hub stays away.
     """
@@ -103,26 +103,6 @@ def read_rows(
             log.warning("%s: %r; next attempt in %.0f s", _title(split), error, WAITS[failures])
             sleep(WAITS[failures])
             failures += 1
-
-
-def is_transient(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, may go away by itself: time-outs, lost connections, a busy server."""
-    from datasets.utils.file_utils import CONNECTION_ERRORS_TO_RETRY
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    links = []
-    while error is not None:
-        links.append(error)
-        error = error.__cause__ or error.__context__
-    offline = OfflineModeIsEnabled.__name__  # `datasets` makes a lost connection of it, and only names it
-    if any(isinstance(link, OfflineModeIsEnabled) or offline in str(link) for link in links):
-        return False
-    for link in links:
-        if isinstance(link, HfHubHTTPError):
-            return link.response.status_code == 429 or link.response.status_code >= 500
-        if isinstance(link, (ConnectionError, TimeoutError, *CONNECTION_ERRORS_TO_RETRY)):
-            return True
-    return False
 
 
 def _title(split: Split) -> str:
