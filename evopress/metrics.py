@@ -33,8 +33,8 @@ def distribution(logits: Tensor) -> Distribution:
         torch.empty(logits.shape, dtype=torch.float32, device=logits.device) for _ in range(2)
     )
     for rows in pieces(logits):
-        torch.log_softmax(logits[rows], -1, dtype=torch.float32, out=log_probabilities[rows])
-        torch.exp(log_probabilities[rows], out=probabilities[rows])
+        total = _log_softmax(logits[rows], log_probabilities[rows], probabilities[rows])
+        probabilities[rows].div_(total)
     return Distribution(probabilities, log_probabilities)
 
 
@@ -49,15 +49,30 @@ def kl_divergence(teacher: Distribution, logits: Tensor) -> Tensor:
         [T] float32. NaN or infinite logits give NaN.
     """
     divergence = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    buffer: Tensor | None = None
+    buffers: Tensor | None = None
     for rows in pieces(logits):
-        if buffer is None:
-            buffer = torch.empty(logits[rows].shape, dtype=torch.float32, device=logits.device)
-        terms = buffer[: len(divergence[rows])]
-        torch.log_softmax(logits[rows], -1, dtype=torch.float32, out=terms)
+        if buffers is None:
+            buffers = torch.empty((2, *logits[rows].shape), dtype=torch.float32, device=logits.device)
+        terms, scratch = buffers[:, : len(divergence[rows])]
+        _log_softmax(logits[rows], terms, scratch)
         torch.sub(teacher.log_probabilities[rows], terms, out=terms)
         torch.sum(terms.mul_(teacher.probabilities[rows]), -1, out=divergence[rows])
     return divergence
+
+
+def _log_softmax(logits: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
+    """Log-probabilities [T, V] of ``logits``, into ``out``.
+
+    torch's own adds the terms of a row one after the other, which over a large vocabulary loses digits where a
+    processor adds few at a time; its sum adds them pairwise.
+
+    Returns:
+        [T, 1] sums of the exponentials that are left in ``scratch`` [T, V].
+    """
+    torch.sub(logits.float(), logits.amax(-1, keepdim=True), out=out)
+    total = torch.exp(out, out=scratch).sum(-1, keepdim=True)
+    out.sub_(total.log())
+    return total
 
 
 def kl_per_token(teacher_logits: Tensor, logits: Tensor) -> Tensor:
