@@ -9,7 +9,7 @@ import pandas as pd
 from evopress.artifacts.study_tables import COMPARISON
 from evopress.report.comparison import Cell, Column, Comparison
 
-TOKENS = Column("tokens", "judged, thousands", 1, "")
+TOKENS = Column("tokens", "judged, thousands", 0, "")
 SECONDS = Column("time", "s", 0, "")
 
 
