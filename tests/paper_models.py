@@ -86,11 +86,14 @@ def write_model_config(folder: Path, name: str) -> Path:
     return folder
 
 
+FAST = {family: PAPER / f"{family}-fast.yaml" for family in ("quantization", "sparsity")}
+"""Laid over a family."""
+
+
 def families(name: str) -> list[Path]:
     """Ready configurations of all families for a model."""
     depth = f"depth-{MODELS[name]['num_hidden_layers']}-blocks"
-    names = ("quantization", "quantization-fast", "sparsity", "sparsity-fast", depth)
-    return [PAPER / f"{family}.yaml" for family in names]
+    return [PAPER / f"{family}.yaml" for family in ("quantization", "sparsity", depth)]
 
 
 def paper_settings(name: str, folder: Path) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 import pytest
-from paper_models import MODELS, PAPER, families, paper_settings, write_model_config
+from paper_models import FAST, MODELS, PAPER, families, paper_settings, write_model_config
 
 from evopress.artifacts.paths import Results
 from evopress.config.model import HubModel
-from evopress.config.overlays import load_settings
+from evopress.config.overlays import combined, load_settings, read_yaml
 from evopress.config.search import EvolutionSettings
 from evopress.config.settings import Settings
 from evopress.planning.run import plan
@@ -72,7 +72,9 @@ def planned(request, tmp_path_factory) -> Planned:
 
 def test_each_model_is_one_that_the_hub_has_and_writes_to_a_folder_of_its_own():
     files = sorted(PAPER.glob("*.yaml"))
-    assert {path.stem for path in files} == set(MODELS) | {path.stem for name in MODELS for path in families(name)}
+    assert {path.stem for path in files} == set(MODELS) | {
+        path.stem for name in MODELS for path in (*families(name), *FAST.values())
+    }
     for name in MODELS:
         settings = load_settings([PAPER / f"{name}.yaml"])
         assert isinstance(settings.model, HubModel) and settings.name == name
@@ -145,9 +147,7 @@ def test_depth_searches_run_as_long_as_their_size_asks(planned):
 def test_evolution_has_the_settings_of_the_paper(planned):
     evolution = {name: s for name, s in planned.settings.searches.items() if isinstance(s, EvolutionSettings)}
     for name, search in evolution.items():
-        if name.endswith("-fast"):
-            expected = (400, 16, (1, 1), (512, 8192), "size" if name.startswith("q") else "none")
-        elif name.startswith("q"):
+        if name.startswith("q"):
             expected = (150, 128, (16, 4, 1), (2048, 16384, 131072), "size")
         elif name.startswith("s"):
             expected = (400, 64, (8, 2, 1), (2048, 16384, 65536), "none")
@@ -155,7 +155,21 @@ def test_evolution_has_the_settings_of_the_paper(planned):
             continue
         asked = (search.generations, search.offspring, search.survivors, search.tokens, search.group_rule)
         assert asked == expected and search.fitness == "kl" and search.start == "even"
-    assert len(evolution) == 12
+    assert len(evolution) == 8
+
+
+def test_fast_searches_stand_beside_those_of_their_family_and_judge_a_fraction(tmp_path):
+    folder, name = write_model_config(tmp_path / "model", "llama-3.1-8b"), "llama-3.1-8b"
+    usual = paper_settings(name, folder)["searches"]
+    values = combined([paper_settings(name, folder), *map(read_yaml, FAST.values())])
+    searches = Settings.load(values).searches
+    fast = {name: searches[name] for name in set(searches) - set(usual)}
+    assert set(fast) == {"q3-fast", "s50-fast", "s60-fast", "s70-fast"}
+    for name, search in fast.items():
+        slow = searches[name.replace("fast", "evopress")]
+        assert isinstance(search, EvolutionSettings) and isinstance(slow, EvolutionSettings)
+        assert (search.generations, search.offspring, search.survivors, search.tokens) == (400, 16, (1, 1), (512, 8192))
+        assert (search.target, search.variants, search.group_rule) == (slow.target, slow.variants, slow.group_rule)
 
 
 def test_the_whole_of_it_can_be_planned(planned, tmp_path):
