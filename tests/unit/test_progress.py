@@ -16,10 +16,12 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     handler = logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
-    monkeypatch.setattr(log, "level", logging.INFO)
+    before = log.level
+    log.setLevel(logging.INFO)  # by its setter, which forgets what loggers were found to be enabled for
     log.addHandler(handler)
     yield found
     log.removeHandler(handler)
+    log.setLevel(before)
 
 
 def test_lines_tell_done_of_total_rate_and_time_left(lines: list[str]) -> None:
