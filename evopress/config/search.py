@@ -142,7 +142,7 @@ class EvolutionSettings(_Stepwise):
         "are brought to it. The evolution goes on from the best start.",
     )
     sensitivity_tokens: int = Field(
-        512, ge=1, description="For start: sensitivity: tokens on which each layer alone is judged, at two levels."
+        512, ge=1, description="For start: sensitivity: tokens on which each layer alone is judged."
     )
     initial_candidates: int = Field(128, ge=1, description="Random starts when the target is not one of the levels.")
     initial_tokens: int = Field(2048, ge=1, description="Tokens on which starts are compared.")

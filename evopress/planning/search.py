@@ -211,5 +211,5 @@ def _start_tokens(settings: EvolutionSettings | RandomSettings, units: int, *, e
     starts = (1 if even_fits else settings.initial_candidates) + len(settings.start_from)
     if settings.start == "even":
         return 0 if starts == 1 else starts * settings.initial_tokens
-    alone = (2 * units + 1) * settings.sensitivity_tokens  # the dense model, and each unit at two levels
+    alone = (units + 1) * settings.sensitivity_tokens  # the dense model, and each unit
     return alone + (starts + 2) * settings.initial_tokens

@@ -24,7 +24,9 @@ class Minibatch:
         return whole + ([(cut, len(self.lengths), self.lengths[-1])] if cut < len(self.lengths) else [])
 
 
-def draw_minibatch(tokens: int, sequences: int, length: int, rng: np.random.Generator) -> Minibatch:
+def draw_minibatch(
+    tokens: int, sequences: int, length: int, rng: np.random.Generator, longest: int | None = None
+) -> Minibatch:
     """Draw ``tokens`` tokens: random whole sequences without repetition, the last of which is cut to fit.
 
     Args:
@@ -32,7 +34,10 @@ def draw_minibatch(tokens: int, sequences: int, length: int, rng: np.random.Gene
         sequences: number of sequences to draw from.
         length: tokens of each.
         rng: consumed.
+        longest: of each sequence only its first so many tokens are taken, or the fewest for which the text suffices.
     """
+    if longest is not None:
+        length = min(length, max(longest, -(-tokens // sequences)))
     count = -(-tokens // length)
     chosen = rng.choice(sequences, size=count, replace=False).tolist()
     last = tokens - (count - 1) * length

@@ -28,7 +28,7 @@ class LinearObjective:
 
     weights: NDArray[np.float64]
 
-    def draw(self, tokens: int, rng: np.random.Generator) -> Minibatch:
+    def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
         """Another minibatch each time, so that no judgement is remembered."""
         return Minibatch((int(rng.integers(1 << 62)),), (tokens,))
 

@@ -34,7 +34,7 @@ class Weighted:
     calls: int = 0
     tokens: int = 0
 
-    def draw(self, tokens, rng):
+    def draw(self, tokens, rng, longest=None):
         return draw_minibatch(tokens, 64, 16, rng)
 
     def evaluate(self, candidates, minibatch):

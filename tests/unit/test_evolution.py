@@ -23,7 +23,7 @@ class Linear:
         self.weights, self.noise, self.sequences, self.length = np.asarray(weights), noise, sequences, length
         self.calls: list[tuple[int, int]] = []
 
-    def draw(self, tokens, rng):
+    def draw(self, tokens, rng, longest=None):
         return draw_minibatch(tokens, self.sequences, self.length, rng)
 
     def evaluate(self, candidates, minibatch):
@@ -164,6 +164,13 @@ def test_minibatches_hold_exactly_the_tokens_asked_for():
         assert covered == list(range(len(batch.lengths)))
         assert all({*batch.lengths[start:end]} == {length} for start, end, length in batch.segments())
     assert draw_minibatch(160, 10, 16, source) == draw_minibatch(160, 10, 16, source)
+
+
+def test_tokens_may_be_spread_over_pieces_of_many_sequences():
+    assert draw_minibatch(24, 10, 16, rng(), longest=4).lengths == (4,) * 6
+    assert draw_minibatch(6, 10, 16, rng(), longest=4).lengths == (4, 2)
+    assert draw_minibatch(60, 10, 16, rng(), longest=4).lengths == (6,) * 10  # no more sequences: longer pieces
+    assert draw_minibatch(32, 10, 16, rng(), longest=64).lengths == (16, 16)
 
 
 def test_all_sequences_are_drawn_equally_often():

@@ -324,7 +324,7 @@ def test_a_start_from_sensitivities_is_counted(tiny):
     settings = SEARCH.model_copy(update=start)
     work = search_work(tiny.shape, tiny.variants, settings, text, 1.0, "cpu", "searches.q")
     layers = tiny.variants["name"].nunique()
-    judged = (2 * layers + 1) * 32 + 3 * 64  # then the even start, and one by fitness and by hidden states
+    judged = (layers + 1) * 32 + 3 * 64  # then the even start, and one by fitness and by hidden states
     block = tiny.shape.blocks * tiny.shape.block_flops(LENGTH)
     assert work.start_flops == (960 + judged) * block + judged * tiny.shape.head_flops
 

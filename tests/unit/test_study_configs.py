@@ -29,7 +29,7 @@ class _Objective:
         self.harm = np.sort(np.random.default_rng(0).random(space.costs.shape), axis=1)[:, ::-1]
         self.sequences = sequences
 
-    def draw(self, tokens: int, rng: np.random.Generator) -> Minibatch:
+    def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
         return draw_minibatch(tokens, self.sequences, SEQUENCE, rng)
 
     def evaluate(self, candidates: np.ndarray, minibatch: Minibatch) -> list[Judgement]:

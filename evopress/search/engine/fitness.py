@@ -44,10 +44,10 @@ class ModelEvaluator:
         self.blocks, self.tokens, self.dense = blocks, tokens, dense
         self.objective, self.memory, self.counters, self.check = objective, memory, counters, check
 
-    def draw(self, tokens: int, rng: np.random.Generator) -> Minibatch:
-        """Minibatch of exactly ``tokens`` tokens."""
+    def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
+        """Minibatch of exactly ``tokens`` tokens (`draw_minibatch`)."""
         sequences, length = self.tokens.shape
-        return draw_minibatch(tokens, sequences, length, rng)
+        return draw_minibatch(tokens, sequences, length, rng, longest)
 
     def evaluate(self, candidates: NDArray[np.int16], minibatch: Minibatch) -> list[Judgement]:
         """Judge each of ``candidates`` [C, units] on the same tokens."""

@@ -31,8 +31,8 @@ class Judgement:
 class Evaluator(Protocol):
     """Judges candidates; the search knows nothing else of models, tokens or bits."""
 
-    def draw(self, tokens: int, rng: np.random.Generator) -> Minibatch:
-        """Draw exactly ``tokens`` tokens."""
+    def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
+        """Draw exactly ``tokens`` tokens, from sequences cut to ``longest`` (`draw_minibatch`)."""
         ...
 
     def evaluate(self, candidates: NDArray[np.int16], minibatch: Minibatch) -> list[Judgement]:

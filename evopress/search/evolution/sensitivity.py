@@ -4,15 +4,16 @@ Beyond the paper, and off by default. To first order the divergence of a compres
 compression costs alone (the linearity theorem of HIGGS, arXiv 2411.17525). Seen from a model that is already
 compressed, such a cost drowns in the noise of all the other errors; seen from the dense model, few tokens show it
 clearly. It is seen more clearly still in the final hidden states, whose error has less noise than a divergence but
-says less of what matters, so each gives a start. Layer errors only give the shape between the levels that are measured:
-as costs they choose badly. What the sums miss is left to the evolution, which goes on from the best of these and the
-even start.
+says less of what matters, so each gives a start. Layer errors only give the shape of a unit's levels around the one
+that is measured: as costs they choose badly. What the sums miss is left to the evolution, which goes on from the best
+of these and the even start.
 """
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evopress.artifacts.measure import KEEP
 from evopress.search.evolution.initial import even_candidate
 from evopress.search.evolution.selection import Evaluator, judge
 from evopress.search.record.trace import TraceRow
@@ -20,8 +21,10 @@ from evopress.search.space import DENSE_LEVEL, Candidate, Space
 
 Effects = NDArray[np.float64]
 """Rise in fitness by each level of each unit alone, [units, most levels]; 0 for units without a choice."""
-LEAST_SHARE = 0.1
-"""A measured effect below this share of what the layer errors suggest is taken for noise."""
+PIECE = 32
+"""Tokens of a sequence on which units are judged alone, where there are sequences enough."""
+LEAST = 1e-12
+"""An effect that is measured as less than this is taken for noise."""
 HALVINGS = 100
 """Steps of the bisection for the price of a unit of cost."""
 
@@ -31,22 +34,23 @@ def measured_starts(
 ) -> tuple[list[Candidate], list[TraceRow]]:
     """Candidates of least predicted harm, and the judgements (generation 0, step 0) that the prediction rests on.
 
-    Each unit with a choice is judged at its lowest level and at its even one, all others dense. One candidate is of
-    least summed effect on the fitness; another, where errors of final hidden states are known, of least summed error.
+    Each unit with a choice is judged at its even level, all others dense, on pieces of as many sequences as there are:
+    what a layer is worth differs far more between texts than within one. One candidate is of least summed effect on
+    the fitness; another, where errors of final hidden states are known, of least summed error.
 
     Returns:
         The candidates, the one by fitness first.
     """
-    even = np.minimum(even_candidate(space), space.top)
-    free = np.flatnonzero(space.top > 0).tolist()
-    # To keep a module is to leave it dense, which is known to cost nothing.
-    changes = [
-        (unit, level) for unit in free for level in sorted({0, int(even[unit])}) if not _keeps(space, unit, level)
-    ]
+    shapes = [_shape(space, unit) for unit in range(len(space.units))]
+    even = np.minimum(even_candidate(space), space.top).tolist()
+    # Where the even level does no harm (a module kept, a layer whole), the lowest shows what the unit is worth.
+    changes = {
+        unit: even[unit] if shapes[unit][even[unit]] > 0 else 0 for unit in np.flatnonzero(space.top > 0).tolist()
+    }
     candidates = np.full((len(changes) + 1, len(space.units)), DENSE_LEVEL, dtype=np.int16)
-    for row, (unit, level) in enumerate(changes, start=1):
+    for row, (unit, level) in enumerate(changes.items(), start=1):
         candidates[row, unit] = level
-    minibatch = evaluator.draw(tokens, rng)
+    minibatch = evaluator.draw(tokens, rng, PIECE)
     judged = judge(candidates, minibatch, evaluator, {})
     rows = [
         TraceRow(0, 0, number, minibatch, found.fitness, found.by_sequence, False, tuple(candidate.tolist()))
@@ -55,41 +59,21 @@ def measured_starts(
     by_fitness = [found.fitness - judged[0].fitness for found in judged[1:]]
     by_error = [found.hidden_error for found in judged[1:]]
     known = [effects for effects in (by_fitness, by_error) if np.isfinite(effects).all()]
-    return [
-        _allocated(space, dict(zip(changes, effects, strict=True)), even) for effects in known or [by_fitness]
-    ], rows
+    return [_allocated(space, shapes, changes, effects) for effects in known or [by_fitness]], rows
 
 
-def _allocated(space: Space, measured: dict[tuple[int, int], float], even: Candidate) -> Candidate:
-    """Candidate of least summed effect, from those measured at the lowest and the even level of each unit."""
-    effects = [_effects_of(space, unit, int(even[unit]), measured) for unit in range(len(space.units))]
-    return allocate(space, np.stack(effects))
+def _allocated(
+    space: Space, shapes: Sequence[Effects], changes: Mapping[int, int], effects: Sequence[float]
+) -> Candidate:
+    """Candidate of least summed effect, from what each unit's level in ``changes`` was measured to do alone."""
+    known = np.zeros(space.costs.shape)
+    for (unit, level), effect in zip(changes.items(), effects, strict=True):
+        shape = shapes[unit]
+        known[unit, : len(shape)] = max(effect, LEAST) * (shape / shape[level] if shape[level] > 0 else shape)
+    return allocate(space, known)
 
 
-def _keeps(space: Space, unit: int, level: int) -> bool:
-    return space.units[unit].levels[level].label == KEEP
-
-
-def _effects_of(space: Space, unit: int, even: int, measured: dict[tuple[int, int], float]) -> NDArray[np.float64]:
-    """Effects of all levels of a unit, from those measured at its lowest and its even level."""
-    top = int(space.top[unit])
-    effects = np.zeros(space.costs.shape[1])
-    if not top:
-        return effects
-    shape = _shape(space, unit)
-    middle = measured.get((unit, even), 0.0)
-    suggested = max(measured[unit, 0], middle, 1e-12) * shape
-    ratio = 1.0
-    if even > 0 and suggested[even] > 0:
-        # Two estimates of one effect: what was measured there, and the lowest level's scaled by the layer errors.
-        ratio = float(np.sqrt(max(middle / suggested[even], LEAST_SHARE)))
-    levels = np.arange(top + 1)
-    between = np.clip(levels / max(even, 1), 0.0, 1.0)
-    effects[: top + 1] = suggested * ratio**between
-    return effects
-
-
-def _shape(space: Space, unit: int) -> NDArray[np.float64]:
+def _shape(space: Space, unit: int) -> Effects:
     """Effect of each level as a share of the lowest level's, from layer errors; without them, from costs."""
     levels = space.units[unit].levels
     heights = np.array([level.error for level in levels])

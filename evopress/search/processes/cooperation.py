@@ -42,9 +42,9 @@ class Leader:
         """Let the others go."""
         _tell(self.ranks, _Order.STOP)
 
-    def draw(self, tokens: int, rng: np.random.Generator) -> Minibatch:
+    def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
         """Minibatch of exactly ``tokens`` tokens."""
-        return self.own.draw(tokens, rng)
+        return self.own.draw(tokens, rng, longest)
 
     def evaluate(self, candidates: NDArray[np.int16], minibatch: Minibatch) -> list[Judgement]:
         """Judge each of ``candidates`` [C, units] on the same tokens."""

@@ -31,9 +31,9 @@ class Counted:
     inner: Evaluator
     tokens: int = 0
 
-    def draw(self, tokens: int, rng: np.random.Generator) -> Minibatch:
+    def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
         """Draw exactly ``tokens`` tokens."""
-        return self.inner.draw(tokens, rng)
+        return self.inner.draw(tokens, rng, longest)
 
     def evaluate(self, candidates: NDArray[np.int16], minibatch: Minibatch) -> list[Judgement]:
         """Judge each of ``candidates`` [C, units] on the same minibatch."""
