@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from evopress.allocator import keep_freed_memory
 from evopress.artifacts.atomic import explain, is_lack_of_space_or_access
 from evopress.artifacts.damage import set_aside
 from evopress.artifacts.paths import Results
@@ -62,6 +63,7 @@ def run(
         arguments = parser.parse_args()
         setup_logging(arguments.log)
         signal.signal(signal.SIGTERM, _leave)
+        keep_freed_memory()
         _set_threads(arguments.compute.threads)
         with leased(arguments.compute.device, devices(arguments) if callable(devices) else devices):
             stage(arguments)
