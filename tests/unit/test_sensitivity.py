@@ -32,8 +32,10 @@ class Additive:
         self.effects = sensitivities[:, None] * errors
         self.judged: list[np.ndarray] = []
 
+    text = (8, 16)
+
     def draw(self, tokens, rng, longest=None):
-        return draw_minibatch(tokens, 8, 16, rng)
+        return draw_minibatch(tokens, *self.text, rng, longest)
 
     def fitness(self, candidate: np.ndarray) -> float:
         compressed = np.flatnonzero(candidate != DENSE_LEVEL)
@@ -81,6 +83,15 @@ def test_each_unit_is_judged_alone_at_its_even_level():
     ]
     assert [(row.generation, row.step, row.candidate) for row in rows] == [(0, 0, i) for i in range(3)]
     assert all(row.minibatch.tokens == 32 for row in rows)
+
+
+@pytest.mark.parametrize(("tokens", "lengths"), [(16, (16,)), (128, (32,) * 4), (1024, (64,) * 16)])
+def test_units_are_judged_alone_on_pieces_of_many_sequences(tokens, lengths):
+    space = make_space([unit(i, 16) for i in range(3)], 3.0, "searches.x")
+    evaluator = Additive(np.ones(3), space)
+    evaluator.text = (20, 128)
+    _, rows = measured_starts(space, tokens, evaluator, np.random.default_rng(0))
+    assert {row.minibatch.lengths for row in rows} == {lengths}
 
 
 def test_levels_far_from_dense_are_told_apart_by_what_they_cost_beyond_the_dense_model():

@@ -21,8 +21,10 @@ from evopress.search.space import DENSE_LEVEL, Candidate, Space
 
 Effects = NDArray[np.float64]
 """Rise in fitness by each level of each unit alone, [units, most levels]; 0 for units without a choice."""
+PIECES = 16
+"""Sequences over which the tokens are spread on which units are judged alone ..."""
 PIECE = 32
-"""Tokens of a sequence on which units are judged alone, where there are sequences enough."""
+"""... if each then gives at least so many; few tokens come from fewer."""
 LEAST = 1e-12
 """An effect that is measured as less than this is taken for noise."""
 HALVINGS = 100
@@ -34,9 +36,9 @@ def measured_starts(
 ) -> tuple[list[Candidate], list[TraceRow]]:
     """Candidates of least predicted harm, and the judgements (generation 0, step 0) that the prediction rests on.
 
-    Each unit with a choice is judged at its even level, all others dense, on pieces of as many sequences as there are:
-    what a layer is worth differs far more between texts than within one. One candidate is of least summed effect on
-    the fitness; another, where errors of final hidden states are known, of least summed error.
+    Each unit with a choice is judged at its even level, all others dense, on pieces of many sequences: what a layer is
+    worth differs far more between texts than within one. One candidate is of least summed effect on the fitness;
+    another, where errors of final hidden states are known, of least summed error.
 
     Returns:
         The candidates, the one by fitness first.
@@ -50,7 +52,7 @@ def measured_starts(
     candidates = np.full((len(changes) + 1, len(space.units)), DENSE_LEVEL, dtype=np.int16)
     for row, (unit, level) in enumerate(changes.items(), start=1):
         candidates[row, unit] = level
-    minibatch = evaluator.draw(tokens, rng, PIECE)
+    minibatch = evaluator.draw(tokens, rng, max(PIECE, tokens // PIECES))
     judged = judge(candidates, minibatch, evaluator, {})
     rows = [
         TraceRow(0, 0, number, minibatch, found.fitness, found.by_sequence, False, tuple(candidate.tolist()))
