@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Keep up to 1 GB of freed memory for the next matrices, where the C library is glibc; elsewhere do nothing.
 
     By itself it gives freed blocks back to the system soon. The activations and logits of the next piece of work, as
-    large, would then be mapped and cleared page by page again, which takes a tenth of a search's time.
+    large, would then be mapped and cleared page by page again.
 
     Returns:
         Whether the C library took the settings.

@@ -25,14 +25,14 @@ def unit(number: int, parameters: int, *, bits: tuple[int, ...] = (2, 3, 4, 5, 6
 class Additive:
     """Fitness that is a sum over units of sensitivity times error, plus what the tokens' choice adds to all alike."""
 
+    text = (8, 16)
+
     def __init__(self, sensitivities: np.ndarray, space: Space) -> None:
         rows = [[ERRORS[int(level.value)] for level in unit.levels] for unit in space.units]
         width = max(map(len, rows))
         errors = np.array([row + row[-1:] * (width - len(row)) for row in rows])
         self.effects = sensitivities[:, None] * errors
         self.judged: list[np.ndarray] = []
-
-    text = (8, 16)
 
     def draw(self, tokens, rng, longest=None):
         return draw_minibatch(tokens, *self.text, rng, longest)

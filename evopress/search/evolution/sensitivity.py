@@ -36,9 +36,9 @@ def measured_starts(
 ) -> tuple[list[Candidate], list[TraceRow]]:
     """Candidates of least predicted harm, and the judgements (generation 0, step 0) that the prediction rests on.
 
-    Each unit with a choice is judged at its even level, all others dense, on pieces of many sequences: what a layer is
-    worth differs far more between texts than within one. One candidate is of least summed effect on the fitness;
-    another, where errors of final hidden states are known, of least summed error.
+    Each unit with a choice is judged at its even level, all others dense, on pieces of many sequences, so that no one
+    text decides. One candidate is of least summed effect on the fitness; another, where errors of final hidden states
+    are known, of least summed error.
 
     Returns:
         The candidates, the one by fitness first.
@@ -65,7 +65,7 @@ def measured_starts(
 
 
 def _allocated(
-    space: Space, shapes: Sequence[Effects], changes: Mapping[int, int], effects: Sequence[float]
+    space: Space, shapes: Sequence[NDArray[np.float64]], changes: Mapping[int, int], effects: Sequence[float]
 ) -> Candidate:
     """Candidate of least summed effect, from what each unit's level in ``changes`` was measured to do alone."""
     known = np.zeros(space.costs.shape)
@@ -75,7 +75,7 @@ def _allocated(
     return allocate(space, known)
 
 
-def _shape(space: Space, unit: int) -> Effects:
+def _shape(space: Space, unit: int) -> NDArray[np.float64]:
     """Effect of each level as a share of the lowest level's, from layer errors; without them, from costs."""
     levels = space.units[unit].levels
     heights = np.array([level.error for level in levels])
