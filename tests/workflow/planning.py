@@ -34,13 +34,15 @@ class Checkout:
             shutil.copytree(REPOSITORY / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
         return cls(root)
 
-    def run(self, settings: Mapping[str, Any], *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, settings: Mapping[str, Any], *arguments: str, cores: int = 2, patience: float = 600.0
+    ) -> subprocess.CompletedProcess[str]:
         """The command that a user types, with the code of this checkout."""
         overlay = self.root / "settings.yaml"
         overlay.write_text(yaml.safe_dump(dict(settings)))
         command = [sys.executable, "-m", "snakemake", *arguments, "--cores", str(cores), "--configfile", overlay.name]
         environment = os.environ | {"PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=600)
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=patience)
 
     def plan(self, settings: Mapping[str, Any], cores: int = 2, targets: Sequence[str] = ()) -> set[str]:
         """Jobs that would run: rule names, with the wildcards that tell jobs of a rule apart (but not blocks)."""

