@@ -65,21 +65,15 @@ def finished(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
     return checkout
 
 
-SEED = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(10**6))
-"""Of all points at which the tests of faults strike; another in every session, unless FAULT_SEED says which."""
 KILLS: list[str] = []
 """What was killed."""
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if KILLS:
-        terminalreporter.write_line(f"faults: {len(KILLS)} kills; FAULT_SEED={SEED} repeats them")
-
-
 @pytest.fixture
 def dice(request: pytest.FixtureRequest) -> random.Random:
-    """Random numbers of this test."""
-    return random.Random(f"{SEED} {request.node.name}")
+    """Random numbers of this test; where it fails, its output names the seed that repeats them."""
+    print(f"FAULT_SEED={os.environ['FAULT_SEED']}")
+    return random.Random(f"{os.environ['FAULT_SEED']} {request.node.name}")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -245,9 +245,12 @@ def incomplete(checkout: Checkout) -> list[str]:
     return [path.removeprefix("results/tiny/") for path in paths]
 
 
-def test_at_least_thirty_kills_struck(kills: list[str], request: pytest.FixtureRequest) -> None:
+def test_at_least_thirty_kills_struck(
+    kills: list[str], request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> None:
     """Some come too late, after a job has ended; those that count must not become few unnoticed."""
     here = [item for item in request.session.items if item.path == Path(__file__)]
     if len(here) < len(STAGES) + 3:
         pytest.skip("only some of the kills were asked for")
+    record_property("fact", f"{len(kills)} kills; FAULT_SEED={os.environ['FAULT_SEED']} repeats them")
     assert len(kills) >= 30, kills

@@ -209,7 +209,7 @@ def test_the_whole_workflow_as_on_a_workstation_and_past_a_time_limit(
     cluster: Cluster,
     finished: Checkout,
     settings: dict[str, Any],
-    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     assert whole.end() == 0, whole.output.read_text()
     here = Results(finished.root / "results/tiny")
@@ -225,8 +225,7 @@ def test_the_whole_workflow_as_on_a_workstation_and_past_a_time_limit(
 
     _check_devices([job for job in cluster.jobs() if job.gpus], cluster.devices())
     seconds = (max(job.end for job in jobs) - min(job.start for job in jobs)).seconds
-    with capsys.disabled():
-        print(f"\n{len(jobs)} SLURM jobs in {seconds} s, with {len(cluster.jobs())} of all tests")
+    record_property("fact", f"{len(jobs)} SLURM jobs in {seconds} s, with {len(cluster.jobs())} of all tests")
 
     again = submit(whole.checkout, settings)
     assert again.end() == 0
