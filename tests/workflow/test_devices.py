@@ -4,7 +4,7 @@ import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,12 @@ def changed(settings: dict[str, Any], device: str) -> tuple[dict[str, Any], list
 
 
 def logs_of(checkout: Checkout) -> list[str]:
-    return [path.read_text() for path in checkout.root.glob("results/tiny/logs/variants/gptq/*.log")]
+    """The variants' logs that are there; Snakemake removes an earlier run's when a job starts."""
+    logs = []
+    for path in checkout.root.glob("results/tiny/logs/variants/gptq/*.log"):
+        with suppress(FileNotFoundError):
+            logs.append(path.read_text())
+    return logs
 
 
 def leases_of(checkout: Checkout) -> list[str]:
