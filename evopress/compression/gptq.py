@@ -221,6 +221,8 @@ class _Sweep:
         The panel is not it: there, a column lacks what the unrounded columns before it in the group would feed back.
         """
         original = self.original[begin:end, None]
+        if begin == 0:  # nothing deviates yet
+            return original
         fed_back = (self.panel[begin:end] - original).flatten(1)
         lower = self.factor.feedback[begin:end, begin:end].t()
         changes = torch.linalg.solve_triangular(lower, fed_back, upper=False, unitriangular=True)

@@ -15,6 +15,8 @@ from evopress.errors import CompressionError
 SCALE_DTYPE = torch.float16
 CLIP_RATIOS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 """Shares of the min-max range that a clip search tries."""
+_INPUTS_AT_ONCE = 256
+"""Of a group as wide as the layer, to whose size the errors of all levels would come twice."""
 _SMALLEST_SCALE = 2.0**-24  # the smallest positive float16: a group of zeros gets it, and decodes to exact zeros
 
 
@@ -68,10 +70,13 @@ def fit_grid(
 
 def _rounding_error(values: Tensor, grid: Grid, highest: Tensor, weight: Tensor) -> Tensor:
     """Weighted sum of squared rounding errors over a group's inputs, [levels, rows]."""
-    scaled = torch.addcmul(grid.zeros, values, grid.scales.reciprocal())
-    residual = torch.round(scaled).clamp_(min=0.0)
-    torch.minimum(residual, highest, out=residual).sub_(scaled).square_()
-    return (weight @ residual.flatten(1)).view_as(grid.scales) * grid.scales.square()
+    inverse, total = grid.scales.reciprocal(), torch.zeros_like(grid.scales)
+    for part, share in zip(values.split(_INPUTS_AT_ONCE), weight.split(_INPUTS_AT_ONCE), strict=True):
+        scaled = torch.addcmul(grid.zeros, part, inverse)
+        residual = torch.round(scaled).clamp_(min=0.0)
+        torch.minimum(residual, highest, out=residual).sub_(scaled).square_()
+        total += (share @ residual.flatten(1)).view_as(total)
+    return total * grid.scales.square()
 
 
 def _span(low: Tensor, high: Tensor, highest: Tensor, symmetric: bool) -> Grid:

@@ -63,6 +63,16 @@ def test_levels_together_equal_levels_alone():
         assert torch.equal(alone.zeros[0], together.zeros[index])
 
 
+@pytest.mark.parametrize("width", [1, 5, 16])
+def test_errors_summed_over_parts_of_a_wide_group_choose_the_same_clipping(width, monkeypatch):
+    values, highest = weights(rows=64), highest_codes(BITS)[:, None]
+    importance = torch.linspace(0.1, 1.1, 16)
+    whole = fit_grid(values, highest, symmetric=False, importance=importance, clip_search=True)
+    monkeypatch.setattr("evopress.compression.grid._INPUTS_AT_ONCE", width)
+    parts = fit_grid(values, highest, symmetric=False, importance=importance, clip_search=True)
+    assert torch.equal(parts.scales, whole.scales) and torch.equal(parts.zeros, whole.zeros)
+
+
 def test_clip_search_never_rounds_worse_by_its_own_measure():
     values, highest = weights(rows=64), highest_codes(BITS)[:, None]
     importance = torch.rand(16) + 0.1
