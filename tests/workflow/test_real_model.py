@@ -90,7 +90,7 @@ def test_the_searches_fitness_is_the_divergence_of_the_finished_model(results: R
     trace = pd.read_parquet(results.trace("evopress"))
     fitness = trace[trace.accepted].fitness.iloc[-1]
     assert fitness == pytest.approx(_divergence(dense, finished), rel=0.05)
-    assert fitness == trace.fitness.min()
+    assert fitness == pytest.approx(trace.fitness.min(), rel=1e-4)
 
 
 def test_the_budget_holds(results: Results) -> None:
