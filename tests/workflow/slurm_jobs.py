@@ -19,6 +19,7 @@ class Job:
     state: str
     minutes: int
     gpus: int
+    restarts: int
     start: datetime
     end: datetime
 
@@ -39,6 +40,13 @@ class Cluster:
             ended = [_job(facts) for facts in found if run in (None, facts.get("JobName"))]
         return ended
 
+    def requeue(self, run: str) -> None:
+        """Take back the running jobs of a run of Snakemake, as for jobs that come first, to start them again later."""
+        listed = ["squeue", "--noheader", "--states=running", f"--name={run}", "--format=%i"]
+        numbers = subprocess.run(listed, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout.split()
+        assert numbers, "no job of it runs"
+        subprocess.run(["scontrol", "requeue", ",".join(numbers)], check=True, timeout=PATIENCE)
+
     def devices(self) -> dict[str, set[str]]:
         """What CUDA_VISIBLE_DEVICES was in each job."""
         devices: dict[str, set[str]] = {}
@@ -58,6 +66,7 @@ def _job(facts: dict[str, str]) -> Job:
         facts["JobState"],
         int(hours) * 60 + int(minutes),
         int(gpus[1]) if gpus else 0,
+        int(facts["Restarts"]),
         start,
         end,
     )

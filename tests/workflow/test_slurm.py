@@ -189,6 +189,20 @@ def test_an_interrupted_run_cancels_its_jobs_and_goes_on_when_started_again(
     assert _search(results) == _search(Results(finished.root / "results/tiny"))
 
 
+def test_a_job_that_slurm_takes_back_and_starts_again_goes_on_by_itself(
+    whole: Submitted, cluster: Cluster, copied: Checkout, finished: Checkout, settings: dict[str, Any]
+) -> None:
+    results = Results(copied.root / "results/tiny")
+    run = submit(restless(copied), settings, results.configuration("evo"), retries=0)
+    _wait_until((copied.root / "rested").exists, "the search")
+    cluster.requeue(run.name)
+    assert run.end() == 0, run.output.read_text()
+    (search,) = cluster.jobs(run.name)
+    assert (search.state, search.restarts) == ("COMPLETED", 1)
+    assert "goes on after" in (copied.root / "results/tiny/logs/search/evo.log").read_text()
+    assert _search(results) == _search(Results(finished.root / "results/tiny"))
+
+
 def test_blocks_share_a_job_and_one_gpu_and_a_search_has_one_for_each_process(
     whole: Submitted, cluster: Cluster, copied: Checkout, settings: dict[str, Any]
 ) -> None:
