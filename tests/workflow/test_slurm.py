@@ -173,14 +173,19 @@ def test_a_job_that_always_fails_ends_the_run_with_the_reason_and_the_log(
     assert attempts[1].minutes == 2 * attempts[0].minutes
 
 
-def test_an_interrupted_run_cancels_its_jobs_and_goes_on_when_started_again(
-    whole: Submitted, cluster: Cluster, copied: Checkout, finished: Checkout, settings: dict[str, Any]
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_ended_run_leaves_no_jobs_once_these_are_cancelled_and_goes_on_when_started_again(
+    killed: bool, whole: Submitted, cluster: Cluster, copied: Checkout, finished: Checkout, settings: dict[str, Any]
 ) -> None:
     results = Results(copied.root / "results/tiny")
     run = submit(restless(copied), settings, results.configuration("evo"))
     _wait_until((copied.root / "rested").exists, "the search")
-    run.process.send_signal(signal.SIGINT)
+    run.process.send_signal(signal.SIGKILL if killed else signal.SIGINT)
     assert run.end() != 0
+    if killed:  # nobody has cancelled them
+        assert [job.state for job in cluster.jobs(run.name)] == ["RUNNING"]
+        subprocess.run(["scancel", "--name", run.name], check=True)
+        assert copied.run(settings, "--unlock").returncode == 0
     assert [job.state for job in cluster.jobs(run.name)] == ["CANCELLED"]
     assert results.resume("evo").exists()
 
