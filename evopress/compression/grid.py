@@ -16,7 +16,7 @@ SCALE_DTYPE = torch.float16
 CLIP_RATIOS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 """Shares of the min-max range that a clip search tries."""
 _INPUTS_AT_ONCE = 256
-"""Of a group as wide as the layer, to whose size the errors of all levels would come twice."""
+"""Inputs whose rounding errors are held at once: those of a group as wide as the layer would outweigh the sweep."""
 _SMALLEST_SCALE = 2.0**-24  # the smallest positive float16: a group of zeros gets it, and decodes to exact zeros
 
 
