@@ -3,9 +3,10 @@
 import argparse
 import sys
 
-from evopress.configurations import export_command, import_command
-from evopress.errors import EvopressError
-from evopress.planning import command as plan
+from evopress.cli import export_config as export_command
+from evopress.cli import import_config as import_command
+from evopress.cli import plan
+from evopress.util.errors import EvopressError
 
 COMMANDS = {"plan": plan, "import-config": import_command, "export-config": export_command}
 """Modules with a first line that says what the command does, `add_arguments` and `run`."""

@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 
-from evopress.script import argument_parser, run
-from evopress.stitch.archive import write_archive
+from evopress.cli.script import argument_parser, run
+from evopress.export.archive import write_archive
 
 
 def main(arguments: Namespace) -> None:

@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 
-from evopress.script import argument_parser, run
-from evopress.stitch.card import write_card
+from evopress.cli.script import argument_parser, run
+from evopress.export.card import write_card
 
 
 def main(arguments: Namespace) -> None:

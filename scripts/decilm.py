@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 
-from evopress.script import argument_parser, run
-from evopress.stitch.decilm import write_decilm
+from evopress.cli.script import argument_parser, run
+from evopress.export.decilm import write_decilm
 
 
 def main(arguments: Namespace) -> None:

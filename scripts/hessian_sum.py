@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 
+from evopress.cli.script import argument_parser, run
 from evopress.compression.hessian import sum_hessians
-from evopress.script import argument_parser, run
 
 
 def main(arguments: Namespace) -> None:

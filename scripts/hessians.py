@@ -2,9 +2,9 @@
 
 from argparse import Namespace
 
+from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.compression.hessian import accumulate_hessians
-from evopress.config.variants import HessianSettings
-from evopress.script import argument_parser, run, settings_argument
+from evopress.compression.settings import HessianSettings
 
 
 def main(arguments: Namespace) -> None:

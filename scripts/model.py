@@ -2,9 +2,9 @@
 
 from argparse import Namespace
 
+from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.config.model import ModelSettings
 from evopress.models.sources import prepare_model
-from evopress.script import argument_parser, run, settings_argument
 
 
 def main(arguments: Namespace) -> None:

@@ -2,10 +2,10 @@
 
 from argparse import Namespace
 
+from evopress.cli.script import argument_parser, run
 from evopress.config.base import parse_json
 from evopress.config.studies import ReportedStudies
 from evopress.report.page import write_report
-from evopress.script import argument_parser, run
 
 
 def main(arguments: Namespace) -> None:

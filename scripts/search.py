@@ -2,10 +2,10 @@
 
 from argparse import Namespace
 
-from evopress.config.devices import devices_of_search
-from evopress.config.search import SearchSettings
-from evopress.script import argument_parser, run, settings_argument
+from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.search.run import run_search
+from evopress.search.settings import SearchSettings
+from evopress.workflow.devices import devices_of_search
 
 
 def main(arguments: Namespace) -> None:

@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 
-from evopress.script import argument_parser, run
-from evopress.stitch.run import stitch_model
+from evopress.cli.script import argument_parser, run
+from evopress.export.run import stitch_model
 
 
 def main(arguments: Namespace) -> None:

@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 
+from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.config.studies import ReportedStudies
-from evopress.script import argument_parser, run, settings_argument
 from evopress.studies.compare_searches import compare_searches
 
 

@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 
+from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.config.studies import ConvergenceSettings
-from evopress.script import argument_parser, run, settings_argument
 from evopress.studies.measure_convergence import measure_convergence
 
 

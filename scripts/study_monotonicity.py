@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 
+from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.config.studies import MonotonicitySettings
-from evopress.script import argument_parser, run, settings_argument
 from evopress.studies.measure_monotonicity import measure_monotonicity
 
 

@@ -2,9 +2,9 @@
 
 from argparse import Namespace
 
+from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.config.evaluation import TaskSettings
 from evopress.evaluation.tasks import evaluate_tasks
-from evopress.script import argument_parser, run, settings_argument
 
 
 def main(arguments: Namespace) -> None:

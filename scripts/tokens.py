@@ -2,9 +2,9 @@
 
 from argparse import Namespace
 
+from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.config.data import Role, TextSettings
 from evopress.data.tokens import write_tokens
-from evopress.script import argument_parser, run, settings_argument
 
 
 def main(arguments: Namespace) -> None:

@@ -2,9 +2,9 @@
 
 from argparse import Namespace
 
+from evopress.cli.script import argument_parser, run, settings_argument
+from evopress.compression.settings import CompressionSettings
 from evopress.compression.variants import make_variants
-from evopress.config.variants import CompressionSettings
-from evopress.script import argument_parser, run, settings_argument
 
 
 def main(arguments: Namespace) -> None:

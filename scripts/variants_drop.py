@@ -2,9 +2,9 @@
 
 from argparse import Namespace
 
+from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.compression.drop import make_module_table
-from evopress.config.variants import DropSettings
-from evopress.script import argument_parser, run, settings_argument
+from evopress.compression.settings import DropSettings
 
 
 def main(arguments: Namespace) -> None:

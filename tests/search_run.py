@@ -9,12 +9,12 @@ from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tables import write_table
 from evopress.artifacts.tensors import write_tensors
+from evopress.compression.settings import GptqSettings
 from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import EvolutionSettings
-from evopress.config.variants import GptqSettings
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
+from evopress.search.settings import EvolutionSettings
 
 COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
 SETTINGS = EvolutionSettings(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from evopress.errors import ArtifactError
+from evopress.util.errors import ArtifactError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_ACCESS = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR)

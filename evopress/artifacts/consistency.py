@@ -4,7 +4,7 @@ from pathlib import Path
 
 from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
-from evopress.errors import ArtifactError
+from evopress.util.errors import ArtifactError
 
 
 def require_same_model(results: Results, provenance: Provenance, path: Path) -> None:

@@ -7,7 +7,7 @@ whole, that is its manifest: without it the stage counts as not done, and writes
 
 from pathlib import Path
 
-from evopress.errors import DamagedError
+from evopress.util.errors import DamagedError
 
 SUFFIX = ".damaged"
 

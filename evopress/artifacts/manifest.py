@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evopress.artifacts.damage import damaged
-from evopress.errors import ArtifactError
+from evopress.util.errors import ArtifactError
 
 _CHECKSUM = "checksum"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from evopress.artifacts.provenance import PROVENANCE_KEY
-from evopress.errors import ArtifactError
+from evopress.util.errors import ArtifactError
 
 
 def require_settings(expected: Iterable[tuple[Path, str]], root: Path) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from evopress.artifacts.atomic import atomic_file
 from evopress.artifacts.damage import damaged
 from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
-from evopress.errors import ArtifactError
+from evopress.util.errors import ArtifactError
 
 LAYERS = pa.schema(
     [

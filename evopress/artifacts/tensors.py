@@ -16,7 +16,7 @@ from evopress.artifacts.damage import damaged
 from evopress.artifacts.manifest import load_manifest, manifest_text
 from evopress.artifacts.paths import manifest_path
 from evopress.artifacts.provenance import Provenance
-from evopress.errors import ArtifactError
+from evopress.util.errors import ArtifactError
 
 _CHUNK = 1 << 22
 

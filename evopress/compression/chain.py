@@ -19,16 +19,16 @@ from evopress.artifacts.tables import read_provenance
 from evopress.artifacts.tensors import read_tensors, sha256, verify, write_tensors
 from evopress.compression.hessian import batch_size, embed, observe_block
 from evopress.compression.packing import decode
+from evopress.compression.settings import CompressionSettings
 from evopress.compression.variant import Variant
 from evopress.compression.variants import compress_layers, included_layers, variants_provenance, write_variants
 from evopress.config.compute import ComputeSettings
-from evopress.config.variants import CompressionSettings
 from evopress.data.tokens import read_tokens
-from evopress.device import resolve_device
-from evopress.errors import ArtifactError, CompressionError
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
-from evopress.models.intact import require_intact
-from evopress.progress import log
+from evopress.models.verify import require_intact
+from evopress.util.device import resolve_device
+from evopress.util.errors import ArtifactError, CompressionError
+from evopress.util.progress import log
 
 _STATE = "hidden"
 """Name of the hidden states, [S, L, H], in the file between two jobs."""

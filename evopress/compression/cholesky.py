@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evopress.errors import CompressionError
+from evopress.util.errors import CompressionError
 
 _DAMPING_LIMIT = 10.0
 _PANEL = 512

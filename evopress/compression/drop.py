@@ -8,11 +8,11 @@ from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, MODULES, read_provenance, read_table, write_table
-from evopress.config.variants import DropSettings
-from evopress.errors import ConfigError
+from evopress.compression.settings import DropSettings
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import KINDS, module_name
-from evopress.progress import log
+from evopress.util.errors import ConfigError
+from evopress.util.progress import log
 
 
 def make_module_table(results: Results, name: str, settings: DropSettings) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evopress.compression.cholesky import damped_cholesky, forward
 from evopress.compression.grid import SCALE_DTYPE, fit_grid, highest_codes
-from evopress.errors import CompressionError
+from evopress.util.errors import CompressionError
 
 _INNER_CHUNK = 16
 """Columns that are updated one vector at a time: wider chunks do more work outside of matrix products."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evopress.errors import CompressionError
+from evopress.util.errors import CompressionError
 
 SCALE_DTYPE = torch.float16
 CLIP_RATIOS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)

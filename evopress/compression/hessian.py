@@ -19,14 +19,14 @@ from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, read_provenance, read_table
 from evopress.artifacts.tensors import read_manifest, read_tensors, write_tensors
+from evopress.compression.settings import HessianSettings
 from evopress.config.compute import ComputeSettings
-from evopress.config.variants import HessianSettings
 from evopress.data.tokens import read_tokens
-from evopress.device import resolve_device
-from evopress.errors import ArtifactError, CompressionError, ConfigError
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
-from evopress.models.intact import require_intact
-from evopress.progress import log, progress
+from evopress.models.verify import require_intact
+from evopress.util.device import resolve_device
+from evopress.util.errors import ArtifactError, CompressionError, ConfigError
+from evopress.util.progress import log, progress
 
 _PANEL = 256
 """Columns of a panel of the symmetric product; narrower saves more of the lower triangle but multiplies slower."""

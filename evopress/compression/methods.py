@@ -7,9 +7,9 @@ from torch import Tensor
 
 from evopress.compression.gptq import gptq
 from evopress.compression.packing import IntegerFormat
+from evopress.compression.settings import CompressionSettings, GptqSettings
 from evopress.compression.sparsity import sparse_variants
 from evopress.compression.variant import Variant
-from evopress.config.variants import CompressionSettings, GptqSettings
 
 _BYTES_PER_CODE = 12
 """Peak memory of a sweep per level and weight: the float32 panel, a temporary of its size, codes and their copies."""

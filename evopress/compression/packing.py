@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evopress.compression.sparse_packing import BITMASK, decode_bitmask
-from evopress.errors import ArtifactError
+from evopress.util.errors import ArtifactError
 
 _PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 

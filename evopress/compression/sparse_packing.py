@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evopress.errors import ArtifactError
+from evopress.util.errors import ArtifactError
 
 BITMASK = "bitmask"
 """Name of the format, as in tables. Parts: ``mask`` (uint8, lowest bit first) and ``values``."""

@@ -19,7 +19,7 @@ from evopress.compression.cholesky import damped_cholesky, forward, invert_unit_
 from evopress.compression.pruned import Pruned
 from evopress.compression.sparse_masks import lowest, ranks
 from evopress.compression.sparsity_levels import SparsityLevel, portions
-from evopress.errors import CompressionError
+from evopress.util.errors import CompressionError
 
 _INNER_CHUNK = 16
 """Columns that are updated one vector at a time."""

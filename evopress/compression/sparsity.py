@@ -7,13 +7,13 @@ from torch import Tensor
 
 from evopress.compression.pruned import Pruned
 from evopress.compression.score_pruning import magnitude, wanda
+from evopress.compression.settings import SparseGptSettings, SparsitySettings, WandaSettings
 from evopress.compression.sparse_packing import BITMASK, encode_bitmask
 from evopress.compression.sparsegpt import inverse_factor, sparsegpt
 from evopress.compression.sparsity_levels import SparsityLevel, pattern_levels, unstructured_levels
 from evopress.compression.variant import Variant
-from evopress.config.variants import SparseGptSettings, SparsitySettings, WandaSettings
-from evopress.errors import CompressionError
-from evopress.progress import log
+from evopress.util.errors import CompressionError
+from evopress.util.progress import log
 
 _BYTES_PER_WEIGHT = 16
 """Peak memory of a sweep per level and weight: the float32 panel, weights and mask in both layouts."""

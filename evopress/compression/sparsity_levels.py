@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from evopress.config.variants import parse_pattern, step_label
-from evopress.errors import CompressionError
+from evopress.compression.settings import parse_pattern, step_label
+from evopress.util.errors import CompressionError
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from evopress.artifacts.tensors import read_tensors, verify, write_tensors
 from evopress.compression.gptq import check_group_size
 from evopress.compression.methods import Variant, compress
 from evopress.compression.packing import tensor_name
+from evopress.compression.settings import CompressionSettings, GptqSettings
 from evopress.config.compute import ComputeSettings
-from evopress.config.variants import CompressionSettings, GptqSettings
-from evopress.device import resolve_device
-from evopress.errors import ArtifactError, CompressionError, ConfigError
 from evopress.models.checkpoint import Checkpoint
-from evopress.models.intact import require_intact
-from evopress.progress import log, progress
+from evopress.models.verify import require_intact
+from evopress.util.device import resolve_device
+from evopress.util.errors import ArtifactError, CompressionError, ConfigError
+from evopress.util.progress import log, progress
 
 
 def make_variants(

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from evopress.errors import DataError
-from evopress.patience import WAITS, is_transient
-from evopress.progress import log
+from evopress.util.errors import DataError
+from evopress.util.progress import log
+from evopress.util.retry import WAITS, is_transient
 
 Rows = Iterable[dict[str, Any]]
 

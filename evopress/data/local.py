@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evopress.data.documents import Document
-from evopress.errors import DataError
+from evopress.util.errors import DataError
 
 SUFFIXES = (".jsonl", ".parquet", ".txt")
 _ENCODING = "utf-8-sig"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from evopress.config.data import Role
 from evopress.data.documents import Document
-from evopress.errors import DataError
+from evopress.util.errors import DataError
 
 SHARES: dict[Role, float] = {"calibration": 0.4, "search": 0.3, "evaluation": 0.3}
 """Part of the text, by length, that each role gets."""

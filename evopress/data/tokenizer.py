@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from evopress.errors import DataError, ModelError
+from evopress.util.errors import DataError, ModelError
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _NO_LIMIT = int(1e30)

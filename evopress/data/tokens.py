@@ -16,8 +16,8 @@ from evopress.data.documents import Corpus, Document, shuffled
 from evopress.data.sources import open_corpus
 from evopress.data.tokenizer import check_positions, check_vocabulary, document_separator, encode, load_tokenizer
 from evopress.data.windows import Encoded, Window, choose, pack
-from evopress.errors import ArtifactError, DataError
-from evopress.progress import log, progress
+from evopress.util.errors import ArtifactError, DataError
+from evopress.util.progress import log, progress
 
 T = TypeVar("T")
 

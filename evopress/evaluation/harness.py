@@ -5,7 +5,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from evopress.progress import Progress, progress
+from evopress.util.progress import Progress, progress
 
 
 class ReportingLM(HFLM):

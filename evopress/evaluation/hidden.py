@@ -5,7 +5,7 @@ import torch
 from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tensors import read_manifest, read_tensors, sha256, write_tensors
-from evopress.errors import ArtifactError
+from evopress.util.errors import ArtifactError
 
 
 def write_dense_hidden(results: Results, dataset: str, hidden: torch.Tensor, provenance: Provenance) -> None:

@@ -15,13 +15,13 @@ from evopress.artifacts.stitched import model_folder
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, write_table
 from evopress.config.compute import ComputeSettings
 from evopress.data.tokens import read_tokens
-from evopress.device import resolve_device
-from evopress.errors import ModelError
 from evopress.evaluation.hidden import read_dense_hidden, write_dense_hidden
-from evopress.metrics import kl_per_token, nll_per_token
 from evopress.models.blockwise import BlockwiseModel
-from evopress.models.intact import require_intact
 from evopress.models.propagation import final_hidden
+from evopress.models.verify import require_intact
+from evopress.util.device import resolve_device
+from evopress.util.errors import ModelError
+from evopress.util.metrics import kl_per_token, nll_per_token
 
 RUN_TOKENS = 8192
 """Tokens that go through a block at once."""

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from lm_eval.tasks import TaskManager
 
-from evopress.errors import ConfigError, DataError
-from evopress.patience import WAITS, is_transient, patiently
+from evopress.util.errors import ConfigError, DataError
+from evopress.util.retry import WAITS, is_transient, patiently
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text")
 """Values of `dataset_path` whose `data_files` are files rather than a data set of the hub."""

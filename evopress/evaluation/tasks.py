@@ -19,9 +19,9 @@ from evopress.artifacts.stitched import model_folder
 from evopress.artifacts.tables import TASKS, write_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.evaluation import TaskSettings
-from evopress.device import resolve_device, working_dtype
-from evopress.models.intact import require_intact
-from evopress.progress import log
+from evopress.models.verify import require_intact
+from evopress.util.device import resolve_device, working_dtype
+from evopress.util.progress import log
 
 
 def evaluate_tasks(

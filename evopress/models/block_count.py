@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from evopress.config.model import MOST_BLOCKS, FolderModel, GgufModel, HubModel, ModelSettings
-from evopress.errors import ConfigError, ModelError, brief
+from evopress.util.errors import ConfigError, ModelError, brief
 
 _KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 

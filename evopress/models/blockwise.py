@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evopress.device import working_dtype
-from evopress.models.absent import Absence, find_absence, left_out
+from evopress.models.bypass import Absence, find_absence, left_out
 from evopress.models.checkpoint import Checkpoint
+from evopress.models.input_capture import BlockInputs, Surroundings
 from evopress.models.modules import modules_of
 from evopress.models.skeleton import assign, fill_outside, load_config, skeleton_of, stored_dtype
-from evopress.models.standin import BlockInputs, Surroundings
 from evopress.models.structure import find_blocks, linear_layers, surroundings_of, unsupported
 from evopress.models.trace import few_inputs
+from evopress.util.device import working_dtype
 
 __all__ = ["BlockInputs", "BlockwiseModel"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.modules import module as registration
 
 from evopress.config.model import MOST_BLOCKS
-from evopress.errors import UnsupportedArchitectureError
 from evopress.models.skeleton import architecture, skeleton_of
+from evopress.util.errors import UnsupportedArchitectureError
 
 MOST_PARTS = 400_000
 """Modules, parameters and buffers; the largest models, with modules for each expert, have half as many."""

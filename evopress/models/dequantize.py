@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from evopress.errors import ModelError, UnsupportedArchitectureError, brief
 from evopress.models.buildable import built_on_meta
 from evopress.models.gguf_header import read_gguf_header
+from evopress.util.errors import ModelError, UnsupportedArchitectureError, brief
 
 _SHARD = "5GB"
 

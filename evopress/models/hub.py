@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
 )
 
 from evopress.config.model import HubModel
-from evopress.errors import ModelError, brief
-from evopress.patience import patiently
+from evopress.util.errors import ModelError, brief
+from evopress.util.retry import patiently
 
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from evopress.errors import ModelError
 from evopress.models.checkpoint import INDEX, Checkpoint, open_safetensors, read_json, read_tensor
 from evopress.models.hub import SMALL_FILES
+from evopress.util.errors import ModelError
 
 _ADAPTER = "adapter_config.json"
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

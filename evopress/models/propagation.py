@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evopress.models.blockwise import BlockwiseModel
-from evopress.progress import progress
+from evopress.util.progress import progress
 
 
 @torch.inference_mode()

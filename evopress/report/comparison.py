@@ -9,14 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from evopress.accounting import dense_size, size_of
-from evopress.artifacts.configuration import read_configuration
 from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import DENSE, Results
 from evopress.artifacts.tables import PERPLEXITY, TASKS, read_provenance, read_table
-from evopress.errors import ArtifactError
+from evopress.compression.size import dense_size, size_of
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import KINDS
+from evopress.search.configuration import read_configuration
+from evopress.util.errors import ArtifactError
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,19 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.configuration import read_configuration, variants_of
-from evopress.artifacts.measure import DROP, Measure, average, measure_of, of_modules
 from evopress.artifacts.model_facts import read_model_facts
 from evopress.artifacts.paths import DENSE, Results
 from evopress.artifacts.tables import PERPLEXITY, TRACE, read_table
+from evopress.compression.measure import DROP, Measure, average, measure_of, of_modules
 from evopress.config.studies import ReportedStudies
 from evopress.models.modules import KINDS
 from evopress.report.comparison import compare
 from evopress.report.plots import level_map, search_curve
 from evopress.report.studies import FITNESS, settings_of, study_sections
 from evopress.report.summary import summary
-from evopress.versions import versions
-from evopress.yaml_text import to_yaml
+from evopress.search.configuration import read_configuration, variants_of
+from evopress.util.versions import versions
+from evopress.util.yaml_text import to_yaml
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 NO_STUDIES = ReportedStudies()

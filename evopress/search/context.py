@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from evopress.artifacts.paths import Results
-from evopress.artifacts.variants import VariantStore
+from evopress.compression.store import VariantStore
 from evopress.config.compute import ComputeSettings
 from evopress.search.processes.ranks import Ranks
 from evopress.search.record.effort import Effort

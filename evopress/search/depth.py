@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from evopress.artifacts.measure import DROP, KEEP
 from evopress.artifacts.tables import CONFIGURATION
-from evopress.errors import ConfigError
+from evopress.compression.measure import DROP, KEEP
 from evopress.search.space import Candidate, GroupRule, Level, Space, Unit
+from evopress.util.errors import ConfigError
 
 WHOLE = "block"
 """Group of units that hold both modules of their blocks."""

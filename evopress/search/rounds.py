@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evopress.progress import log, progress
 from evopress.search.context import Context, Found
 from evopress.search.engine.evaluator import open_evaluator, require_tokens, search_text
 from evopress.search.engine.forward import Check
@@ -22,6 +21,7 @@ from evopress.search.processes.termination import stop_on_sigterm
 from evopress.search.record.effort import Counted, Effort
 from evopress.search.record.resume import ResumeFolder
 from evopress.search.record.trace import TraceRow
+from evopress.util.progress import log, progress
 
 Round = tuple[State, list[TraceRow]]
 """State after a round, and the judgements that led to it."""

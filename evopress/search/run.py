@@ -2,8 +2,8 @@
 
 from evopress.artifacts.paths import Results
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import SearchSettings
 from evopress.search.processes.launch import Job, run_in_processes
+from evopress.search.settings import SearchSettings
 from evopress.search.stage import search
 
 

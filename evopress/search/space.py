@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from evopress.artifacts.measure import Measure, average
-from evopress.errors import ConfigError
+from evopress.compression.measure import Measure, average
+from evopress.util.errors import ConfigError
 
 GroupRule = Literal["size", "name", "none"]
 Candidate = NDArray[np.int16]

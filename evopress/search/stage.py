@@ -12,7 +12,13 @@ from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, read_table, write_table
 from evopress.artifacts.tensors import sha256
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import (
+from evopress.search.context import Context, Found, Strategy
+from evopress.search.problem import Choices, open_choices
+from evopress.search.processes.ranks import Ranks
+from evopress.search.record.effort import Effort, effort_table, read_effort
+from evopress.search.record.resume import ResumeFolder
+from evopress.search.record.trace import trace_table
+from evopress.search.settings import (
     BruteSettings,
     DpSettings,
     EvolutionSettings,
@@ -24,14 +30,6 @@ from evopress.config.search import (
     SearchSettings,
     UniformSettings,
 )
-from evopress.device import resolve_device
-from evopress.progress import log
-from evopress.search.context import Context, Found, Strategy
-from evopress.search.opening import Choices, open_choices
-from evopress.search.processes.ranks import Ranks
-from evopress.search.record.effort import Effort, effort_table, read_effort
-from evopress.search.record.resume import ResumeFolder
-from evopress.search.record.trace import trace_table
 from evopress.search.space import Candidate, GroupRule
 from evopress.search.strategies.brute import brute
 from evopress.search.strategies.dp import dynamic_programming
@@ -42,6 +40,8 @@ from evopress.search.strategies.owl import owl
 from evopress.search.strategies.random import random_search
 from evopress.search.strategies.scores import scores
 from evopress.search.strategies.uniform import uniform_candidate
+from evopress.util.device import resolve_device
+from evopress.util.progress import log
 
 
 def search(

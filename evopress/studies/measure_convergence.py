@@ -6,10 +6,10 @@ from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.study_tables import CONVERGENCE
 from evopress.artifacts.tables import write_table
 from evopress.config.studies import ConvergenceSettings
-from evopress.planning.text import columns
-from evopress.progress import progress
+from evopress.plan.text import columns
 from evopress.studies.convergence import cases, convergence_table
 from evopress.studies.words import convergence_rows
+from evopress.util.progress import progress
 
 NO_MODEL = ""
 """Fingerprint in the provenance of what was made without a model."""

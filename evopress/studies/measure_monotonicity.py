@@ -10,19 +10,19 @@ from evopress.artifacts.study_tables import MONOTONICITY_CANDIDATES, MONOTONICIT
 from evopress.artifacts.tables import write_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.studies import MonotonicitySettings, require_text
-from evopress.errors import ConfigError
-from evopress.planning.text import columns
+from evopress.plan.text import columns
 from evopress.search.context import Context
 from evopress.search.engine.evaluator import open_evaluator, search_text
 from evopress.search.engine.fitness import ModelEvaluator
 from evopress.search.engine.objectives import Fitness
 from evopress.search.minibatch import Minibatch
-from evopress.search.opening import open_choices
+from evopress.search.problem import open_choices
 from evopress.search.processes.ranks import Ranks
 from evopress.search.processes.termination import stop_on_sigterm
 from evopress.search.record.resume import ResumeFolder
 from evopress.studies.monotonicity import Judge, find_pairs, sample, unit_errors
 from evopress.studies.words import monotonicity_findings, monotonicity_rows
+from evopress.util.errors import ConfigError
 
 
 class _StudyContext(Context[MonotonicitySettings]):

@@ -30,7 +30,6 @@ from transformers.utils.logging import disable_progress_bar
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.config.compute import ComputeSettings
-from evopress.config.settings import Settings
 from evopress.data.tokens import read_tokens, write_tokens
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
@@ -42,6 +41,7 @@ from evopress.search.evolution.mutation import make_offspring
 from evopress.search.minibatch import Minibatch
 from evopress.search.space import Level, Space, Unit, make_space
 from evopress.search.strategies.uniform import uniform_candidate
+from evopress.workflow.settings import Settings
 
 CASES = ("16x512", "64x512", "8x2048")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -22,10 +22,10 @@ import pandas as pd
 import torch
 
 from evopress.artifacts.paths import Results
-from evopress.config.overlays import load_settings
 from evopress.data.tokens import read_tokens
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
+from evopress.workflow.loading import load_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 PARTS = ("evopress", "scripts", "workflow", "config")

@@ -22,8 +22,8 @@ from stages import PROJECT, copy_project, run_workflow, table
 
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import VARIANTS, read_table
-from evopress.config.overlays import load_settings
 from evopress.models.block_count import count_blocks
+from evopress.workflow.loading import load_settings
 
 
 class Published(NamedTuple):

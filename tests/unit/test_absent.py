@@ -7,10 +7,10 @@ import torch
 from architectures import CONFIGS, OUTPUT_LAYERS, build, save, tokens
 from torch import nn
 
-from evopress.errors import UnsupportedArchitectureError
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.modules import KINDS, modules_of
 from evopress.models.structure import linear_layers
+from evopress.util.errors import UnsupportedArchitectureError
 
 CPU = torch.device("cpu")
 

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from evopress.allocator import keep_freed_memory
+from evopress.util.allocator import keep_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is a setting of glibc")
 def test_glibc_takes_the_settings():
-    code = "from evopress.allocator import keep_freed_memory; print(keep_freed_memory())"
+    code = "from evopress.util.allocator import keep_freed_memory; print(keep_freed_memory())"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)  # not in this one
     assert told.stdout.strip() == "True"
 

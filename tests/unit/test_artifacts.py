@@ -16,7 +16,7 @@ from evopress.artifacts.paths import manifest_path
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import PERPLEXITY, TASKS, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import read_tensors, verify, write_tensors
-from evopress.errors import ArtifactError
+from evopress.util.errors import ArtifactError
 
 PROVENANCE = Provenance("evaluation", '{"a":1}', "f" * 64)
 ROWS = pd.DataFrame([("q3", "docs", 12.5, 0.25, 511)] * 200, columns=PERPLEXITY.names)

@@ -14,12 +14,17 @@ from search_run import COMPUTE, artifacts, fresh, prepare
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from evopress import metrics
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, VARIANTS, read_table
-from evopress.artifacts.variants import VariantStore
 from evopress.compression.drop import make_module_table
-from evopress.config.search import (
+from evopress.compression.settings import DropSettings
+from evopress.compression.store import VariantStore
+from evopress.data.tokens import read_tokens
+from evopress.models.blockwise import BlockwiseModel
+from evopress.search.engine.block_scores import SCORES, block_scores
+from evopress.search.engine.fitness import ModelEvaluator
+from evopress.search.run import run_search
+from evopress.search.settings import (
     BruteSettings,
     DpSettings,
     GreedySettings,
@@ -27,14 +32,9 @@ from evopress.config.search import (
     ScoresSettings,
     SearchSettings,
 )
-from evopress.config.variants import DropSettings
-from evopress.data.tokens import read_tokens
-from evopress.errors import ConfigError
-from evopress.models.blockwise import BlockwiseModel
-from evopress.search.engine.block_scores import SCORES, block_scores
-from evopress.search.engine.fitness import ModelEvaluator
-from evopress.search.run import run_search
 from evopress.search.strategies.scores import least, least_window
+from evopress.util import metrics
+from evopress.util.errors import ConfigError
 
 RANDOM = RandomSettings(
     variants="gptq", target=2.7, generations=4, offspring=5, survivors=(2, 1), tokens=(18, 48), seed=3

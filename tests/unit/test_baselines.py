@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from evopress.config.search import EvolutionSettings, GreedySettings, RandomSettings
-from evopress.errors import ConfigError, SearchError
 from evopress.search.context import Found
 from evopress.search.enumeration import enumeration, fitness_of_each
 from evopress.search.evolution.sampling import random_candidate, random_candidates
@@ -16,11 +14,13 @@ from evopress.search.evolution.selection import Judgement
 from evopress.search.minibatch import draw_minibatch
 from evopress.search.record.resume import ResumeFolder
 from evopress.search.rounds import Rounds, run_rounds
+from evopress.search.settings import EvolutionSettings, GreedySettings, RandomSettings
 from evopress.search.space import Level, Space, Unit, make_space
 from evopress.search.strategies.brute import every_choice
 from evopress.search.strategies.evolution import generations
 from evopress.search.strategies.greedy import descent
 from evopress.search.strategies.random import draws
+from evopress.util.errors import ConfigError, SearchError
 
 STEPS = {"variants": "v", "target": 1, "offspring": 6, "survivors": (3, 1), "tokens": (16, 64), "generations": 5}
 

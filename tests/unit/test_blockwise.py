@@ -9,9 +9,9 @@ from architectures import CONFIGS, LENGTH, MORE_CONFIGS, build, save, tokens
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from evopress import device
-from evopress.errors import ModelError, UnsupportedArchitectureError
 from evopress.models.blockwise import BlockwiseModel
+from evopress.util import device
+from evopress.util.errors import ModelError, UnsupportedArchitectureError
 
 CPU = torch.device("cpu")
 

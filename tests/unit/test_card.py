@@ -8,17 +8,17 @@ import pytest
 import yaml
 from finished_run import FINGERPRINT, LAYERS, make_results, provenance, tiny_model, write_configuration, write_model
 
-from evopress.accounting import compressed_size, dense_size
 from evopress.artifacts.model_facts import model_facts, read_card
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.stitched import file_digests, write_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, VARIANTS, write_table
-from evopress.config.search import DpSettings, ScoresSettings
-from evopress.errors import ArtifactError
+from evopress.compression.size import compressed_size, dense_size
+from evopress.export.card import levels_table, write_card
+from evopress.export.markdown import escape, markdown_table
+from evopress.export.strategies import chosen_by
 from evopress.models.checkpoint import Checkpoint
-from evopress.stitch.card import levels_table, write_card
-from evopress.stitch.markdown import escape, markdown_table
-from evopress.stitch.strategies import chosen_by
+from evopress.search.settings import DpSettings, ScoresSettings
+from evopress.util.errors import ArtifactError
 
 
 @pytest.fixture

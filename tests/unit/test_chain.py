@@ -8,15 +8,15 @@ from test_hessian import SEQUENCES, expected_hessians, prepare
 from evopress.artifacts.paths import Results, manifest_path
 from evopress.artifacts.tables import TOKENS, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import read_manifest, read_tensors
-from evopress.artifacts.variants import VariantStore
 from evopress.compression import hessian
 from evopress.compression.chain import make_chained_variants
 from evopress.compression.methods import compress
 from evopress.compression.packing import decode
+from evopress.compression.settings import CompressionSettings, GptqSettings, WandaSettings
+from evopress.compression.store import VariantStore
 from evopress.config.compute import ComputeSettings
-from evopress.config.variants import CompressionSettings, GptqSettings, WandaSettings
-from evopress.errors import ArtifactError, CompressionError
 from evopress.models.structure import layer_table
+from evopress.util.errors import ArtifactError, CompressionError
 
 CPU = ComputeSettings(device="cpu")
 BLOCKS = 3

@@ -9,8 +9,8 @@ import torch
 from architectures import build
 from safetensors.torch import save_file
 
-from evopress.errors import ModelError
 from evopress.models.checkpoint import INDEX, SINGLE, Checkpoint
+from evopress.util.errors import ModelError
 
 
 @pytest.fixture

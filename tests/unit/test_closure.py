@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evopress.config.closure import code_closure
+from evopress.workflow.code_dependencies import code_closure
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path.name for path in (REPOSITORY / "scripts").glob("*.py"))

@@ -11,16 +11,16 @@ import pytest
 import yaml
 
 from evopress.artifacts.origin import require_settings
-from evopress.config import slices
+from evopress.compression.settings import VariantSettings
 from evopress.config.base import Section
 from evopress.config.data import TextSettings
-from evopress.config.generate import reference, rows, schema, sections_of, updated_readme
 from evopress.config.model import ModelSettings
-from evopress.config.overlays import read_yaml
-from evopress.config.search import SearchSettings
-from evopress.config.settings import Settings, lay_over
-from evopress.config.variants import VariantSettings
-from evopress.errors import ArtifactError, ConfigError
+from evopress.search.settings import SearchSettings
+from evopress.util.errors import ArtifactError, ConfigError
+from evopress.workflow import slices
+from evopress.workflow.loading import read_yaml
+from evopress.workflow.reference import reference, rows, schema, sections_of, updated_readme
+from evopress.workflow.settings import Settings, lay_over
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = {"source": "python_docs", "tokens": 4096}
@@ -182,7 +182,7 @@ def filled(where: dict[str, Any], section: Section) -> dict[str, Any]:
 
 
 def test_generated_files_are_up_to_date() -> None:
-    advice = "run `python -m evopress.config.generate`"
+    advice = "run `python -m evopress.workflow.reference`"
     readme = (REPOSITORY / "config/README.md").read_text()
     assert (REPOSITORY / "config/schema.json").read_text() == schema(), advice
     assert updated_readme(readme) == readme, advice

@@ -12,13 +12,13 @@ from evopress.__main__ import main
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, write_table
 from evopress.compression.drop import module_table
-from evopress.config.search import ImportedSettings
-from evopress.config.variants import DropSettings
-from evopress.configurations.match import match, require_budget
-from evopress.errors import ConfigError
+from evopress.compression.settings import DropSettings
 from evopress.models.structure import layer_table
 from evopress.search.depth import make_depth_space, module_rows, units_from_modules
+from evopress.search.settings import ImportedSettings
 from evopress.search.space import Space
+from evopress.search.text_match import match, require_budget
+from evopress.util.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KINDS = [f"self_attn.{kind}_proj" for kind in "qkvo"] + [f"mlp.{kind}_proj" for kind in ("gate", "up", "down")]

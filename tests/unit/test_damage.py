@@ -16,9 +16,9 @@ from evopress.artifacts.paths import manifest_path
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import read_tensors, verify, write_tensors
-from evopress.errors import ArtifactError, DamagedError
 from evopress.models.checkpoint import Checkpoint
-from evopress.models.intact import require_intact, tensor_digests
+from evopress.models.verify import require_intact, tensor_digests
+from evopress.util.errors import ArtifactError, DamagedError
 
 PROVENANCE = Provenance("evaluation", '{"a":1}', "f" * 64)
 ROWS = pd.DataFrame([("q3", "docs", 12.5, 0.25, 511)] * 20, columns=PERPLEXITY.names)

@@ -4,7 +4,7 @@ import pytest
 
 from evopress.config.base import parse_section
 from evopress.config.data import DataSettings, FileText, FineWebEdu, HubText, PythonDocs, leaks
-from evopress.errors import ConfigError
+from evopress.util.errors import ConfigError
 
 
 def test_tokens_are_whole_sequences():

@@ -10,7 +10,7 @@ import pytest
 from evopress.config.data import C4, FineWebEdu, HubText, WikiText2
 from evopress.data import hub
 from evopress.data.sources import C4_DOCUMENTS, dealt_role, open_corpus
-from evopress.errors import DataError
+from evopress.util.errors import DataError
 
 WIKITEXT_CARD = """---
 configs:

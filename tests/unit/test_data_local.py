@@ -7,7 +7,7 @@ import pytest
 
 from evopress.data.documents import Document
 from evopress.data.local import find_files, read_files
-from evopress.errors import DataError
+from evopress.util.errors import DataError
 
 
 @pytest.fixture

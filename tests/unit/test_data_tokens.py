@@ -16,7 +16,7 @@ from evopress.data import tokens as tokens_module
 from evopress.data.documents import Corpus, Document
 from evopress.data.tokenizer import document_separator, load_tokenizer
 from evopress.data.tokens import make_windows, read_tokens, write_tokens
-from evopress.errors import ArtifactError, DataError, ModelError
+from evopress.util.errors import ArtifactError, DataError, ModelError
 
 BOS, EOS, END_OF_TEXT = 256, 257, 258
 

@@ -12,9 +12,9 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from evopress.artifacts.paths import Results
-from evopress.errors import ArtifactError, UnsupportedArchitectureError
+from evopress.export.decilm import ffn_mult, write_decilm
 from evopress.models.checkpoint import Checkpoint
-from evopress.stitch.decilm import ffn_mult, write_decilm
+from evopress.util.errors import ArtifactError, UnsupportedArchitectureError
 
 BLOCKS = 4
 SIZES = {

@@ -10,14 +10,11 @@ from architectures import CONFIGS, OUTPUT_LAYERS, build, save, tokens
 from finished_run import provenance
 from search_run import COMPUTE, fresh, prepare
 
-from evopress import metrics
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, MODULES, read_table, write_table
-from evopress.artifacts.variants import VariantStore
 from evopress.compression.drop import make_module_table, module_table
-from evopress.config.search import EvolutionSettings
-from evopress.config.variants import DropSettings
-from evopress.errors import ConfigError
+from evopress.compression.settings import DropSettings
+from evopress.compression.store import VariantStore
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
 from evopress.models.structure import layer_table, linear_layers
@@ -31,7 +28,10 @@ from evopress.search.evolution.initial import initial_candidates
 from evopress.search.evolution.mutation import make_offspring
 from evopress.search.minibatch import Minibatch
 from evopress.search.run import run_search
+from evopress.search.settings import EvolutionSettings
 from evopress.search.space import DENSE_LEVEL, Level, Unit
+from evopress.util import metrics
+from evopress.util.errors import ConfigError
 
 PLENTY = MemoryPlan(weights=1 << 30, hidden=1 << 30, run_tokens=4096, score_tokens=4096)
 SCARCE = MemoryPlan(weights=1 << 14, hidden=1 << 14, run_tokens=16, score_tokens=16)

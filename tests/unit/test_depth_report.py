@@ -11,17 +11,17 @@ from finished_run import provenance, write_tokens
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from evopress.accounting import compressed_size, dense_size, size_of
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import PERPLEXITY, TASKS, TRACE, read_table, write_table
+from evopress.compression.size import compressed_size, dense_size, size_of
 from evopress.config.compute import ComputeSettings
 from evopress.evaluation.perplexity import evaluate_perplexity
+from evopress.export.archive import load_archive, write_archive
+from evopress.export.card import write_card
+from evopress.export.run import stitch_model
 from evopress.models.checkpoint import Checkpoint
 from evopress.report.comparison import BITS, DROPPED, PARAMETERS, SIZE, compare
 from evopress.report.page import write_report
-from evopress.stitch.archive import load_archive, write_archive
-from evopress.stitch.card import write_card
-from evopress.stitch.run import stitch_model
 
 MIXED = {(0, "attn"), (1, "attn"), (1, "mlp"), (2, "mlp")}
 

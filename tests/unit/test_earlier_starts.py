@@ -11,16 +11,16 @@ from test_evolution import Linear, bit_strings, rng
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import EFFORT, TRACE, read_table
 from evopress.compression.drop import make_module_table
-from evopress.config.overlays import read_yaml
-from evopress.config.search import DpSettings, EvolutionSettings
-from evopress.config.settings import Settings, lay_over
-from evopress.config.variants import DropSettings
-from evopress.errors import ConfigError
+from evopress.compression.settings import DropSettings
 from evopress.search.evolution.earlier import earlier_candidate, within_budget
 from evopress.search.evolution.generations import first_state
-from evopress.search.opening import open_choices
+from evopress.search.problem import open_choices
 from evopress.search.run import run_search
+from evopress.search.settings import DpSettings, EvolutionSettings
 from evopress.search.strategies.scores import without
+from evopress.util.errors import ConfigError
+from evopress.workflow.loading import read_yaml
+from evopress.workflow.settings import Settings, lay_over
 
 REPOSITORY = Path(__file__).parents[2]
 EVOLUTION = EvolutionSettings(

@@ -16,11 +16,11 @@ from evopress.artifacts.stitched import file_digests, write_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, TASKS, read_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.evaluation import TaskSettings
-from evopress.errors import ArtifactError, ConfigError, ModelError
 from evopress.evaluation import perplexity
 from evopress.evaluation.perplexity import evaluate_perplexity
 from evopress.evaluation.task_files import check_names, write_overlays
 from evopress.evaluation.tasks import evaluate_tasks, task_rows
+from evopress.util.errors import ArtifactError, ConfigError, ModelError
 
 COMPUTE = ComputeSettings(device="cpu")
 

@@ -6,7 +6,6 @@ import zlib
 import numpy as np
 import pytest
 
-from evopress.errors import SearchError
 from evopress.search.evolution.generations import State, first_state, next_generation
 from evopress.search.evolution.initial import even_candidate
 from evopress.search.evolution.selection import Judgement, Step, select
@@ -14,6 +13,7 @@ from evopress.search.minibatch import draw_minibatch
 from evopress.search.record.resume import ResumeFolder
 from evopress.search.record.trace import PARENT
 from evopress.search.space import Level, Space, Unit, make_space
+from evopress.util.errors import SearchError
 
 
 class Linear:

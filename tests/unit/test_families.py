@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from evopress.config.families import level_problems
-from evopress.config.search import (
+from evopress.compression.settings import DropSettings, GptqSettings, SparseGptSettings
+from evopress.search.settings import (
     BruteSettings,
     DpSettings,
     EvolutionSettings,
@@ -17,7 +17,7 @@ from evopress.config.search import (
     SearchSettings,
     UniformSettings,
 )
-from evopress.config.variants import DropSettings, GptqSettings, SparseGptSettings
+from evopress.workflow.families import level_problems
 
 VARIANTS = {
     "gptq": GptqSettings(),

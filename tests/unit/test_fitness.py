@@ -9,8 +9,6 @@ import pytest
 import torch
 from architectures import CONFIGS, LENGTH, build, save, tokens
 
-from evopress import metrics, progress
-from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
 from evopress.models.structure import linear_layers
@@ -23,6 +21,8 @@ from evopress.search.engine.streams import SideStream
 from evopress.search.engine.weights import VariantBlocks, WeightCache
 from evopress.search.minibatch import Minibatch
 from evopress.search.space import Level, Unit
+from evopress.util import metrics, progress
+from evopress.util.errors import ConfigError
 
 CPU = torch.device("cpu")
 LEVELS = 3

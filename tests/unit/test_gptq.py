@@ -6,7 +6,7 @@ from torch import Tensor
 
 from evopress.compression.gptq import Quantized, factorize, gptq
 from evopress.compression.grid import dequantize, fit_grid, highest_codes, quantize
-from evopress.errors import CompressionError
+from evopress.util.errors import CompressionError
 
 ROWS, COLUMNS = 12, 48
 BITS = (2, 3, 4, 6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evopress.compression.grid import dequantize, fit_grid, highest_codes, quantize
-from evopress.errors import CompressionError
+from evopress.util.errors import CompressionError
 
 BITS = torch.tensor([2, 3, 4, 8])
 

@@ -16,10 +16,10 @@ from evopress.artifacts.tables import LAYERS, TOKENS, write_table
 from evopress.artifacts.tensors import read_manifest, read_tensors
 from evopress.compression import hessian
 from evopress.compression.hessian import accumulate, accumulate_hessians, sum_hessians, symmetrize
+from evopress.compression.settings import HessianSettings
 from evopress.config.compute import ComputeSettings
-from evopress.config.variants import HessianSettings
-from evopress.errors import ArtifactError, CompressionError, ConfigError
 from evopress.models.structure import layer_table
+from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 
 CPU = ComputeSettings(device="cpu")
 SEQUENCES = 5

@@ -32,7 +32,7 @@ from evopress.compression.sparse_packing import BITMASK, encode_bitmask
 from evopress.config.model import FolderModel
 from evopress.data.tokenizer import encode
 from evopress.data.tokens import read_tokens
-from evopress.errors import ArtifactError, EvopressError, ModelError
+from evopress.export.archive import load_archive
 from evopress.models import buildable, gguf_header
 from evopress.models.block_count import count_blocks
 from evopress.models.buildable import built_on_meta
@@ -40,7 +40,7 @@ from evopress.models.checkpoint import Checkpoint
 from evopress.models.gguf_header import read_gguf_header
 from evopress.models.link import link_folder
 from evopress.models.wheel import extract
-from evopress.stitch.archive import load_archive
+from evopress.util.errors import ArtifactError, EvopressError, ModelError
 
 MEGABYTE = 1 << 20
 few = trials(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -246,7 +246,7 @@ from pathlib import Path
 import torch, transformers
 from evopress.artifacts.paths import Results
 from evopress.config.model import FolderModel
-from evopress.errors import EvopressError
+from evopress.util.errors import EvopressError
 from evopress.models.sources import prepare_model
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 31), used + (1 << 31)))

@@ -13,15 +13,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from evopress.artifacts.paths import Results
 from evopress.config.base import Name
-from evopress.config.files import model_files
 from evopress.config.model import FolderModel
-from evopress.config.settings import Settings
 from evopress.config.texts import unusable_texts
-from evopress.errors import ConfigError
+from evopress.export.card import header
+from evopress.export.markdown import escape, fenced, markdown_table
 from evopress.report.page import _environment
-from evopress.stitch.card import header
-from evopress.stitch.markdown import escape, fenced, markdown_table
-from evopress.yaml_text import to_yaml
+from evopress.util.errors import ConfigError
+from evopress.util.yaml_text import to_yaml
+from evopress.workflow.files import model_files
+from evopress.workflow.settings import Settings
 
 NAME = TypeAdapter(Name)
 HOSTILE = [

@@ -17,7 +17,7 @@ COMMIT = "5" * 40
 FILES = {"config.json": b'{"num_hidden_layers": 2}', "model.safetensors": b"weights" * 1000}
 FETCH = """
 from evopress.config.model import HubModel
-from evopress.errors import EvopressError
+from evopress.util.errors import EvopressError
 from evopress.models import hub
 hub._WAITS = (0.01, 0.02, 0.03)
 try:
@@ -30,7 +30,7 @@ READ = """
 import time
 time.sleep = lambda seconds: None  # the hub's own client waits, too
 from evopress.data import hub
-from evopress.errors import EvopressError
+from evopress.util.errors import EvopressError
 hub.WAITS = (0.01, 0.02)
 try:
     print([row["text"] for row in hub.read_rows(hub.Split("ours/texts", "train", revision="main"))])
@@ -39,7 +39,7 @@ except EvopressError as error:
 """
 COUNT = """
 from evopress.config.model import HubModel
-from evopress.errors import EvopressError
+from evopress.util.errors import EvopressError
 from evopress.models import hub
 hub._WAITS = (0.01, 0.02, 0.03)
 from evopress.models.block_count import count_blocks
@@ -52,7 +52,7 @@ TASK = """
 import sys, time
 from pathlib import Path
 time.sleep = lambda seconds: None
-from evopress.errors import EvopressError
+from evopress.util.errors import EvopressError
 from evopress.evaluation import task_files
 folder = Path(sys.argv[1])
 (folder / "mine.yaml").write_text("{task: mine, dataset_path: ours/texts, test_split: test, doc_to_text: a,"

@@ -5,10 +5,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from evopress.errors import ArtifactError
 from evopress.search.space import DENSE_LEVEL, Level, Space, Unit, make_space
 from evopress.search.strategies.dp import alone_errors, one_alone, table_errors
 from evopress.search.strategies.knapsack import least_error
+from evopress.util.errors import ArtifactError
 
 PLENTY = 1_000_000
 

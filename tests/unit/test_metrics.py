@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evopress import metrics
+from evopress.util import metrics
 
 TOKENS, VOCABULARY = 37, 101
 

@@ -12,16 +12,16 @@ from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table, write_table
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tensors import write_tensors
+from evopress.compression.settings import MagnitudeSettings
 from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import OwlSettings
-from evopress.config.variants import MagnitudeSettings
-from evopress.errors import ArtifactError
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 from evopress.search.run import run_search
+from evopress.search.settings import OwlSettings
 from evopress.search.space import Level, Space, Unit, make_space
 from evopress.search.strategies.owl import block_densities, nearest_candidate, outlier_ratio
+from evopress.util.errors import ArtifactError
 
 COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
 

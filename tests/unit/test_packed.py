@@ -7,9 +7,9 @@ import torch
 from search_run import prepare
 
 from evopress.artifacts.read_ahead import ReadAhead
-from evopress.artifacts.variants import VariantStore
-from evopress.errors import ArtifactError
+from evopress.compression.store import VariantStore
 from evopress.search.engine.packed import PackedWeights
+from evopress.util.errors import ArtifactError
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evopress.compression.packing import IntegerFormat, decode, pack, packed_bytes, stored_bytes, unpack
-from evopress.errors import ArtifactError
+from evopress.util.errors import ArtifactError
 
 WIDTHS = range(2, 9)
 

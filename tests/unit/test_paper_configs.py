@@ -9,13 +9,13 @@ from paper_models import FAST, MODELS, PAPER, families, paper_settings, write_mo
 
 from evopress.artifacts.paths import Results
 from evopress.config.model import HubModel
-from evopress.config.overlays import combined, load_settings, read_yaml
-from evopress.config.search import EvolutionSettings
-from evopress.config.settings import Settings
-from evopress.planning.run import plan
-from evopress.planning.shape import ModelShape, shape_of
-from evopress.planning.space import planned_space
-from evopress.planning.variants import variant_table
+from evopress.plan.run import plan
+from evopress.plan.shape import ModelShape, shape_of
+from evopress.plan.space import planned_space
+from evopress.plan.variants import variant_table
+from evopress.search.settings import EvolutionSettings
+from evopress.workflow.loading import combined, load_settings, read_yaml
+from evopress.workflow.settings import Settings
 
 LLAMA_3_BLOCK = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
 PARAMETERS = {

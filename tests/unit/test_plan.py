@@ -15,24 +15,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import LAYERS, read_table, write_table
 from evopress.artifacts.tensors import read_tensors
-from evopress.artifacts.variants import VariantStore
 from evopress.compression.hessian import accumulate_hessians
+from evopress.compression.settings import GptqSettings, HessianSettings, SparseGptSettings
+from evopress.compression.store import VariantStore
 from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
 from evopress.config.data import PythonDocs
 from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
-from evopress.config.search import EvolutionSettings
-from evopress.config.variants import GptqSettings, HessianSettings, SparseGptSettings
-from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
-from evopress.planning import shape as planning_shape
-from evopress.planning.judging import memory_needed
-from evopress.planning.search import SearchWork, search_work
-from evopress.planning.shape import ModelShape, shape_from_config, shape_of
-from evopress.planning.sharing import Sharing
-from evopress.planning.stages import hessian_bytes
-from evopress.planning.variants import variant_table
+from evopress.plan import shape as planning_shape
+from evopress.plan.judging import memory_needed
+from evopress.plan.search import SearchWork, search_work
+from evopress.plan.shape import ModelShape, shape_from_config, shape_of
+from evopress.plan.sharing import Sharing
+from evopress.plan.stages import hessian_bytes
+from evopress.plan.variants import variant_table
 from evopress.search.engine.evaluator import model_evaluator
 from evopress.search.engine.memory import plan_memory
 from evopress.search.engine.objectives import Fitness
@@ -41,7 +39,9 @@ from evopress.search.evolution.generations import first_state, next_generation
 from evopress.search.evolution.initial import even_candidate
 from evopress.search.evolution.mutation import make_offspring
 from evopress.search.evolution.selection import Step
+from evopress.search.settings import EvolutionSettings
 from evopress.search.space import Level, Unit, make_space, units_from_variants
+from evopress.util.errors import ConfigError
 
 CPU = torch.device("cpu")
 COMPUTE = ComputeSettings(device="cpu")

@@ -9,9 +9,18 @@ from search_run import COMPUTE, SETTINGS, fresh, prepare
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import EFFORT, read_table
 from evopress.compression.drop import make_module_table
+from evopress.compression.settings import DropSettings, GptqSettings, VariantSettings
 from evopress.config.data import FileText
 from evopress.config.model import FolderModel
-from evopress.config.search import (
+from evopress.plan.baselines import baseline_work
+from evopress.plan.search import search_work
+from evopress.plan.shape import ModelShape, shape_of
+from evopress.plan.sharing import Unrelated
+from evopress.plan.variants import variant_table
+from evopress.search.engine.counters import Counters
+from evopress.search.engine.fitness import ModelEvaluator
+from evopress.search.run import run_search
+from evopress.search.settings import (
     BruteSettings,
     DpSettings,
     GreedySettings,
@@ -19,16 +28,7 @@ from evopress.config.search import (
     ScoresSettings,
     SearchSettings,
 )
-from evopress.config.variants import DropSettings, GptqSettings, VariantSettings
-from evopress.errors import ConfigError
-from evopress.planning.baselines import baseline_work
-from evopress.planning.search import search_work
-from evopress.planning.shape import ModelShape, shape_of
-from evopress.planning.sharing import Unrelated
-from evopress.planning.variants import variant_table
-from evopress.search.engine.counters import Counters
-from evopress.search.engine.fitness import ModelEvaluator
-from evopress.search.run import run_search
+from evopress.util.errors import ConfigError
 
 VARIANTS: dict[str, VariantSettings] = {
     "gptq": GptqSettings(bits=(2, 3, 4), group_size=8),

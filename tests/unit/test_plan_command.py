@@ -10,12 +10,12 @@ from large_models import SHAPES, write_settings
 
 from evopress.__main__ import main
 from evopress.artifacts.paths import Results
-from evopress.config.overlays import load_settings
-from evopress.planning.search import search_work
-from evopress.planning.shape import shape_of
-from evopress.planning.stages import stages
-from evopress.planning.text import amount
-from evopress.planning.variants import variant_table
+from evopress.plan.search import search_work
+from evopress.plan.shape import shape_of
+from evopress.plan.stages import stages
+from evopress.plan.text import amount
+from evopress.plan.variants import variant_table
+from evopress.workflow.loading import load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

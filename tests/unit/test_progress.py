@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from evopress import progress
-from evopress.progress import log
+from evopress.util import progress
+from evopress.util.progress import log
 
 
 @pytest.fixture

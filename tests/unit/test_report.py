@@ -12,11 +12,11 @@ from finished_run import make_results, provenance, tiny_model, write_configurati
 
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import PERPLEXITY, TASKS, TRACE, VARIANTS, write_table
-from evopress.errors import ArtifactError
 from evopress.report.comparison import Cell, Column, Comparison, compare
 from evopress.report.page import write_report
 from evopress.report.plots import parent_curve
 from evopress.report.summary import WIDTH, summary
+from evopress.util.errors import ArtifactError
 
 SEARCHES = ["uniform", "evo"]
 

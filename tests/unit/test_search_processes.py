@@ -19,12 +19,12 @@ from search_run import COMPUTE, MIXED, artifacts, fresh, prepare
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import EvolutionSettings, GreedySettings
-from evopress.errors import ConfigError, SearchError
 from evopress.search.processes import launch
 from evopress.search.processes.launch import Job
 from evopress.search.processes.worker import threads_of_process
 from evopress.search.run import run_search
+from evopress.search.settings import EvolutionSettings, GreedySettings
+from evopress.util.errors import ConfigError, SearchError
 
 TWO = ComputeSettings(device="cpu", memory_gb=0.01, processes=2, threads=2)
 SETTINGS = MIXED.model_copy(update={"generations": 40})

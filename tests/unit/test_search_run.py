@@ -26,11 +26,11 @@ from evopress.artifacts.tables import (
 )
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import SearchSettings, UniformSettings
-from evopress.errors import ArtifactError, ConfigError
 from evopress.search.engine.fitness import ModelEvaluator
 from evopress.search.record.resume import ResumeFolder
 from evopress.search.run import run_search
+from evopress.search.settings import SearchSettings, UniformSettings
+from evopress.util.errors import ArtifactError, ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from test_config import BASE, FLAT, load
 
-from evopress.config import slices
-from evopress.config.seeds import groups
-from evopress.errors import ConfigError
+from evopress.util.errors import ConfigError
+from evopress.workflow import slices
+from evopress.workflow.seeds import groups
 
 Q3 = BASE["searches"]["q3"]
 

@@ -23,11 +23,11 @@ from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import LAYERS, read_provenance, read_table
 from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
 from evopress.data.tokenizer import document_separator
-from evopress.errors import ArtifactError, ConfigError, ModelError, UnsupportedArchitectureError
 from evopress.models.block_count import count_blocks
 from evopress.models.gguf_header import read_gguf_header
 from evopress.models.hub import fetch_snapshot
 from evopress.models.sources import model_fingerprint, prepare_model
+from evopress.util.errors import ArtifactError, ConfigError, ModelError, UnsupportedArchitectureError
 
 MEMBER = "tinymodel/llama.gguf"
 

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from evopress.artifacts.tables import VARIANTS
-from evopress.errors import ConfigError
 from evopress.search.space import Level, Unit, budget_for, make_space, units_from_variants
+from evopress.util.errors import ConfigError
 
 SIZES = {"self_attn.q_proj": 64, "self_attn.k_proj": 16, "mlp.up_proj": 64}
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from evopress.compression.packing import decode, stored_bytes
 from evopress.compression.sparse_packing import BITMASK, _positions, decode_bitmask, encode_bitmask
-from evopress.errors import ArtifactError
+from evopress.util.errors import ArtifactError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

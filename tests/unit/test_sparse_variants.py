@@ -15,18 +15,18 @@ from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table, write_table
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tensors import read_tensors, write_tensors
-from evopress.artifacts.variants import VariantStore
+from evopress.compression.settings import MagnitudeSettings, SparseGptSettings, SparsitySettings, WandaSettings
 from evopress.compression.sparsity import _of_same_shape, sparse_variants
+from evopress.compression.store import VariantStore
 from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import EvolutionSettings, UniformSettings
-from evopress.config.variants import MagnitudeSettings, SparseGptSettings, SparsitySettings, WandaSettings
-from evopress.errors import ArtifactError, CompressionError, ConfigError, ModelError
+from evopress.export.archive import load_archive, write_archive
+from evopress.export.run import stitch_model
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 from evopress.search.run import run_search
-from evopress.stitch.archive import load_archive, write_archive
-from evopress.stitch.run import stitch_model
+from evopress.search.settings import EvolutionSettings, UniformSettings
+from evopress.util.errors import ArtifactError, CompressionError, ConfigError, ModelError
 
 COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
 LEVELS = {"sparsity": 0.5, "step": 20, "levels": 3}

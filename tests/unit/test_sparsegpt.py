@@ -7,7 +7,7 @@ from torch import Tensor
 from evopress.compression.sparse_masks import lowest, ranks
 from evopress.compression.sparsegpt import inverse_factor, sparsegpt
 from evopress.compression.sparsity_levels import SparsityLevel, pattern_levels, unstructured_levels
-from evopress.errors import CompressionError
+from evopress.util.errors import CompressionError
 
 ROWS, COLUMNS = 12, 40
 

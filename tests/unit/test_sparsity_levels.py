@@ -5,16 +5,16 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 
-from evopress.artifacts.measure import average, measure_of
 from evopress.artifacts.tables import VARIANTS
+from evopress.compression.measure import average, measure_of
+from evopress.compression.settings import MagnitudeSettings, SparseGptSettings
 from evopress.compression.sparsity_levels import pattern_levels, portions, removed_at, unstructured_levels
 from evopress.config.base import parse_section
-from evopress.config.settings import Settings
-from evopress.config.variants import MagnitudeSettings, SparseGptSettings
-from evopress.errors import CompressionError, ConfigError
 from evopress.search.evolution.initial import even_candidate
 from evopress.search.space import Space, budget_for, make_space, units_from_variants
 from evopress.search.strategies.uniform import uniform_candidate
+from evopress.util.errors import CompressionError, ConfigError
+from evopress.workflow.settings import Settings
 
 
 def test_a_step_is_the_same_number_of_weights_in_every_layer() -> None:

@@ -14,19 +14,19 @@ from transformers import AutoTokenizer
 
 from evopress.artifacts.paths import Results
 from evopress.artifacts.stitched import read_stitched_manifest
-from evopress.artifacts.variants import VariantStore
 from evopress.compression.hessian import accumulate_hessians
+from evopress.compression.settings import GptqSettings, HessianSettings
+from evopress.compression.store import VariantStore
 from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
 from evopress.config.model import FolderModel
-from evopress.config.variants import GptqSettings, HessianSettings
-from evopress.errors import ArtifactError
+from evopress.export import run
+from evopress.export.files import companion_files
+from evopress.export.shards import plan_shards, shard_names
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.sources import model_fingerprint, prepare_model
-from evopress.stitch import run
-from evopress.stitch.files import companion_files
-from evopress.stitch.shards import plan_shards, shard_names
+from evopress.util.errors import ArtifactError
 
 LOAD_ELSEWHERE = """
 import sys

@@ -10,11 +10,11 @@ from depth_run import without, write_depth_configuration, write_depth_model
 from transformers import AutoModelForCausalLM
 
 from evopress.artifacts.paths import Results
-from evopress.errors import ArtifactError, UnsupportedArchitectureError
+from evopress.export.cut_config import write_cut_config
+from evopress.export.run import stitch_model
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
-from evopress.stitch.cut_config import write_cut_config
-from evopress.stitch.run import stitch_model
+from evopress.util.errors import ArtifactError, UnsupportedArchitectureError
 
 FIRST_GONE = {(0, "attn"), (0, "mlp")}
 MIXED = {(0, "attn"), (1, "attn"), (1, "mlp"), (2, "mlp")}
@@ -153,7 +153,7 @@ def test_modules_that_the_search_left_out_stay(tmp_path):
     ],
 )
 def test_impossible_configurations_are_refused(tmp_path, dropped, message):
-    from evopress.models.dropped import dropped_modules
+    from evopress.compression.dropped import dropped_modules
 
     results = Results(tmp_path / "run")
     write_depth_model(results, build("llama"))

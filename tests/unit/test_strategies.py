@@ -3,11 +3,11 @@
 import pytest
 
 from evopress.config.base import parse_section
-from evopress.config.search import EvolutionSettings, UniformSettings
-from evopress.errors import ConfigError
+from evopress.search.settings import EvolutionSettings, UniformSettings
 from evopress.search.space import Level, Unit, make_space
 from evopress.search.strategies.evolution import check_tokens
 from evopress.search.strategies.uniform import uniform_candidate
+from evopress.util.errors import ConfigError
 
 
 def unit(name: str, parameters: int, bits: tuple[int, ...]) -> Unit:

@@ -10,9 +10,9 @@ import transformers
 from architectures import CONFIGS, build
 
 from evopress.artifacts.tables import LAYERS
-from evopress.errors import UnsupportedArchitectureError
 from evopress.models.skeleton import load_config, skeleton_of
 from evopress.models.structure import find_blocks, layer_table
+from evopress.util.errors import UnsupportedArchitectureError
 
 GATED = [
     # layer, input group, module, rows, columns

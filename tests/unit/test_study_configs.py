@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from test_config import REPOSITORY
 
-from evopress.config.overlays import read_yaml
-from evopress.config.search import EvolutionSettings, RandomSettings
-from evopress.config.settings import Settings, lay_over
 from evopress.search.evolution.selection import Judgement
 from evopress.search.minibatch import Minibatch, draw_minibatch
 from evopress.search.record.effort import Counted
+from evopress.search.settings import EvolutionSettings, RandomSettings
 from evopress.search.space import DENSE_LEVEL, Level, Space, Unit, make_space
 from evopress.search.strategies.evolution import generations
 from evopress.search.strategies.random import draws
+from evopress.workflow.loading import read_yaml
+from evopress.workflow.settings import Settings, lay_over
 
 BLOCKS = 30
 SIZES = (331776, 110592, 110592, 331776, 884736, 884736, 884736)

@@ -13,11 +13,11 @@ from evopress.artifacts.paths import Results, text_path
 from evopress.artifacts.study_tables import COMPARISON, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 from evopress.artifacts.tables import EFFORT, TRACE, VARIANTS, read_table, write_table
 from evopress.config.studies import ConvergenceSettings, ReportedStudies
-from evopress.errors import ArtifactError
 from evopress.report.page import write_report
 from evopress.report.study_plots import comparison_figure, progress_figure
 from evopress.studies.compare_searches import compare_searches
 from evopress.studies.measure_convergence import measure_convergence
+from evopress.util.errors import ArtifactError
 
 GROUPS = {"uniform": ("uniform",), "evo": ("evo-seed0", "evo-seed1")}
 STUDIES = ReportedStudies(groups=GROUPS, convergence=True, monotonicity=("bits",))

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evopress.config.files import search_files
-from evopress.config.search import ImportedSettings
-from evopress.configurations.match import match, require_budget
-from evopress.configurations.text import (
+from evopress.search.settings import ImportedSettings
+from evopress.search.space import Level, Space, Unit, make_space
+from evopress.search.text_format import (
     DROPS,
     format_drops,
     format_levels,
@@ -17,8 +16,9 @@ from evopress.configurations.text import (
     read_text,
     shown,
 )
-from evopress.errors import ConfigError
-from evopress.search.space import Level, Space, Unit, make_space
+from evopress.search.text_match import match, require_budget
+from evopress.util.errors import ConfigError
+from evopress.workflow.files import search_files
 
 WHERE = "searches.mine.file: file.txt"
 LAYERS = [f"model.layers.{block}.{layer}" for block in range(2) for layer in ("self_attn.q_proj", "mlp.up_proj")]

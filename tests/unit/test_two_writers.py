@@ -12,7 +12,7 @@ import torch
 from evopress.artifacts.atomic import atomic_file, atomic_folder, write_text
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tensors import read_tensors, verify, write_tensors
-from evopress.errors import ArtifactError, DamagedError
+from evopress.util.errors import ArtifactError, DamagedError
 
 CONTEXT = multiprocessing.get_context("fork")
 ROUNDS = 25

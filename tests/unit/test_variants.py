@@ -15,12 +15,12 @@ from evopress.artifacts.paths import Results, manifest_path
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_table, write_table
 from evopress.artifacts.tensors import read_manifest, write_tensors
-from evopress.artifacts.variants import VariantStore
 from evopress.compression.gptq import gptq
+from evopress.compression.settings import GptqSettings
+from evopress.compression.store import VariantStore
 from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
-from evopress.config.variants import GptqSettings
-from evopress.errors import ArtifactError, CompressionError, ConfigError
+from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 
 CPU = ComputeSettings(device="cpu")
 SETTINGS = GptqSettings(bits=(2, 3, 5), group_size=8)

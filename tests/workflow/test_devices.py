@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from planning import Checkout
 
-from evopress.accelerators import Device
-from evopress.leases import leased
+from evopress.util.accelerators import Device
+from evopress.util.leases import leased
 
 LISTING = """GPU 0: Fake (UUID: GPU-00000000-aaaa)
 GPU 1: Fake (UUID: GPU-11111111-bbbb)
 GPU 2: Fake (UUID: GPU-22222222-cccc)
 """
-CUDA_TORCH = "import evopress.accelerators as accelerators\naccelerators.built_for_cuda = lambda: True\n"
+CUDA_TORCH = "import evopress.util.accelerators as accelerators\naccelerators.built_for_cuda = lambda: True\n"
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from planning import Checkout
 
-from evopress.config.generate import rows
-from evopress.config.settings import Settings
+from evopress.workflow.reference import rows
+from evopress.workflow.settings import Settings
 
 REPORT = {"report"}
 TASKS = {"tasks evo", "tasks_dense"} | REPORT
@@ -213,7 +213,7 @@ def test_an_edited_source_repeats_what_reads_it(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("evopress/errors.py", MODEL),
+        ("evopress/util/errors.py", MODEL),
         ("evopress/models/sources.py", MODEL),
         ("evopress/config/data.py", TOKENS | CALIBRATION | SEARCH_TEXT | HELD_OUT),
         ("evopress/data/windows.py", TOKENS | CALIBRATION | SEARCH_TEXT | HELD_OUT),
@@ -221,17 +221,17 @@ def test_an_edited_source_repeats_what_reads_it(
         ("evopress/compression/gptq.py", VARIANTS),
         ("evopress/search/evolution/mutation.py", SEARCH),
         ("evopress/search/strategies/uniform.py", SEARCH),
-        ("evopress/config/search.py", SEARCH),
-        ("evopress/stitch/run.py", STITCH),
-        ("evopress/stitch/card.py", {"card evo"}),
+        ("evopress/search/settings.py", SEARCH),
+        ("evopress/export/run.py", STITCH),
+        ("evopress/export/card.py", {"card evo"}),
         ("evopress/evaluation/perplexity.py", HELD_OUT - {"tokens held"}),
         ("evopress/evaluation/tasks.py", TASKS),
         ("config/tasks/everyday.jsonl", TASKS),
         ("evopress/report/page.py", REPORT),
         ("evopress/report/page.html.j2", REPORT),
         ("scripts/report.py", REPORT),
-        ("evopress/config/settings.py", set()),
-        ("evopress/config/closure.py", set()),
+        ("evopress/workflow/settings.py", set()),
+        ("evopress/workflow/code_dependencies.py", set()),
         ("config/config.yaml", set()),
         ("workflow/profiles/default/config.yaml", set()),
     ],
@@ -260,5 +260,5 @@ def test_an_archive_follows_its_search(
 
 
 def test_edited_code_of_the_archive_repeats_it_alone(finished: Checkout, settings: dict[str, Any]) -> None:
-    with edited(finished.root / "evopress/stitch/archive.py", b"\n"):
+    with edited(finished.root / "evopress/export/archive.py", b"\n"):
         assert finished.plan(settings, targets=["all", "archives"]) == {"archive evo"}

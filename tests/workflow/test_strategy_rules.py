@@ -10,8 +10,8 @@ from test_incremental import edited, replaced
 
 from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, read_table
-from evopress.config.generate import rows
-from evopress.config.settings import Settings
+from evopress.workflow.reference import rows
+from evopress.workflow.settings import Settings
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "random": {

@@ -12,8 +12,8 @@ from test_incremental import edited, replaced
 from evopress.artifacts.paths import Results
 from evopress.artifacts.study_tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 from evopress.artifacts.tables import read_table
-from evopress.config.generate import rows
-from evopress.config.settings import Settings
+from evopress.workflow.reference import rows
+from evopress.workflow.settings import Settings
 
 TARGETS = ["comparison", "monotonicity", "convergence"]
 REPORT = {"report", "comparison", "monotonicity"}

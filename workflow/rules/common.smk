@@ -13,16 +13,17 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 from snakemake.persistence.file import FilePersistence
 
-from evopress.accelerators import usable_devices
+from evopress.util.accelerators import usable_devices
 from evopress.artifacts.origin import require_settings
 from evopress.artifacts.paths import DENSE, Results, manifest_path, text_path
-from evopress.config import files, slices
-from evopress.config.closure import code_closure
-from evopress.config.devices import devices_of_job, devices_of_search
-from evopress.config.overlays import combined, read_yaml
-from evopress.config.settings import Settings
-from evopress.config.variants import needs_chain
-from evopress.errors import EvopressError
+from evopress.workflow import files
+from evopress.workflow import slices
+from evopress.workflow.code_dependencies import code_closure
+from evopress.workflow.devices import devices_of_job, devices_of_search
+from evopress.workflow.loading import combined, read_yaml
+from evopress.workflow.settings import Settings
+from evopress.compression.settings import needs_chain
+from evopress.util.errors import EvopressError
 from evopress.models.block_count import count_blocks
 
 

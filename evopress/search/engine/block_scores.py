@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from evopress.models.blockwise import BlockwiseModel
-from evopress.progress import progress
+from evopress.util.progress import progress
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(x [T, H], y [T, H]), both float32 -> [T]."""

@@ -9,11 +9,9 @@ from evopress.artifacts.paths import Results
 from evopress.artifacts.tables import read_provenance
 from evopress.config.compute import ComputeSettings
 from evopress.data.tokens import read_tokens
-from evopress.device import resolve_device
-from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
-from evopress.models.intact import require_intact
 from evopress.models.propagation import final_hidden
+from evopress.models.verify import require_intact
 from evopress.search.context import Context
 from evopress.search.engine.counters import Counters
 from evopress.search.engine.fitness import ModelEvaluator
@@ -24,6 +22,8 @@ from evopress.search.engine.packed import PackedWeights
 from evopress.search.engine.weights import ReadAhead, Unpack, VariantBlocks
 from evopress.search.processes.ranks import Ranks, in_parts
 from evopress.search.space import Space
+from evopress.util.device import resolve_device
+from evopress.util.errors import ConfigError
 
 
 def search_text(results: Results) -> torch.Tensor:

@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evopress.progress import progress
 from evopress.search.engine.counters import Counters
 from evopress.search.engine.forward import Check, advance
 from evopress.search.engine.memory import MemoryPlan
@@ -15,6 +14,7 @@ from evopress.search.engine.objectives import Objective, hidden_error, next_toke
 from evopress.search.engine.weights import VariantBlocks
 from evopress.search.evolution.selection import Judgement
 from evopress.search.minibatch import Minibatch, draw_minibatch
+from evopress.util.progress import progress
 
 
 class ModelEvaluator:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import linear_layers
+from evopress.util.errors import ConfigError
 
 RUN_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens that pass a block at once: enough to keep the device busy, more would only cost memory."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from evopress.metrics import IGNORE, distribution, kl_divergence, nll_per_token, pieces
+from evopress.util.metrics import IGNORE, distribution, kl_divergence, nll_per_token, pieces
 
 
 @dataclass(frozen=True)

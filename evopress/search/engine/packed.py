@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from evopress.artifacts.variants import VariantStore
 from evopress.compression.packing import decode
+from evopress.compression.store import VariantStore
 
 
 class PackedWeights:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from evopress.errors import SearchError
 from evopress.search.evolution.earlier import within_budget
 from evopress.search.evolution.initial import initial_candidates
 from evopress.search.evolution.mutation import make_offspring
@@ -15,6 +14,7 @@ from evopress.search.evolution.selection import Evaluator, Known, Step, select
 from evopress.search.evolution.sensitivity import measured_starts
 from evopress.search.record.trace import TraceRow
 from evopress.search.space import Candidate, Space
+from evopress.util.errors import SearchError
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from evopress import errors
 from evopress.artifacts.paths import Results
 from evopress.config.compute import ComputeSettings
-from evopress.config.search import SearchSettings
-from evopress.errors import EvopressError
+from evopress.search.settings import SearchSettings
+from evopress.util import errors
+from evopress.util.errors import EvopressError
 
 LOST_PEER = 75
 """Exit code of a process that ends because another one did."""

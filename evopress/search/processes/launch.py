@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from evopress.errors import EvopressError, SearchError
-from evopress.progress import log_file
 from evopress.search.processes import worker
 from evopress.search.processes.job import LOST_PEER, Job, JobFolder
 from evopress.search.processes.termination import stop_on_sigterm
+from evopress.util.errors import EvopressError, SearchError
+from evopress.util.progress import log_file
 
 __all__ = ["Job", "run_in_processes"]
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evopress.errors import SearchError
+from evopress.util.errors import SearchError
 
 _PATIENCE = timedelta(days=7)
 """Waiting for another process is no error, however long: the one that started them all sees if one dies."""

@@ -16,13 +16,13 @@ from typing import NoReturn
 import torch
 
 from evopress.artifacts.damage import set_aside
-from evopress.device import device_of_rank
-from evopress.errors import ArtifactError, DamagedError, EvopressError
-from evopress.progress import log, setup_logging
 from evopress.search.processes.job import LOST_PEER, JobFolder
 from evopress.search.processes.ranks import LostPeerError, joined
 from evopress.search.processes.termination import EXIT_CODE
 from evopress.search.stage import search
+from evopress.util.device import device_of_rank
+from evopress.util.errors import ArtifactError, DamagedError, EvopressError
+from evopress.util.progress import log, setup_logging
 
 
 def main(folder: JobFolder, rank: int) -> None:

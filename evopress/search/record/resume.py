@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from evopress.artifacts.atomic import write_text
-from evopress.errors import ArtifactError
-from evopress.progress import log
 from evopress.search.evolution.generations import State
 from evopress.search.evolution.selection import Judgement, Known
 from evopress.search.minibatch import Minibatch
 from evopress.search.record.effort import Effort
 from evopress.search.record.trace import TraceRow
+from evopress.util.errors import ArtifactError
+from evopress.util.progress import log
 
 _NOTHING = Effort()
 

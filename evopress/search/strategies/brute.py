@@ -6,13 +6,13 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from evopress.config.search import BruteSettings
-from evopress.errors import ConfigError
 from evopress.search.context import Context, Found
 from evopress.search.engine.objectives import Fitness
 from evopress.search.enumeration import enumeration
 from evopress.search.rounds import search_by_model
+from evopress.search.settings import BruteSettings
 from evopress.search.space import Space
+from evopress.util.errors import ConfigError
 
 PART = 64
 """Candidates that are judged together, and lost if the search is killed."""

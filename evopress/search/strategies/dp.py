@@ -11,15 +11,15 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from evopress.config.search import DpSettings
-from evopress.errors import ArtifactError
 from evopress.search.context import Context, Found
 from evopress.search.engine.objectives import Fitness
 from evopress.search.enumeration import enumeration, fitness_of_each
 from evopress.search.record.effort import Effort
 from evopress.search.rounds import search_by_model
+from evopress.search.settings import DpSettings
 from evopress.search.space import DENSE_LEVEL, Space
 from evopress.search.strategies.knapsack import least_error
+from evopress.util.errors import ArtifactError
 
 PART = 64
 """Candidates that are judged between two moments at which a search may be killed without loss."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from evopress.artifacts.tables import CONFIGURATION, read_table
-from evopress.config.search import EvolutionSettings
 from evopress.search.context import Context, Found
 from evopress.search.engine.evaluator import require_tokens
 from evopress.search.engine.objectives import Fitness
@@ -12,6 +11,7 @@ from evopress.search.evolution.generations import first_state, next_generation
 from evopress.search.evolution.initial import even_candidate
 from evopress.search.evolution.selection import Step
 from evopress.search.rounds import Rounds, search_by_model
+from evopress.search.settings import EvolutionSettings
 from evopress.search.space import Candidate, Space
 
 

@@ -13,13 +13,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from evopress.config.search import GreedySettings
 from evopress.search.context import Context, Found
 from evopress.search.engine.objectives import Fitness
 from evopress.search.evolution.generations import State, require_number
 from evopress.search.evolution.selection import Evaluator, judge
 from evopress.search.record.trace import PARENT, TraceRow
 from evopress.search.rounds import Round, Rounds, search_by_model
+from evopress.search.settings import GreedySettings
 from evopress.search.space import Candidate, Space
 
 

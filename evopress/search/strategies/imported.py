@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from evopress.artifacts.tables import LAYERS, read_table
-from evopress.config.search import ImportedSettings
-from evopress.configurations.match import match, require_budget
-from evopress.configurations.text import read_text
 from evopress.search.context import Context
+from evopress.search.settings import ImportedSettings
 from evopress.search.space import Candidate
+from evopress.search.text_format import read_text
+from evopress.search.text_match import match, require_budget
 
 
 def imported(context: Context[ImportedSettings]) -> Candidate:

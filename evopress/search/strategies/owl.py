@@ -17,11 +17,11 @@ from evopress.artifacts.paths import Results
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.artifacts.tensors import read_tensors, verify
-from evopress.config.search import OwlSettings
-from evopress.errors import ConfigError
 from evopress.models.checkpoint import Checkpoint
-from evopress.progress import progress
+from evopress.search.settings import OwlSettings
 from evopress.search.space import Candidate, Space
+from evopress.util.errors import ConfigError
+from evopress.util.progress import progress
 
 
 def owl(results: Results, space: Space, settings: OwlSettings, device: torch.device, where: str) -> Candidate:

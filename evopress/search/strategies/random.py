@@ -5,13 +5,13 @@ Each generation draws new ones; the best so far is admitted to the last selectio
 
 import numpy as np
 
-from evopress.config.search import RandomSettings
 from evopress.search.context import Context, Found
 from evopress.search.engine.objectives import Fitness
 from evopress.search.evolution.generations import State, select_next
 from evopress.search.evolution.sampling import random_candidate, random_candidates
 from evopress.search.evolution.selection import Evaluator, Step
 from evopress.search.rounds import Round, Rounds, search_by_model
+from evopress.search.settings import RandomSettings
 from evopress.search.space import Space
 
 

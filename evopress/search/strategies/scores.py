@@ -11,9 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evopress.config.search import ScoresSettings
-from evopress.device import resolve_device
-from evopress.errors import ConfigError
 from evopress.models.blockwise import BlockwiseModel
 from evopress.search.context import Context, Found
 from evopress.search.engine.block_scores import SCORES, block_scores
@@ -25,7 +22,10 @@ from evopress.search.minibatch import draw_minibatch
 from evopress.search.processes.termination import stop_on_sigterm
 from evopress.search.record.effort import Effort
 from evopress.search.rounds import search_by_model
+from evopress.search.settings import ScoresSettings
 from evopress.search.space import Candidate, Space
+from evopress.util.device import resolve_device
+from evopress.util.errors import ConfigError
 
 PART = 16
 """Blocks that are judged between two moments at which a search may be killed without loss."""

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from evopress.errors import ConfigError
 from evopress.search.space import Candidate, Space, Unit
+from evopress.util.errors import ConfigError
 
 
 def uniform_candidate(space: Space, target: float, where: str) -> Candidate:

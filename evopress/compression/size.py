@@ -1,0 +1,115 @@
+"""How large a model is, and would be once its layers are stored packed and its dropped modules not at all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from evopress.artifacts.paths import Results
+from evopress.artifacts.tables import LAYERS, read_table
+from evopress.compression.dropped import Dropped, dropped_modules, idle_tensors
+from evopress.compression.measure import Measure, average, measure_of, of_modules
+from evopress.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What is left of a model without some of its modules."""
+
+    dropped: Dropped
+    parameters: int
+    """Of the dense model."""
+    in_use: int
+    """Without blocks that are gone and without the linear layers of dropped modules."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a model, dense or compressed."""
+
+    bits: float
+    """Average over the weights of the searched layers; of sparse ones, those that are kept in the original's type."""
+    bits_with_overhead: float
+    """The same with scales, zeros or bitmasks."""
+    total_bytes: int
+    """The whole model: searched layers packed, everything else in use in the dense model's type."""
+    measure: Measure = "bits"
+    """What the search chose; with modules and layers in one configuration, that of the layers."""
+    sparsity: float | None = None
+    """Share of the searched layers' weights that are zero; None where levels are not sparsities."""
+    depth: Depth | None = None
+    """Where modules were dropped."""
+
+
+def dense_size(checkpoint: Checkpoint, configuration: pd.DataFrame | None = None) -> Size:
+    """Size of the dense model; bits are those of the layers that ``configuration`` names, or of all tensors."""
+    sizes = checkpoint.sizes()
+    layers = None if configuration is None else configuration[~of_modules(configuration)]
+    if layers is None or layers.empty:
+        bits = 8 * sum(sizes.values()) / sum(checkpoint.elements().values())
+    else:
+        bits = 8 * _searched_bytes(checkpoint, sizes, layers) / int(layers["parameters"].sum())
+    return Size(bits, bits, sum(sizes.values()))
+
+
+def compressed_size(checkpoint: Checkpoint, configuration: pd.DataFrame, layers: pd.DataFrame | None = None) -> Size:
+    """Size of the model that ``configuration`` (columns of CONFIGURATION) describes.
+
+    Args:
+        checkpoint: of the dense model.
+        configuration: levels of linear layers, of modules, or of both.
+        layers: columns of LAYERS; needed for modules.
+
+    Raises:
+        ArtifactError: a module is none of the model's.
+        KeyError: a unit is no layer of the checkpoint.
+        ValueError: modules without ``layers``.
+    """
+    sizes = checkpoint.sizes()
+    modules = of_modules(configuration)
+    depth, idle = _depth(checkpoint, configuration, layers) if modules.any() else (None, frozenset[str]())
+    total = sum(size for name, size in sizes.items() if name not in idle)
+    searched = configuration[~modules]
+    if searched.empty:
+        bits = 8 * total / sum(count for name, count in checkpoint.elements().items() if name not in idle)
+        return Size(bits, bits, total, "depth", depth=depth)
+    parameters, packed = int(searched["parameters"].sum()), int(searched["bytes"].sum())
+    dense = _searched_bytes(checkpoint, sizes, searched)
+    in_use = searched[[_stored(checkpoint, unit) not in idle for unit in searched["unit"]]]
+    total += int(in_use["bytes"].sum()) - _searched_bytes(checkpoint, sizes, in_use)
+    measure = measure_of(searched)
+    level = average(measure, int(searched["cost"].sum()), parameters)
+    bits, sparsity = (level, None) if measure == "bits" else ((1 - level) * 8 * dense / parameters, level)
+    return Size(bits, 8 * packed / parameters, total, measure, sparsity, depth)
+
+
+def size_of(results: Results, configuration: pd.DataFrame) -> Size:
+    """`compressed_size` in a run; the table of layers is read where it is needed.
+
+    Raises:
+        ArtifactError: the table of layers is missing or damaged, or does not know a module.
+        ModelError: the dense checkpoint is damaged.
+    """
+    layers = read_table(results.layers, LAYERS) if of_modules(configuration).any() else None
+    return compressed_size(Checkpoint(results.model), configuration, layers)
+
+
+def _depth(
+    checkpoint: Checkpoint, configuration: pd.DataFrame, layers: pd.DataFrame | None
+) -> tuple[Depth, frozenset[str]]:
+    """What is left, and the tensors that are not in use."""
+    if layers is None:
+        raise ValueError("a configuration of modules needs the table of layers")
+    dropped = dropped_modules(configuration, layers)
+    idle = idle_tensors(checkpoint, layers, dropped)
+    elements = checkpoint.elements()
+    in_use = sum(count for name, count in elements.items() if name not in idle)
+    return Depth(dropped, sum(elements.values()), in_use), idle
+
+
+def _stored(checkpoint: Checkpoint, unit: str) -> str:
+    return checkpoint.stored_name(f"{unit}.weight") or unit
+
+
+def _searched_bytes(checkpoint: Checkpoint, sizes: Mapping[str, int], configuration: pd.DataFrame) -> int:
+    return sum(sizes[_stored(checkpoint, unit)] for unit in configuration["unit"])

@@ -1,0 +1,138 @@
+"""Reading the variants of all blocks: tables, packed tensors by memory map, weights unpacked on demand."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.damage import damaged
+from evopress.artifacts.paths import Results, manifest_path
+from evopress.artifacts.provenance import Provenance
+from evopress.artifacts.read_ahead import ReadAhead
+from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table
+from evopress.artifacts.tensors import verify
+from evopress.compression.packing import decode, tensor_name
+from evopress.util.errors import ArtifactError
+
+
+class VariantStore:
+    """The variants of all blocks of a model; files stay open and are mapped, not read.
+
+    Raises:
+        ArtifactError: a block is missing or damaged, was made by other settings than the rest, or for another model.
+    """
+
+    def __init__(self, results: Results, variants: str, *, check: bool = True) -> None:
+        self.results, self.variants = results, variants
+        layers = read_table(results.layers, LAYERS)
+        blocks = sorted(int(block) for block in layers["block"].unique())
+        tables = [read_table(results.variant_table(variants, block), VARIANTS) for block in blocks]
+        self.table: pd.DataFrame = pd.concat(tables, ignore_index=True)
+        """Rows of the VARIANTS schema, in the order of blocks; layers that stay dense are absent."""
+        if check:
+            self._check(blocks)
+        keys = zip(self.table["block"], self.table["layer"], self.table["level"], strict=True)
+        self._formats: dict[tuple[int, str, str], str] = dict(zip(keys, self.table["format"], strict=True))
+        shapes = zip(layers["block"], layers["layer"], layers["rows"], layers["columns"], strict=True)
+        self._shapes = {(block, layer): (int(rows), int(columns)) for block, layer, rows, columns in shapes}
+        self._open: dict[int, tuple[Any, dict[tuple[str, str], list[str]]]] = {}
+        self._ahead: dict[int, ReadAhead] = {}
+
+    def packed(self, block: int, layer: str, level: str) -> dict[str, Tensor]:
+        """Packed parts of a layer at a level, mapped from the file.
+
+        Raises:
+            ArtifactError: there is no such variant, or the file cannot be read.
+        """
+        self._require(block, layer, level)
+        stream, parts = self._stream(block)
+        try:
+            return {part: stream.get_tensor(tensor_name(layer, level, part)) for part in parts[layer, level]}
+        except (KeyError, SafetensorError) as error:
+            path = self.results.variant_tensors(self.variants, block)
+            raise ArtifactError(f"{path}: lacks {layer} at level {level} ({error}); delete it and run again") from error
+
+    def format(self, block: int, layer: str, level: str) -> str:
+        """How the parts of a layer at a level decode.
+
+        Raises:
+            ArtifactError: there is no such variant.
+        """
+        self._require(block, layer, level)
+        return self._formats[block, layer, level]
+
+    def weight(
+        self, block: int, layer: str, level: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Weights [rows, columns] of a layer at a level, unpacked on ``device``.
+
+        Raises:
+            ArtifactError: there is no such variant, or the file cannot be read.
+        """
+        parts = self.packed(block, layer, level)
+        return decode(self._formats[block, layer, level], parts, self._shapes[block, layer], dtype, device)
+
+    def shape(self, block: int, layer: str) -> tuple[int, int]:
+        """Rows and columns of a layer."""
+        return self._shapes[block, layer]
+
+    def read_ahead(self, block: int, variants: Sequence[tuple[str, str]]) -> None:
+        """Have the system read variants of a block, (layer, level) each, from disk without waiting for them.
+
+        Raises:
+            ArtifactError: there is no such variant, or the file cannot be read.
+        """
+        parts = self._stream(block)[1]
+        if block not in self._ahead:
+            self._ahead[block] = ReadAhead(self.results.variant_tensors(self.variants, block))
+        for layer, level in variants:
+            self._require(block, layer, level)
+            self._ahead[block].ask([tensor_name(layer, level, part) for part in parts[layer, level]])
+
+    def _require(self, block: int, layer: str, level: str) -> None:
+        if (block, layer, level) not in self._formats:
+            levels = [known for *where, known in self._formats if where == [block, layer]]
+            raise ArtifactError(
+                f"variants {self.variants!r}: block {block} has no {layer} at level {level}; "
+                + (f"its levels are {', '.join(levels)}" if levels else "that layer stays dense")
+            )
+
+    def _stream(self, block: int) -> tuple[Any, dict[tuple[str, str], list[str]]]:
+        """The open file of a block, and the names of each variant's parts."""
+        if block not in self._open:
+            path = self.results.variant_tensors(self.variants, block)
+            try:
+                stream = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise damaged(path, error, path, manifest_path(path)) from error
+            parts: dict[tuple[str, str], list[str]] = {}
+            for name in stream.keys():  # noqa: SIM118 (not a mapping)
+                layer, level, part = name.rsplit("/", 2)
+                parts.setdefault((layer, level), []).append(part)
+            self._open[block] = stream, parts
+        return self._open[block]
+
+    def _check(self, blocks: Sequence[int]) -> None:
+        """Check digests, and that all blocks were made alike and for the model in the results folder."""
+        made_by: dict[int, tuple[str, str]] = {}
+        for block in blocks:
+            path = self.results.variant_tensors(self.variants, block)
+            table = self.results.variant_table(self.variants, block)
+            manifest = verify(path)
+            provenance = Provenance(**manifest["provenance"])
+            require_same_model(self.results, provenance, path)
+            if read_provenance(table) != provenance:
+                raise ArtifactError(f"{table}: made by other settings than {path}; delete both and run again")
+            made_by[block] = provenance.settings, str(manifest["facts"].get("hessians"))
+        usual = Counter(made_by.values()).most_common(1)[0][0]
+        odd = [str(block) for block in blocks if made_by[block] != usual]
+        if odd:
+            raise ArtifactError(
+                f"variants {self.variants!r}: blocks {', '.join(odd)} were made by other settings than the others; "
+                f"delete {self.results.variant_tensors(self.variants, blocks[0]).parent} and run again"
+            )

@@ -1,1 +1,0 @@
-"""Configurations as text, in the two formats that are published with the paper."""

@@ -1,0 +1,215 @@
+"""The model card of a compressed model: README.md with the YAML header that the Hugging Face hub reads.
+
+It is a stage of its own, after evaluation, so that the card holds measured numbers and a change of its wording
+makes no model again.
+"""
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from evopress.artifacts.atomic import write_text
+from evopress.artifacts.model_facts import ModelFacts, read_model_facts
+from evopress.artifacts.paths import DENSE, Results
+from evopress.artifacts.stitched import read_stitched_manifest
+from evopress.artifacts.tables import PERPLEXITY, read_provenance, read_table
+from evopress.compression.measure import of_modules
+from evopress.compression.size import Size, dense_size, size_of
+from evopress.export.depth_card import DepthFolder, depth_introduction, depth_size_rows, depth_title, modules_table
+from evopress.export.markdown import escape, fenced, markdown_table
+from evopress.export.strategies import chosen_by
+from evopress.models.checkpoint import Checkpoint
+from evopress.search.configuration import read_configuration, variants_of
+from evopress.util.versions import versions
+from evopress.util.yaml_text import to_yaml
+
+QUANTIZED = (
+    "The weights are stored dequantized, in the type of the original, so the folder loads like the original, with "
+    "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original."
+)
+SPARSE = (
+    "The removed weights are stored as zeros, so the folder loads like the original, with "
+    "`AutoModelForCausalLM.from_pretrained`, and takes as much memory and time as the original: no mainstream runtime "
+    "gains speed from zeros in arbitrary places today. (Patterns such as 2:4 can be used by some GPUs, once a runtime "
+    "has converted the weights.)"
+)
+
+
+def write_card(results: Results, search: str) -> None:
+    """Write README.md into the stitched folder; perplexity is told if it has been measured.
+
+    Raises:
+        ArtifactError: the stitched model, its configuration or a table is missing, damaged or of another model.
+    """
+    read_stitched_manifest(results, search)
+    write_text(results.card(search), render_card(results, search))
+
+
+def render_card(results: Results, search: str, folder: DepthFolder | None = None) -> str:
+    """Text of the card.
+
+    Args:
+        results: of the run.
+        search: name of the search.
+        folder: where modules were dropped, what holds the model; None is the folder that plain transformers loads.
+
+    Raises:
+        ArtifactError: as `write_card`.
+    """
+    facts = read_model_facts(results)
+    configuration = read_configuration(results, search)
+    settings = json.loads(read_provenance(results.configuration(search)).settings)
+    size, dense = size_of(results, configuration), dense_size(Checkpoint(results.model), configuration)
+    if size.depth and folder is None:
+        stored = sum(Checkpoint(results.stitched(search)).elements().values())
+        folder = DepthFolder(size.depth, size.depth.dropped.whole_blocks(), stored)
+    sections = [
+        header(facts, relation=None if folder else "quantized"),
+        f"# {escape(facts.name)} {_title(size)}",
+        _introduction(facts, search, settings, size, folder),
+        "## Size",
+        _size_section(size, dense, settings, folder),
+        "## Held-out text",
+        _perplexity_section(results, search),
+        *_levels_sections(configuration, size, folder),
+        "## Settings",
+        _settings_section(results, search, configuration),
+        "## Versions",
+        ", ".join(f"{name} {number}" for name, number in versions().items()),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def header(facts: ModelFacts, relation: str | None = "quantized") -> str:
+    """YAML header with the keys of the hub's model cards; ``relation`` is to the original, if the hub has a word."""
+    known: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["evopress", "compressed"],
+        **facts.card,
+    }
+    if facts.hub_id:
+        known |= {"base_model": facts.hub_id} | ({"base_model_relation": relation} if relation else {})
+    return f"---\n{to_yaml(known, sort=True)}---"
+
+
+def levels_table(configuration: pd.DataFrame) -> str:
+    """Markdown table of levels, one row a block, one column a layer."""
+    levels = configuration.pivot(index="block", columns="layer", values="level")
+    levels = levels[list(dict.fromkeys(configuration["layer"]))]
+    rows = [[str(block), *("-" if pd.isna(level) else str(level) for level in row)] for block, row in levels.iterrows()]
+    return markdown_table(["block", *levels.columns], rows)
+
+
+def _title(size: Size) -> str:
+    words = []
+    if size.measure != "depth":
+        words += [
+            f"at {size.bits:.4g} bits per weight" if size.sparsity is None else f"at {size.sparsity:.1%} sparsity"
+        ]
+    if size.depth:
+        words += [f"without {depth_title(size.depth.dropped)}"]
+    return " ".join(words)
+
+
+def _levels_sections(configuration: pd.DataFrame, size: Size, folder: DepthFolder | None) -> list[str]:
+    """Tables of what was chosen: of modules, of layers, or both."""
+    sections = []
+    if folder:
+        sections += ["## Dropped modules", "Blocks that are not listed are whole.", modules_table(folder)]
+    if size.measure != "depth":
+        meaning = (
+            "bits per weight, without scales"
+            if size.sparsity is None
+            else "signed steps of equally many weights from the target sparsity, or n of every m weights kept"
+        )
+        sections += ["## Levels", f"The level of each linear layer ({meaning}), by block."]
+        sections += [levels_table(configuration[~of_modules(configuration)])]
+    return sections
+
+
+def _introduction(
+    facts: ModelFacts, search: str, settings: dict[str, Any], size: Size, folder: DepthFolder | None
+) -> str:
+    origin = escape(facts.origin)
+    if facts.hub_id:
+        origin = f"[{escape(facts.hub_id)}](https://huggingface.co/{quote(facts.hub_id)})"
+    layers = (
+        "The linear layers listed below each have a level of compression; the rest is as in the original. The levels "
+        "are "
+        if size.measure != "depth"
+        else "Everything but its dropped modules is as in the original. They were "
+    )
+    texts = [f"A compressed version of {origin}. {layers}{chosen_by(settings)} (search `{search}`)."]
+    if folder:
+        texts += [depth_introduction(folder)]
+    if size.measure != "depth":
+        texts += [
+            f"{QUANTIZED if size.sparsity is None else SPARSE} "
+            "The packed size below is what the same numbers take with each layer stored at its level."
+        ]
+    return "\n\n".join(texts)
+
+
+def _size_section(size: Size, dense: Size, settings: dict[str, Any], folder: DepthFolder | None) -> str:
+    asked = f"{settings['target']:g}" if isinstance(settings.get("target"), int | float) else "not stated"
+    rows: list[list[str]] = depth_size_rows(folder) if folder else []
+    if size.measure == "depth":
+        rows = [["blocks' worth of modules to drop, as asked", asked], *rows]
+    elif size.measure == "bits":
+        rows += [
+            ["bits per weight asked (compressed layers)", asked],
+            ["bits per weight reached", f"{size.bits:.4f}"],
+            ["bits per weight with scales and zeros", f"{size.bits_with_overhead:.4f}"],
+        ]
+    else:
+        rows += [
+            ["sparsity asked (compressed layers)", asked],
+            ["sparsity reached", f"{size.sparsity:.4f}"],
+            ["bits per weight with the bitmask", f"{size.bits_with_overhead:.4f}"],
+        ]
+    name = "size of the parameters in use" if size.measure == "depth" else "packed size of the whole model"
+    rows += [
+        ["bits per weight of the original", f"{dense.bits:.4g}"],
+        [name, f"{size.total_bytes / 1e6:,.1f} MB"],
+        ["size of the original", f"{dense.total_bytes / 1e6:,.1f} MB"],
+    ]
+    return markdown_table(["", "value"], rows)
+
+
+def _perplexity_section(results: Results, search: str) -> str:
+    if not results.perplexity(search).exists():
+        return "Not measured yet."
+    measured = read_table(results.perplexity(search), PERPLEXITY).to_dict("records")
+    original: dict[str, float] = {}
+    if results.perplexity(DENSE).exists():
+        table = read_table(results.perplexity(DENSE), PERPLEXITY)
+        original = dict(zip(table["dataset"], table["perplexity"], strict=True))
+    rows = [
+        [
+            str(row["dataset"]),
+            f"{original[row['dataset']]:.4f}" if row["dataset"] in original else "-",
+            f"{row['perplexity']:.4f}",
+            f"{row['kl']:.5f}",
+            f"{row['tokens']:,}",
+        ]
+        for row in measured
+    ]
+    columns = [
+        "text",
+        "perplexity, original",
+        "perplexity, this model",
+        "KL to the original (nats per token)",
+        "tokens",
+    ]
+    return markdown_table(columns, rows)
+
+
+def _settings_section(results: Results, search: str, configuration: pd.DataFrame) -> str:
+    """Settings that made the configuration and its variants, as the artifacts themselves record them."""
+    made: dict[str, Any] = {"search": json.loads(read_provenance(results.configuration(search)).settings)}
+    for name, table in variants_of(results, configuration):
+        made.setdefault("variants", {})[name] = json.loads(read_provenance(table).settings)
+    return fenced(to_yaml(made), "yaml")

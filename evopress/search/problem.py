@@ -1,0 +1,97 @@
+"""What a search picks from: its variants on disk, as a space."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.paths import Results
+from evopress.artifacts.tables import CONFIGURATION, MODULES, read_provenance, read_table
+from evopress.artifacts.tensors import read_manifest, sha256
+from evopress.compression.measure import Measure, average, measure_of
+from evopress.compression.store import VariantStore
+from evopress.search.depth import make_depth_space, module_rows, units_from_modules
+from evopress.search.space import Candidate, GroupRule, Space, make_space, units_from_variants
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The space of one search, and where its levels come from."""
+
+    space: Space
+    variants: str
+    """Name of the variants."""
+    measure: Measure
+    digests: list[str]
+    """Of everything that was read."""
+    store: VariantStore | None
+    """The weights of the levels; None where levels are to keep or to drop."""
+    modules: pd.DataFrame | None = None
+    """What may be dropped (MODULES schema)."""
+
+    def configuration(self, candidate: Candidate) -> pd.DataFrame:
+        """Table with the CONFIGURATION schema."""
+        if self.modules is not None:
+            return module_rows(self.modules, self.space, candidate, self.variants)
+        return layer_rows(self.space, candidate, self.variants)
+
+    def describe(self, candidate: Candidate) -> str:
+        """What a candidate comes to, in words."""
+        units = self.space.units
+        if self.modules is not None:
+            dropped = self.modules["unit"].isin(
+                [unit.name for unit, level in zip(units, candidate, strict=True) if not level]
+            )
+            return f"{int(dropped.sum())} of {len(dropped)} modules dropped"
+        reached = average(self.measure, self.space.cost_of(candidate), sum(unit.parameters for unit in units))
+        return f"{len(units)} units, {self.measure} {reached:.4f} on average"
+
+
+def open_choices(
+    results: Results, variants: str, target: float, group_rule: GroupRule, where: str, *, check: bool = True
+) -> Choices:
+    """Open the variants of a search.
+
+    Args:
+        results: the run.
+        variants: their name.
+        target: of the search.
+        group_rule: who may trade levels.
+        where: dotted path of the search's settings, for messages.
+        check: whether to verify digests.
+
+    Raises:
+        ConfigError: the target and the levels do not allow the search.
+        ArtifactError: variants are missing, damaged or of another model.
+    """
+    path = results.module_table(variants)
+    if path.exists():
+        require_same_model(results, read_provenance(path), path)
+        modules = read_table(path, MODULES)
+        space = make_depth_space(units_from_modules(modules, group_rule), target, where)
+        return Choices(space, variants, "depth", [sha256(path)], None, modules)
+    store = VariantStore(results, variants, check=check)
+    measure = measure_of(store.table)
+    space = make_space(units_from_variants(store.table, group_rule), target, where, measure)
+    blocks = sorted({unit.block for unit in space.units})
+    digests = [read_manifest(results.variant_tensors(variants, block))["sha256"] for block in blocks]
+    return Choices(space, variants, measure, digests, store)
+
+
+def layer_rows(space: Space, candidate: Candidate, variants: str) -> pd.DataFrame:
+    """The level of each layer, with the CONFIGURATION schema."""
+    rows = [
+        (
+            unit.name,
+            unit.block,
+            unit.layer,
+            variants,
+            level.label,
+            level.value,
+            level.cost,
+            unit.parameters,
+            level.bytes,
+        )
+        for unit, level in ((unit, unit.levels[index]) for unit, index in zip(space.units, candidate, strict=True))
+    ]
+    return pd.DataFrame(rows, columns=CONFIGURATION.names)

@@ -1,0 +1,80 @@
+"""Files of the user's own that a stage reads: inputs of its jobs, so that a changed file makes them run again."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from evopress.config.data import FileText, TextSettings
+from evopress.config.evaluation import TaskSettings
+from evopress.config.model import FolderModel, GgufModel, ModelSettings
+from evopress.data.local import find_files
+from evopress.search.settings import ImportedSettings, SearchSettings
+from evopress.util.errors import ConfigError, ModelError
+
+_NOT_LITERAL = re.compile(r"[{}\n\r]|<[a-z][a-z0-9_]*>")
+"""Wildcards, variables and line breaks: Snakemake would look for another file."""
+
+
+def model_files(model: ModelSettings) -> list[str]:
+    """The GGUF file or the files of the folder; none of a model that is fetched.
+
+    Raises:
+        ModelError: there are none. (Snakemake would not mind while what it made of them earlier is there.)
+    """
+    if not isinstance(model, FolderModel | GgufModel):
+        return []
+    path = Path(model.path)
+    if not (found := _listed(path.glob("*") if path.is_dir() else [path])):
+        raise ModelError(f"model.path: {model.path!r} is not there, or empty; check the path")
+    return found
+
+
+def text_files(text: TextSettings) -> list[str]:
+    """Files of local text; none of a data set that is fetched.
+
+    Raises:
+        DataError: there are none where the settings say.
+    """
+    return _listed(find_files(text.path)) if isinstance(text, FileText) else []
+
+
+def task_files(tasks: TaskSettings) -> list[str]:
+    """Files of the folder of own tasks: inputs of their evaluation, so that an edited task runs again.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if tasks.include_path is None:
+        return []
+    folder = Path(tasks.include_path)
+    if not folder.is_dir():
+        raise ConfigError(f"evaluation.tasks.include_path: {tasks.include_path!r} is not a folder")
+    return _listed(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
+
+
+def search_files(search: SearchSettings, where: str) -> list[str]:
+    """The file of an imported configuration: an edited one is imported again.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if not isinstance(search, ImportedSettings):
+        return []
+    path = Path(search.file)
+    if not path.is_file():
+        raise ConfigError(f"{where}.file: {search.file!r} is not there; check the path")
+    return _literal([path.as_posix()])
+
+
+def _listed(paths: Iterable[Path]) -> list[str]:
+    return _literal(sorted(path.as_posix() for path in paths if path.is_file() and not path.name.startswith(".")))
+
+
+def _literal(found: list[str]) -> list[str]:
+    """Paths that Snakemake takes as they are."""
+    for path in found:
+        if odd := _NOT_LITERAL.search(path):
+            raise ConfigError(
+                f"{path!r}: Snakemake cannot take {odd[0]!r} in a path literally; rename the file or folder"
+            )
+    return found

@@ -1,0 +1,56 @@
+"""Searches that rest on other searches: which must be there, of the same family, and without a circle."""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+
+from evopress.compression.settings import DropSettings, GptqSettings, VariantSettings
+from evopress.search.settings import SearchSettings
+from evopress.workflow.seeds import groups
+
+
+def order_problems(
+    where: str, name: str, searches: Mapping[str, SearchSettings], variants: Mapping[str, VariantSettings]
+) -> Iterator[str]:
+    """Why a search cannot start from the others that it names.
+
+    Args:
+        where: dotted path of its settings.
+        name: of the search.
+        searches: all there are, by name.
+        variants: all there are, by name.
+    """
+    for other in searches[name].rests_on():
+        if other not in searches and (repetitions := groups(searches).get(other)):
+            yield f"{where}.start_from: {other!r} is run with several seeds; name one of {', '.join(repetitions)}"
+        elif other not in searches:
+            near = get_close_matches(other, searches, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(searches)}"
+            yield f"{where}.start_from: no search is named {other!r}: {hint}"
+        elif _reaches(other, name, searches):
+            yield f"{where}.start_from: {other!r} rests on this search itself; name another"
+        elif _family(searches[name], variants) != _family(searches[other], variants):
+            yield (
+                f"{where}.start_from: {other!r} chooses from variants of another family "
+                f"({searches[other].variants!r}); name one that quantizes, prunes or drops as this one does"
+            )
+
+
+def _reaches(name: str, goal: str, searches: Mapping[str, SearchSettings]) -> bool:
+    """Whether ``name`` is, or rests on, the search ``goal``; circles that leave it out end, too."""
+    seen: set[str] = set()
+    open_ends = [name]
+    while open_ends:
+        current = open_ends.pop()
+        if current == goal:
+            return True
+        if current not in seen and current in searches:
+            seen.add(current)
+            open_ends += searches[current].rests_on()
+    return False
+
+
+def _family(search: SearchSettings, variants: Mapping[str, VariantSettings]) -> str:
+    made = variants.get(search.variants)
+    if made is None:
+        return "unknown"  # which is an error of its own
+    return "depth" if isinstance(made, DropSettings) else "bits" if isinstance(made, GptqSettings) else "sparsity"

@@ -1,0 +1,124 @@
+"""All settings of a run, and what must hold between their sections."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from evopress.artifacts.paths import DENSE
+from evopress.compression.settings import HessianSettings, VariantSettings
+from evopress.config.base import Name, Section, drop_removed, parse_section
+from evopress.config.compute import ComputeSettings
+from evopress.config.data import DataSettings
+from evopress.config.evaluation import EvaluationSettings
+from evopress.config.model import ModelSettings
+from evopress.config.studies import MonotonicitySettings, StudiesSettings, require_text
+from evopress.config.texts import unusable_texts
+from evopress.search.settings import SearchSettings
+from evopress.util.errors import ConfigError
+from evopress.workflow.families import level_problems
+from evopress.workflow.order import order_problems
+from evopress.workflow.seeds import repeated, written_name
+
+ROLES = ("calibration", "search")
+"""Names of token files that no evaluation set may take."""
+KINDS = ("source", "method", "strategy")
+"""Keys that say of which kind a section is, and so which other keys it may hold."""
+
+
+class Settings(Section):
+    """Everything that a run is asked to do."""
+
+    name: Name = Field(description="Folder under `results/` that the run writes to.")
+    complete: bool = Field(
+        False, description="True in a file that stands alone instead of being laid over config/config.yaml."
+    )
+    model: ModelSettings
+    data: DataSettings
+    hessians: HessianSettings = HessianSettings()
+    variants: Annotated[dict[Name, VariantSettings], BeforeValidator(drop_removed)] = Field(
+        {}, description="Databases of compressed layers, by name; null removes an entry."
+    )
+    searches: Annotated[dict[Name, SearchSettings], BeforeValidator(drop_removed), AfterValidator(repeated)] = Field(
+        {}, description="Ways to choose levels, by name; null removes an entry."
+    )
+    evaluation: EvaluationSettings = EvaluationSettings()
+    studies: StudiesSettings = StudiesSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any]) -> "Settings":
+        """Validate settings, section by section and then against one another.
+
+        Raises:
+            ConfigError: one line per problem, each starting with the dotted path of the setting.
+        """
+        if unusable := list(unusable_texts(values)):
+            raise ConfigError("\n".join(unusable))
+        settings = parse_section(cls, _without_removed_texts(values))
+        if problems := dict.fromkeys(_problems(settings)):  # repetitions of a search share theirs
+            raise ConfigError("\n".join(problems))
+        return settings
+
+
+def lay_over(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge ``overlay`` into ``base``, key by key and at every depth.
+
+    A section whose kind changes (another ``source``, ``method`` or ``strategy``) is replaced whole: the keys of the
+    old kind mean nothing to the new one.
+    """
+    merged = dict(base)
+    for key, value in overlay.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and not _changes_kind(below, value):
+            merged[key] = lay_over(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _changes_kind(below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
+    return any(kind in above and kind in below and above[kind] != below[kind] for kind in KINDS)
+
+
+def _without_removed_texts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop evaluation sets that are null (done here because `data` is a section of its own)."""
+    data = values.get("data")
+    if not isinstance(data, Mapping) or "evaluation" not in data:
+        return dict(values)
+    return {**values, "data": {**data, "evaluation": drop_removed(data["evaluation"])}}
+
+
+def _problems(settings: Settings) -> Iterator[str]:
+    for name in settings.data.evaluation:
+        if name in ROLES:
+            yield f"data.evaluation.{name}: the name is taken by data.{name}; choose another"
+    for repetition, search in settings.searches.items():
+        name = written_name(repetition, search)
+        where = f"searches.{name}"
+        if name == DENSE:
+            yield f"{where}: the name is taken by the uncompressed model; choose another"
+        if name.endswith(".json"):
+            yield f"{where}: models/{name} would be the manifest of another search's model; choose another name"
+        yield from level_problems(where, search, settings.variants)
+        yield from order_problems(where, repetition, settings.searches, settings.variants)
+        yield from _token_problems(where, search, settings.data.search.tokens)
+    for name, study in settings.studies.monotonicity.items():
+        yield from _study_problems(f"studies.monotonicity.{name}", study, settings)
+
+
+def _token_problems(where: str, search: SearchSettings, available: int | None) -> Iterator[str]:
+    for key, asked in search.tokens_asked().items():
+        if available is not None and asked > available:
+            yield f"{where}.{key}: {asked} tokens are more than data.search.tokens has ({available})"
+
+
+def _study_problems(where: str, study: MonotonicitySettings, settings: Settings) -> Iterator[str]:
+    yield from level_problems(where, study, settings.variants)
+    text = settings.data.search
+    if text.tokens is None:
+        return
+    try:
+        require_text(study, text.tokens // text.sequence_length, text.sequence_length)
+    except ValueError as error:
+        yield f"{where}.{error}"

@@ -1,0 +1,109 @@
+"""The slice of the settings that each stage's result depends on, as normalised JSON, and nothing more.
+
+Snakemake reruns a job whose slice has changed, so whatever cannot change a result stays out.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from evopress.artifacts.paths import DENSE, Results, manifest_path
+from evopress.config.data import TextSettings
+from evopress.config.studies import ReportedStudies
+from evopress.workflow.seeds import groups
+from evopress.workflow.settings import Settings
+
+
+def model_slice(settings: Settings) -> str:
+    """Source and type of the weights; the number of blocks only says which jobs there are."""
+    return settings.model.model_dump_json(exclude={"blocks"})
+
+
+def texts(settings: Settings) -> dict[str, TextSettings]:
+    """Every text by the name of its file of tokens."""
+    return {"calibration": settings.data.calibration, "search": settings.data.search, **settings.data.evaluation}
+
+
+def tokens_slice(settings: Settings, dataset: str) -> str:
+    """Text and windowing of one data set."""
+    return texts(settings)[dataset].model_dump_json()
+
+
+def hessians_slice(settings: Settings) -> str:
+    """Shards: the order of summation shows in the last bits. Whether Hessians are kept changes nothing in them."""
+    return settings.hessians.model_dump_json(exclude={"keep"})
+
+
+def variants_slice(settings: Settings, variants: str) -> str:
+    """Method and levels of one database of variants."""
+    return settings.variants[variants].model_dump_json()
+
+
+def search_slice(settings: Settings, search: str) -> str:
+    """One search."""
+    return settings.searches[search].model_dump_json()
+
+
+def tasks_slice(settings: Settings) -> str:
+    """lm-eval tasks."""
+    return settings.evaluation.tasks.model_dump_json()
+
+
+def perplexity_slice(settings: Settings) -> str:
+    """Names of the evaluation sets."""
+    return json.dumps({"datasets": list(settings.data.evaluation)})
+
+
+def comparison_slice(settings: Settings) -> str:
+    """Searches by the name in the settings."""
+    return ReportedStudies(groups=_groups(settings)).model_dump_json(include={"groups"})
+
+
+def convergence_slice(settings: Settings) -> str:
+    """The study of convergence, which must be in the settings."""
+    assert settings.studies.convergence is not None
+    return settings.studies.convergence.model_dump_json()
+
+
+def monotonicity_slice(settings: Settings, study: str) -> str:
+    """One study of monotonicity."""
+    return settings.studies.monotonicity[study].model_dump_json()
+
+
+def reported_studies(settings: Settings) -> ReportedStudies:
+    """What the report says of studies."""
+    found = _groups(settings)
+    return ReportedStudies(
+        groups=found if list(found) != list(settings.searches) else {},
+        convergence=settings.studies.convergence is not None,
+        monotonicity=tuple(settings.studies.monotonicity),
+    )
+
+
+def _groups(settings: Settings) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(members) for name, members in groups(settings.searches).items()}
+
+
+def expected_slices(settings: Settings, results: Results, blocks: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    """One artifact of each job, with the slice that should have made it."""
+    yield results.layers, model_slice(settings)
+    for dataset in texts(settings):
+        yield results.tokens(dataset), tokens_slice(settings, dataset)
+    for block in blocks:
+        yield manifest_path(results.hessian(block)), hessians_slice(settings)
+        for variants in settings.variants:
+            if settings.variants[variants].method != "drop":
+                yield results.variant_table(variants, block), variants_slice(settings, variants)
+    for variants, made in settings.variants.items():
+        if made.method == "drop":
+            yield results.module_table(variants), variants_slice(settings, variants)
+    if settings.studies.convergence is not None:
+        yield results.convergence, convergence_slice(settings)
+    for study in settings.studies.monotonicity:
+        yield results.monotonicity_pairs(study), monotonicity_slice(settings, study)
+    for search in settings.searches:
+        yield results.configuration(search), search_slice(settings, search)
+        yield results.archive(search), search_slice(settings, search)
+    for model in (DENSE, *settings.searches):
+        yield results.perplexity(model), perplexity_slice(settings)
+        yield results.tasks(model), tasks_slice(settings)
