@@ -9,7 +9,7 @@ import torch
 from finished_run import FINGERPRINT, provenance
 from torch import nn
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, MODULES, write_table
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
@@ -18,20 +18,20 @@ SEARCH = {"strategy": "evolution", "target": 1, "variants": "depth", "fitness": 
 BLOCKS = 3
 
 
-def write_depth_model(results: Results, model: nn.Module) -> None:
+def write_depth_model(run: Run, model: nn.Module) -> None:
     """Model folder, manifest and table of layers, as the model stage leaves them."""
-    model.save_pretrained(results.model)
+    model.save_pretrained(run.model)
     manifest = {"fingerprint": FINGERPRINT, "source": {"source": "hub", "id": "someone/tiny", "revision": "main"}}
-    results.model_manifest.write_text(json.dumps(manifest))
-    layers = layer_table(BlockwiseModel.from_folder(results.model, torch.device("cpu")).model)
-    write_table(layers, results.layers, LAYERS, provenance())
+    run.model_manifest.write_text(json.dumps(manifest))
+    layers = layer_table(BlockwiseModel.from_folder(run.model, torch.device("cpu")).model)
+    write_table(layers, run.layers, LAYERS, provenance())
 
 
 def write_depth_configuration(
-    results: Results, search: str, dropped: Collection[tuple[int, str]], itemsize: int = 4, excluded: Iterable = ()
+    run: Run, search: str, dropped: Collection[tuple[int, str]], itemsize: int = 4, excluded: Iterable = ()
 ) -> pd.DataFrame:
     """A configuration that keeps all modules but those ``dropped``; the excluded ones are not listed."""
-    layers = pd.read_parquet(results.layers)
+    layers = pd.read_parquet(run.layers)
     rows = []
     for (block, kind), group in layers.groupby(["block", "module"]):
         if (block, kind) in excluded:
@@ -42,9 +42,9 @@ def write_depth_configuration(
         level = ("keep", 0.0) if kept else ("drop", 1.0)
         rows.append((prefix + kind, block, kind, "depth", *level, int(kept), parameters, kept * itemsize * parameters))
     frame = pd.DataFrame(rows, columns=CONFIGURATION.names)
-    write_table(frame, results.configuration(search), CONFIGURATION, provenance(SEARCH))
+    write_table(frame, run.configuration(search), CONFIGURATION, provenance(SEARCH))
     table = pd.DataFrame(columns=MODULES.names)
-    write_table(table, results.module_table("depth"), MODULES, provenance({"method": "drop", "unit": "module"}))
+    write_table(table, run.module_table("depth"), MODULES, provenance({"method": "drop", "unit": "module"}))
     return frame
 
 

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import CONFIGURATION, TOKENS, write_table
 
@@ -42,22 +42,22 @@ def provenance(settings: object = None, fingerprint: str = FINGERPRINT) -> Prove
     return Provenance("test", json.dumps(settings or {}), fingerprint)
 
 
-def write_model(results: Results, model: LlamaForCausalLM, source: dict | None = None) -> None:
+def write_model(run: Run, model: LlamaForCausalLM, source: dict | None = None) -> None:
     """The dense model's folder with a tokenizer and a chat template, and its manifest."""
-    model.save_pretrained(results.model)
+    model.save_pretrained(run.model)
     words = {"<unk>": 0, "</s>": 1} | {f"w{number}": number for number in range(2, VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
     fast.chat_template = "{{ messages }}"
-    fast.save_pretrained(results.model)
+    fast.save_pretrained(run.model)
     source = source or {"source": "hub", "id": "someone/tiny-llama", "revision": "main"}
     manifest = {"fingerprint": FINGERPRINT, "source": source, "origin": {"commit": "0" * 40}}
-    results.model_manifest.write_text(json.dumps(manifest))
+    run.model_manifest.write_text(json.dumps(manifest))
 
 
 def write_tokens(
-    results: Results,
+    run: Run,
     dataset: str,
     sequences: int = 3,
     length: int = 12,
@@ -69,12 +69,12 @@ def write_tokens(
     frame = pd.DataFrame(
         {"sequence": range(sequences), "documents": [["text"]] * sequences, "tokens": tokens.int().tolist()}
     )
-    write_table(frame, results.tokens(dataset), TOKENS, provenance({"source": "file"}, fingerprint))
+    write_table(frame, run.tokens(dataset), TOKENS, provenance({"source": "file"}, fingerprint))
     return tokens
 
 
 def write_configuration(
-    results: Results, search: str, level: str | None = None, fingerprint: str = FINGERPRINT
+    run: Run, search: str, level: str | None = None, fingerprint: str = FINGERPRINT
 ) -> pd.DataFrame:
     """A configuration with levels 2, 3 and 4 by turns, or one level everywhere."""
     rows = []
@@ -88,11 +88,11 @@ def write_configuration(
             rows.append((unit, block, layer, "gptq", chosen, float(bits), bits * weights, weights, bits * weights // 8))
     frame = pd.DataFrame(rows, columns=CONFIGURATION.names)
     settings = SEARCH if level is None else {"strategy": "uniform", "target": float(level), "variants": "gptq"}
-    write_table(frame, results.configuration(search), CONFIGURATION, provenance(settings, fingerprint))
+    write_table(frame, run.configuration(search), CONFIGURATION, provenance(settings, fingerprint))
     return frame
 
 
-def make_results(folder: Path, **options: object) -> Results:
-    results = Results(folder / "run")
-    write_model(results, tiny_model(**options))  # type: ignore[arg-type]
-    return results
+def make_results(folder: Path, **options: object) -> Run:
+    run = Run(folder / "run")
+    write_model(run, tiny_model(**options))  # type: ignore[arg-type]
+    return run

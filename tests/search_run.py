@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from finished_run import BLOCKS, make_results, provenance, write_tokens
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tables import write_table
 from evopress.artifacts.tensors import write_tensors
@@ -30,29 +30,29 @@ SETTINGS = EvolutionSettings(
 MIXED = SETTINGS.model_copy(update={"target": 2.7, "seed": 3})
 
 
-def prepare(folder: Path) -> Results:
+def prepare(folder: Path) -> Run:
     """A tiny model with search tokens and real variants, without any search."""
-    results = make_results(folder)
-    write_tokens(results, "search", sequences=6)
-    model = BlockwiseModel.from_folder(results.model, torch.device("cpu"))
+    run = make_results(folder)
+    write_tokens(run, "search", sequences=6)
+    model = BlockwiseModel.from_folder(run.model, torch.device("cpu"))
     layers = layer_table(model.model)
-    write_table(layers, results.layers, LAYER_SCHEMA, provenance())
+    write_table(layers, run.layers, LAYER_SCHEMA, provenance())
     for block in range(BLOCKS):
         rows = layers[layers["block"] == block].drop_duplicates("input_group")
         hessians = {row.input_group: torch.eye(row.columns) for row in rows.itertuples()}
-        write_tensors(hessians, results.hessian(block), provenance(), {"tokens": 1})
-        make_variants(results, "gptq", GptqSettings(bits=(2, 3, 4), group_size=8), COMPUTE, block)
-    return results
+        write_tensors(hessians, run.hessian(block), provenance(), {"tokens": 1})
+        make_variants(run, "gptq", GptqSettings(bits=(2, 3, 4), group_size=8), COMPUTE, block)
+    return run
 
 
-def artifacts(results: Results, name: str = "q") -> tuple[bytes, bytes]:
-    return results.configuration(name).read_bytes(), results.trace(name).read_bytes()
+def artifacts(run: Run, name: str = "q") -> tuple[bytes, bytes]:
+    return run.configuration(name).read_bytes(), run.trace(name).read_bytes()
 
 
-def fresh(results: Results, name: str | Path) -> Results:
+def fresh(run: Run, name: str | Path) -> Run:
     """The same run under a root of its own, so that searches do not meet; beside it if ``name`` is relative."""
-    own = Results(results.root.parent / name)
+    own = Run(run.root.parent / name)
     own.root.mkdir()
-    for path in results.root.iterdir():
+    for path in run.root.iterdir():
         (own.root / path.name).symlink_to(path.resolve())
     return own

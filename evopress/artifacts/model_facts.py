@@ -8,7 +8,7 @@ import yaml
 
 from evopress.artifacts.damage import damaged
 from evopress.artifacts.manifest import load_manifest
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 
 _INHERITED = ("license", "license_name", "license_link", "language")
 """Keys of the original's model card that hold for a compressed version too."""
@@ -27,18 +27,18 @@ class ModelFacts:
     """Entries of the original's card that a compressed version inherits."""
 
 
-def read_model_facts(results: Results) -> ModelFacts:
+def read_model_facts(run: Run) -> ModelFacts:
     """Facts from ``model.json`` and from the original's model card, where it has one.
 
     Raises:
         ArtifactError: ``model.json`` is missing.
         DamagedError: it is damaged.
     """
-    path = results.model_manifest
+    path = run.model_manifest
     manifest = load_manifest(path, "model")
     try:
         source, origin = manifest["source"], manifest.get("origin", {})
-        return model_facts({**source, **origin}, read_card(results.model / "README.md"))
+        return model_facts({**source, **origin}, read_card(run.model / "README.md"))
     except (KeyError, TypeError) as error:
         raise damaged(path, repr(error)) from error
 

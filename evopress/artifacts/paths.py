@@ -13,7 +13,7 @@ def block_name(block: int | str) -> str:
 
 
 @dataclass(frozen=True)
-class Results:
+class Run:
     """The folder of one named run. Arguments may be Snakemake wildcards such as ``{block}``."""
 
     root: Path

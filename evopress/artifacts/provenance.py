@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from evopress import __version__
 from evopress.artifacts.damage import damaged
 from evopress.artifacts.manifest import load_manifest
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 
 PROVENANCE_KEY = "evopress"
 """Key under which the metadata of a parquet or safetensors file holds it."""
@@ -33,14 +33,14 @@ class Provenance:
         return cls(**json.loads(text))
 
 
-def read_model_fingerprint(results: Results) -> str:
+def read_model_fingerprint(run: Run) -> str:
     """Fingerprint of the dense model, without loading anything of the model.
 
     Raises:
         ArtifactError: ``model.json`` is missing.
         DamagedError: it is damaged, or holds no fingerprint.
     """
-    path = results.model_manifest
+    path = run.model_manifest
     fingerprint = load_manifest(path, "model").get("fingerprint")
     if not isinstance(fingerprint, str) or not fingerprint:
         raise damaged(path, "holds no fingerprint")

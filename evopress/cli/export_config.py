@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.cli.output import add_output_arguments, emit
 from evopress.compression.measure import DROP, measure_of
@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print or write the text."""
-    emit(exported(Results(arguments.results), arguments.search), arguments.output, force=arguments.force)
+    emit(exported(Run(arguments.results), arguments.search), arguments.output, force=arguments.force)
 
 
-def exported(results: Results, search: str) -> str:
+def exported(results: Run, search: str) -> str:
     """Text of the configuration of a search.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.cli.output import add_output_arguments, emit
 from evopress.search.text_format import read_text
 from evopress.search.text_match import match, require_budget
@@ -66,7 +66,7 @@ def _facts(settings: Settings, name: str, path: Path) -> list[str]:
     from evopress.plan.space import planned_space
     from evopress.plan.variants import variant_table
 
-    search, results = settings.searches[name], Results(Path("results") / settings.name)
+    search, results = settings.searches[name], Run(Path("results") / settings.name)
     text = read_text(path, f"searches.{name}.file")
     shape = shape_of(settings.model, results)
     if shape is None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.workflow.loading import DEFAULT, load_settings
 
 
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = load_settings(arguments.config)
     from evopress.plan.run import plan  # only here: settings are checked before transformers is imported
 
-    print(plan(settings, Results(Path("results") / settings.name), arguments.device_memory_gb))
+    print(plan(settings, Run(Path("results") / settings.name), arguments.device_memory_gb))
 
 
 def _positive(text: str) -> float:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from evopress.artifacts.atomic import explain, is_lack_of_space_or_access
 from evopress.artifacts.damage import set_aside
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.config.base import parse_json
 from evopress.config.compute import ComputeSettings
 from evopress.util.allocator import keep_freed_memory
@@ -34,8 +34,8 @@ def argument_parser(about: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _results(text: str) -> Results:
-    return Results(Path(text))
+def _results(text: str) -> Run:
+    return Run(Path(text))
 
 
 def _compute(text: str) -> ComputeSettings:

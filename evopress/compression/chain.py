@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import read_provenance
 from evopress.artifacts.tensors import read_tensors, sha256, verify, write_tensors
@@ -35,7 +35,7 @@ _STATE = "hidden"
 
 
 def make_chained_variants(
-    results: Results,
+    run: Run,
     name: str,
     settings: CompressionSettings,
     compute: ComputeSettings,
@@ -54,38 +54,38 @@ def make_chained_variants(
         ConfigError: a pattern of ``exclude`` matches no layer, or the device is not there.
         ModelError: a weight cannot be read.
     """
-    layers = included_layers(results, name, settings, block)
-    provenance = variants_provenance(results, settings)
-    tokens = read_tokens(results, "calibration")
-    facts = _facts(results, tokens)
+    layers = included_layers(run, name, settings, block)
+    provenance = variants_provenance(run, settings)
+    tokens = read_tokens(run, "calibration")
+    facts = _facts(run, tokens)
     if not block:
-        require_intact(results)  # later jobs check what they compress
+        require_intact(run)  # later jobs check what they compress
     model = BlockwiseModel.from_folder(
-        results.model, resolve_device(compute.device), resident=False, quick=True, trust_remote_code=trust_remote_code
+        run.model, resolve_device(compute.device), resident=False, quick=True, trust_remote_code=trust_remote_code
     )
     hidden, inputs = embed(model, tokens[:1] if block else tokens)
     if block:
-        hidden = _read_state(results.chain_state(name, block - 1), provenance, facts).to(model.dtype)
+        hidden = _read_state(run.chain_state(name, block - 1), provenance, facts).to(model.dtype)
     model.load_block(block)
     hessians = observe_block(model, block, hidden, inputs, layers, outputs=False)
     description = f"variants {name}, block {block}"
-    variants = compress_layers(results, description, settings, compute, layers, hessians.__getitem__)
+    variants = compress_layers(run, description, settings, compute, layers, hessians.__getitem__)
     shapes = dict(zip(layers["layer"], zip(layers["rows"], layers["columns"], strict=True), strict=True))
     weights = _weights(variants, str(settings.propagation_level), shapes, model)
     if block + 1 < len(model.blocks):
         _run(model, block, hidden, inputs, weights)
     else:
         hidden = hidden[:0]  # nothing comes after
-    write_variants(results, name, block, variants, layers, provenance, facts)
-    write_tensors({_STATE: hidden}, results.chain_state(name, block), provenance, facts)
+    write_variants(run, name, block, variants, layers, provenance, facts)
+    write_tensors({_STATE: hidden}, run.chain_state(name, block), provenance, facts)
     log.info("%s: %d sequences go on at level %s", description, len(hidden), settings.propagation_level)
 
 
-def _facts(results: Results, tokens: Tensor) -> dict[str, object]:
+def _facts(run: Run, tokens: Tensor) -> dict[str, object]:
     """What calibrates, for the manifests of all blocks."""
-    path = results.tokens("calibration")
+    path = run.tokens("calibration")
     provenance = read_provenance(path)
-    require_same_model(results, provenance, path)
+    require_same_model(run, provenance, path)
     text = json.loads(provenance.settings)
     made_from = {"calibration": text, "propagation": "compressed"}
     return {"hessians": made_from, "tokens": tokens.numel(), "tokens_sha256": sha256(path)}

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 import pandas as pd
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, MODULES, read_provenance, read_table, write_table
 from evopress.compression.settings import DropSettings
@@ -15,24 +15,24 @@ from evopress.util.errors import ConfigError
 from evopress.util.progress import log
 
 
-def make_module_table(results: Results, name: str, settings: DropSettings) -> None:
-    """Write ``results.module_table(name)``; files that another method left under this name are removed.
+def make_module_table(run: Run, name: str, settings: DropSettings) -> None:
+    """Write ``run.module_table(name)``; files that another method left under this name are removed.
 
     Raises:
         ArtifactError: the table of layers is missing, damaged or of another model.
         ConfigError: a pattern of ``exclude`` matches no module, or all modules are excluded.
     """
-    require_same_model(results, read_provenance(results.layers), results.layers)
-    layers = read_table(results.layers, LAYERS)
-    checkpoint = Checkpoint(results.model)
+    require_same_model(run, read_provenance(run.layers), run.layers)
+    layers = read_table(run.layers, LAYERS)
+    checkpoint = Checkpoint(run.model)
     sizes = checkpoint.sizes()
     stored = layers["name"].map(lambda layer: sizes[checkpoint.stored_name(f"{layer}.weight") or layer])
     table = module_table(layers.assign(bytes=stored), settings, f"variants.{name}")
-    path = results.module_table(name)
+    path = run.module_table(name)
     for pattern in ("*.safetensors", "*.json", "block_*.parquet"):
         for other in path.parent.glob(pattern):
             other.unlink()
-    provenance = Provenance("variants", settings.model_dump_json(), read_model_fingerprint(results))
+    provenance = Provenance("variants", settings.model_dump_json(), read_model_fingerprint(run))
     write_table(table, path, MODULES, provenance)
     log.info("variants %s: %d modules in %d units may be dropped", name, len(table), table["unit"].nunique())
 

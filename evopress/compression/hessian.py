@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, read_provenance, read_table
 from evopress.artifacts.tensors import read_manifest, read_tensors, write_tensors
@@ -53,7 +53,7 @@ def symmetrize(hessian: Tensor) -> Tensor:
 
 
 def accumulate_hessians(
-    results: Results,
+    run: Run,
     settings: HessianSettings,
     compute: ComputeSettings,
     shard: int,
@@ -69,23 +69,23 @@ def accumulate_hessians(
         CompressionError: an input of a layer is not finite; the message names the layer.
         ConfigError: there are more shards than sequences.
     """
-    tokens_path = results.tokens("calibration")
-    require_same_model(results, read_provenance(tokens_path), tokens_path)
-    require_same_model(results, read_provenance(results.layers), results.layers)
-    tokens = shard_of(read_tokens(results, "calibration"), shard, settings.shards)
-    layers = read_table(results.layers, LAYERS)
-    require_intact(results)
+    tokens_path = run.tokens("calibration")
+    require_same_model(run, read_provenance(tokens_path), tokens_path)
+    require_same_model(run, read_provenance(run.layers), run.layers)
+    tokens = shard_of(read_tokens(run, "calibration"), shard, settings.shards)
+    layers = read_table(run.layers, LAYERS)
+    require_intact(run)
     model = BlockwiseModel.from_folder(
-        results.model, resolve_device(compute.device), resident=False, quick=True, trust_remote_code=trust_remote_code
+        run.model, resolve_device(compute.device), resident=False, quick=True, trust_remote_code=trust_remote_code
     )
     text = json.loads(read_provenance(tokens_path).settings)
     own = settings.model_dump(mode="json", exclude={"keep"})
     made_by = json.dumps({"calibration": text, "hessians": own}, sort_keys=True)
-    provenance = Provenance("hessians", made_by, read_model_fingerprint(results))
+    provenance = Provenance("hessians", made_by, read_model_fingerprint(run))
     facts = {"tokens": tokens.numel(), "sequences": len(tokens)}
     with progress("Hessians", len(model.blocks), "blocks") as bar:
         for block, hessians in propagate(model, tokens, layers):
-            path = results.hessian(block) if settings.shards == 1 else results.hessian_shard(shard, block)
+            path = run.hessian(block) if settings.shards == 1 else run.hessian_shard(shard, block)
             write_tensors(hessians, path, provenance, facts)
             bar.advance()
     log.info("Hessians of %d blocks from %d tokens (shard %d)", len(model.blocks), tokens.numel(), shard)
@@ -203,13 +203,13 @@ def _finished(hessian: Tensor, block: str, layer: str) -> Tensor:
     return symmetrize(hessian).cpu()
 
 
-def sum_hessians(results: Results, block: int, shards: int) -> None:
+def sum_hessians(run: Run, block: int, shards: int) -> None:
     """Add up the Hessians of one block over all shards.
 
     Raises:
         ArtifactError: a shard is missing, damaged, or made by other settings than the first.
     """
-    paths = [results.hessian_shard(shard, block) for shard in range(shards)]
+    paths = [run.hessian_shard(shard, block) for shard in range(shards)]
     manifests = [read_manifest(path) for path in paths]
     for path, manifest in zip(paths, manifests, strict=True):
         if manifest["provenance"] != manifests[0]["provenance"]:
@@ -218,4 +218,4 @@ def sum_hessians(results: Results, block: int, shards: int) -> None:
     for path in paths[1:]:
         total = {name: total[name] + hessian for name, hessian in read_tensors(path).items()}
     facts = {fact: sum(manifest["facts"][fact] for manifest in manifests) for fact in ("tokens", "sequences")}
-    write_tensors(total, results.hessian(block), Provenance(**manifests[0]["provenance"]), facts)
+    write_tensors(total, run.hessian(block), Provenance(**manifests[0]["provenance"]), facts)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.compression.dropped import Dropped, dropped_modules, idle_tensors
 from evopress.compression.measure import Measure, average, measure_of, of_modules
@@ -83,15 +83,15 @@ def compressed_size(checkpoint: Checkpoint, configuration: pd.DataFrame, layers:
     return Size(bits, 8 * packed / parameters, total, measure, sparsity, depth)
 
 
-def size_of(results: Results, configuration: pd.DataFrame) -> Size:
+def size_of(run: Run, configuration: pd.DataFrame) -> Size:
     """`compressed_size` in a run; the table of layers is read where it is needed.
 
     Raises:
         ArtifactError: the table of layers is missing or damaged, or does not know a module.
         ModelError: the dense checkpoint is damaged.
     """
-    layers = read_table(results.layers, LAYERS) if of_modules(configuration).any() else None
-    return compressed_size(Checkpoint(results.model), configuration, layers)
+    layers = read_table(run.layers, LAYERS) if of_modules(configuration).any() else None
+    return compressed_size(Checkpoint(run.model), configuration, layers)
 
 
 def _depth(

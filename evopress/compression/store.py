@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.damage import damaged
-from evopress.artifacts.paths import Results, manifest_path
+from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.read_ahead import ReadAhead
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table
@@ -27,11 +27,11 @@ class VariantStore:
         ArtifactError: a block is missing or damaged, was made by other settings than the rest, or for another model.
     """
 
-    def __init__(self, results: Results, variants: str, *, check: bool = True) -> None:
-        self.results, self.variants = results, variants
-        layers = read_table(results.layers, LAYERS)
+    def __init__(self, run: Run, variants: str, *, check: bool = True) -> None:
+        self.run, self.variants = run, variants
+        layers = read_table(run.layers, LAYERS)
         blocks = sorted(int(block) for block in layers["block"].unique())
-        tables = [read_table(results.variant_table(variants, block), VARIANTS) for block in blocks]
+        tables = [read_table(run.variant_table(variants, block), VARIANTS) for block in blocks]
         self.table: pd.DataFrame = pd.concat(tables, ignore_index=True)
         """Rows of the VARIANTS schema, in the order of blocks; layers that stay dense are absent."""
         if check:
@@ -54,7 +54,7 @@ class VariantStore:
         try:
             return {part: stream.get_tensor(tensor_name(layer, level, part)) for part in parts[layer, level]}
         except (KeyError, SafetensorError) as error:
-            path = self.results.variant_tensors(self.variants, block)
+            path = self.run.variant_tensors(self.variants, block)
             raise ArtifactError(f"{path}: lacks {layer} at level {level} ({error}); delete it and run again") from error
 
     def format(self, block: int, layer: str, level: str) -> str:
@@ -89,7 +89,7 @@ class VariantStore:
         """
         parts = self._stream(block)[1]
         if block not in self._ahead:
-            self._ahead[block] = ReadAhead(self.results.variant_tensors(self.variants, block))
+            self._ahead[block] = ReadAhead(self.run.variant_tensors(self.variants, block))
         for layer, level in variants:
             self._require(block, layer, level)
             self._ahead[block].ask([tensor_name(layer, level, part) for part in parts[layer, level]])
@@ -105,7 +105,7 @@ class VariantStore:
     def _stream(self, block: int) -> tuple[Any, dict[tuple[str, str], list[str]]]:
         """The open file of a block, and the names of each variant's parts."""
         if block not in self._open:
-            path = self.results.variant_tensors(self.variants, block)
+            path = self.run.variant_tensors(self.variants, block)
             try:
                 stream = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
@@ -121,11 +121,11 @@ class VariantStore:
         """Check digests, and that all blocks were made alike and for the model in the results folder."""
         made_by: dict[int, tuple[str, str]] = {}
         for block in blocks:
-            path = self.results.variant_tensors(self.variants, block)
-            table = self.results.variant_table(self.variants, block)
+            path = self.run.variant_tensors(self.variants, block)
+            table = self.run.variant_table(self.variants, block)
             manifest = verify(path)
             provenance = Provenance(**manifest["provenance"])
-            require_same_model(self.results, provenance, path)
+            require_same_model(self.run, provenance, path)
             if read_provenance(table) != provenance:
                 raise ArtifactError(f"{table}: made by other settings than {path}; delete both and run again")
             made_by[block] = provenance.settings, str(manifest["facts"].get("hessians"))
@@ -134,5 +134,5 @@ class VariantStore:
         if odd:
             raise ArtifactError(
                 f"variants {self.variants!r}: blocks {', '.join(odd)} were made by other settings than the others; "
-                f"delete {self.results.variant_tensors(self.variants, blocks[0]).parent} and run again"
+                f"delete {self.run.variant_tensors(self.variants, blocks[0]).parent} and run again"
             )

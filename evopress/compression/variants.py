@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import read_tensors, verify, write_tensors
@@ -26,9 +26,7 @@ from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 from evopress.util.progress import log, progress
 
 
-def make_variants(
-    results: Results, name: str, settings: CompressionSettings, compute: ComputeSettings, block: int
-) -> None:
+def make_variants(run: Run, name: str, settings: CompressionSettings, compute: ComputeSettings, block: int) -> None:
     """Compress the linear layers of one block to every level; write the packed tensors and their table.
 
     Reads the block's Hessians and weights by name; the model itself is not built. The table is written last.
@@ -39,26 +37,26 @@ def make_variants(
         ConfigError: a pattern of ``exclude`` matches no layer, or the device is not there.
         ModelError: a weight cannot be read.
     """
-    layers = included_layers(results, name, settings, block)
-    manifest = verify(results.hessian(block))
+    layers = included_layers(run, name, settings, block)
+    manifest = verify(run.hessian(block))
     calibrated = Provenance(**manifest["provenance"])
-    require_same_model(results, calibrated, results.hessian(block))
+    require_same_model(run, calibrated, run.hessian(block))
 
     def hessian(group: str) -> Tensor:
         """X^T X of an input group, [columns, columns]."""
-        return read_tensors(results.hessian(block), [group], check=False)[group]  # verified above
+        return read_tensors(run.hessian(block), [group], check=False)[group]  # verified above
 
-    variants = compress_layers(results, f"variants {name}, block {block}", settings, compute, layers, hessian)
+    variants = compress_layers(run, f"variants {name}, block {block}", settings, compute, layers, hessian)
     facts = {"hessians": json.loads(calibrated.settings), "tokens": manifest["facts"].get("tokens")}
-    write_variants(results, name, block, variants, layers, variants_provenance(results, settings), facts)
+    write_variants(run, name, block, variants, layers, variants_provenance(run, settings), facts)
 
 
-def variants_provenance(results: Results, settings: CompressionSettings) -> Provenance:
+def variants_provenance(run: Run, settings: CompressionSettings) -> Provenance:
     """What makes the variants of all blocks."""
-    return Provenance("variants", settings.model_dump_json(), read_model_fingerprint(results))
+    return Provenance("variants", settings.model_dump_json(), read_model_fingerprint(run))
 
 
-def included_layers(results: Results, name: str, settings: CompressionSettings, block: int) -> pd.DataFrame:
+def included_layers(run: Run, name: str, settings: CompressionSettings, block: int) -> pd.DataFrame:
     """Rows of the table of layers that belong to ``block`` and match no pattern of ``exclude``.
 
     Raises:
@@ -66,10 +64,10 @@ def included_layers(results: Results, name: str, settings: CompressionSettings, 
         CompressionError: the group size does not divide a layer of the block.
         ConfigError: a pattern matches no layer of the whole model.
     """
-    require_same_model(results, read_provenance(results.layers), results.layers)
-    layers = read_table(results.layers, LAYERS)
+    require_same_model(run, read_provenance(run.layers), run.layers)
+    layers = read_table(run.layers, LAYERS)
     if block not in set(layers["block"]):
-        raise ArtifactError(f"{results.layers}: has no block {block}; the model has {layers['block'].max() + 1} blocks")
+        raise ArtifactError(f"{run.layers}: has no block {block}; the model has {layers['block'].max() + 1} blocks")
     for pattern in settings.exclude:
         if not any(fnmatchcase(layer, pattern) for layer in layers["name"]):
             raise ConfigError(
@@ -94,7 +92,7 @@ def _check_groups(group_size: int | None, layers: pd.DataFrame, all_layers: pd.D
 
 
 def compress_layers(
-    results: Results,
+    run: Run,
     description: str,
     settings: CompressionSettings,
     compute: ComputeSettings,
@@ -104,7 +102,7 @@ def compress_layers(
     """All variants of some layers, one input group after the other.
 
     Args:
-        results: gives the weights.
+        run: gives the weights.
         description: what the progress bar says.
         settings: method and levels.
         compute: device and memory.
@@ -115,8 +113,8 @@ def compress_layers(
         CompressionError: a layer cannot be compressed as asked; the message names it.
         ModelError: a weight cannot be read.
     """
-    device, checkpoint = resolve_device(compute.device), Checkpoint(results.model)
-    require_intact(results, [f"{layer}.weight" for layer in layers["name"]])
+    device, checkpoint = resolve_device(compute.device), Checkpoint(run.model)
+    require_intact(run, [f"{layer}.weight" for layer in layers["name"]])
     variants: list[Variant] = []
     seconds = 0.0
     with progress(description, len(layers), "layers") as bar:
@@ -170,7 +168,7 @@ def _compress(
 
 
 def write_variants(
-    results: Results,
+    run: Run,
     name: str,
     block: int,
     variants: list[Variant],
@@ -183,15 +181,15 @@ def write_variants(
     Raises:
         ArtifactError: the files cannot be written.
     """
-    table = results.variant_table(name, block)
+    table = run.variant_table(name, block)
     table.unlink(missing_ok=True)
-    results.module_table(name).unlink(missing_ok=True)  # of another method under this name
+    run.module_table(name).unlink(missing_ok=True)  # of another method under this name
     tensors = {
         tensor_name(variant.layer, variant.level, part): tensor
         for variant in variants
         for part, tensor in variant.parts.items()
     }
-    write_tensors(tensors, results.variant_tensors(name, block), provenance, facts)
+    write_tensors(tensors, run.variant_tensors(name, block), provenance, facts)
     write_table(_table(variants, layers, block), table, VARIANTS, provenance)
 
 

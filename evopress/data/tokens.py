@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import TOKENS, read_table, write_table
 from evopress.config.data import Role, TextSettings
@@ -26,7 +26,7 @@ BUFFER = 10_000
 
 
 def write_tokens(
-    dataset: str, role: Role, settings: TextSettings, results: Results, *, trust_remote_code: bool = False
+    dataset: str, role: Role, settings: TextSettings, run: Run, *, trust_remote_code: bool = False
 ) -> None:
     """Write the tokens of one data set, in the order in which they are to be used.
 
@@ -34,7 +34,7 @@ def write_tokens(
         dataset: ``calibration``, ``search`` or the name of an evaluation set.
         role: evaluation keeps the text's order and takes its first windows; the other roles choose by the seed.
         settings: where the text comes from, and how much of it.
-        results: where the model's tokenizer lies and the table goes.
+        run: where the model's tokenizer lies and the table goes.
         trust_remote_code: run a tokenizer's own code.
 
     Raises:
@@ -43,22 +43,22 @@ def write_tokens(
         ArtifactError: the model is not there, or the table cannot be written.
     """
     where = f"data.evaluation.{dataset}" if role == "evaluation" else f"data.{role}"
-    provenance = Provenance("calibration", settings.model_dump_json(), read_model_fingerprint(results))
-    check_positions(settings.sequence_length, results.model, where, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(results.model, trust_remote_code=trust_remote_code)
+    provenance = Provenance("calibration", settings.model_dump_json(), read_model_fingerprint(run))
+    check_positions(settings.sequence_length, run.model, where, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(run.model, trust_remote_code=trust_remote_code)
     windows = make_windows(open_corpus(settings, role), tokenizer, settings, where)
-    check_vocabulary(np.concatenate([window.tokens for window in windows]), tokenizer, results.model)
-    write_table(to_frame(windows), results.tokens(dataset), TOKENS, provenance)
+    check_vocabulary(np.concatenate([window.tokens for window in windows]), tokenizer, run.model)
+    write_table(to_frame(windows), run.tokens(dataset), TOKENS, provenance)
     log.info("%s: %d sequences of %d tokens", where, len(windows), settings.sequence_length)
 
 
-def read_tokens(results: Results, dataset: str) -> torch.Tensor:
+def read_tokens(run: Run, dataset: str) -> torch.Tensor:
     """Tokens of a data set, int64 [sequences, length].
 
     Raises:
         ArtifactError: missing, damaged, or with rows of different lengths.
     """
-    path = results.tokens(dataset)
+    path = run.tokens(dataset)
     rows = read_table(path, TOKENS)["tokens"].to_list()
     if not rows or any(row is None or len(row) != len(rows[0]) for row in rows):
         raise ArtifactError(f"{path}: damaged (rows are missing or differ in length); delete it and run again")

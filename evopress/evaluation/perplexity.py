@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import DENSE, Results
+from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.stitched import model_folder
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, write_table
@@ -30,7 +30,7 @@ LOGITS = 1 << 25
 
 
 def evaluate_perplexity(
-    results: Results,
+    run: Run,
     search: str,
     datasets: Sequence[str],
     compute: ComputeSettings,
@@ -46,33 +46,33 @@ def evaluate_perplexity(
         ArtifactError: the model, its tokens or the dense hidden states are missing, damaged or of another model.
         ModelError: the model gives NaN.
     """
-    provenance = Provenance("evaluation", json.dumps({"datasets": list(datasets)}), read_model_fingerprint(results))
+    provenance = Provenance("evaluation", json.dumps({"datasets": list(datasets)}), read_model_fingerprint(run))
     if search == DENSE:
-        require_intact(results)
+        require_intact(run)
     model = BlockwiseModel.from_folder(
-        model_folder(results, search),
+        model_folder(run, search),
         resolve_device(compute.device),
         resident=False,
         quick=True,
         trust_remote_code=trust_remote_code,
     )
-    rows = [_measure(results, search, dataset, model, provenance) for dataset in datasets]
-    write_table(pd.DataFrame(rows, columns=PERPLEXITY.names), results.perplexity(search), PERPLEXITY, provenance)
+    rows = [_measure(run, search, dataset, model, provenance) for dataset in datasets]
+    write_table(pd.DataFrame(rows, columns=PERPLEXITY.names), run.perplexity(search), PERPLEXITY, provenance)
 
 
 def _measure(
-    results: Results, search: str, dataset: str, model: BlockwiseModel, provenance: Provenance
+    run: Run, search: str, dataset: str, model: BlockwiseModel, provenance: Provenance
 ) -> dict[str, str | float | int]:
     """One row of the PERPLEXITY table."""
-    require_same_model(results, read_provenance(results.tokens(dataset)), results.tokens(dataset))
-    tokens = read_tokens(results, dataset)
-    teacher = None if search == DENSE else read_dense_hidden(results, dataset, provenance)
+    require_same_model(run, read_provenance(run.tokens(dataset)), run.tokens(dataset))
+    tokens = read_tokens(run, dataset)
+    teacher = None if search == DENSE else read_dense_hidden(run, dataset, provenance)
     hidden = final_hidden(model, tokens, RUN_TOKENS, f"{search} on {dataset}")
     nll, kl = mean_nll_and_kl(model, hidden, tokens, teacher)
     if math.isnan(nll) or math.isnan(kl):
-        raise ModelError(f"{model_folder(results, search)}: gives NaN on {dataset}; check its weights")
+        raise ModelError(f"{model_folder(run, search)}: gives NaN on {dataset}; check its weights")
     if search == DENSE:
-        write_dense_hidden(results, dataset, hidden, provenance)
+        write_dense_hidden(run, dataset, hidden, provenance)
     predicted = tokens.shape[0] * (tokens.shape[1] - 1)
     return {"search": search, "dataset": dataset, "perplexity": float(np.exp(nll)), "kl": kl, "tokens": predicted}
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.paths import DENSE, Results
+from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.stitched import model_folder
 from evopress.artifacts.tables import TASKS, write_table
@@ -25,7 +25,7 @@ from evopress.util.progress import log
 
 
 def evaluate_tasks(
-    results: Results,
+    run: Run,
     search: str,
     settings: TaskSettings,
     compute: ComputeSettings,
@@ -41,15 +41,15 @@ def evaluate_tasks(
         ConfigError: an unknown task.
         DataError: data of a task cannot be fetched or read.
     """
-    folder = model_folder(results, search)
+    folder = model_folder(run, search)
     if search == DENSE:
-        require_intact(results)
+        require_intact(run)
     outcome: dict[str, Any] = {}
     if settings.names:
         outcome = _run(lambda: _load(str(folder), resolve_device(compute.device), trust_remote_code), settings, search)
-    write_text(results.tasks_json(search), _to_json(outcome))
-    provenance = Provenance("evaluation", settings.model_dump_json(), read_model_fingerprint(results))
-    write_table(task_rows(outcome, search), results.tasks(search), TASKS, provenance)
+    write_text(run.tasks_json(search), _to_json(outcome))
+    provenance = Provenance("evaluation", settings.model_dump_json(), read_model_fingerprint(run))
+    write_table(task_rows(outcome, search), run.tasks(search), TASKS, provenance)
 
 
 def task_rows(outcome: dict[str, Any], search: str) -> pd.DataFrame:

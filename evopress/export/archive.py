@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from evopress.artifacts.atomic import atomic_file
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
 from evopress.artifacts.tables import read_provenance
 from evopress.artifacts.tensors import save, tensor_digest
@@ -33,8 +33,8 @@ _DIGEST = "evopress.sha256"
 """Key of the digest of everything else, the header's other entries included."""
 
 
-def write_archive(results: Results, search: str, *, trust_remote_code: bool = False) -> None:
-    """Write ``results.archive(search)`` from a configuration, its variants and the dense model.
+def write_archive(run: Run, search: str, *, trust_remote_code: bool = False) -> None:
+    """Write ``run.archive(search)`` from a configuration, its variants and the dense model.
 
     The whole archive is held in memory while it is written. Of dropped modules it holds what the stitched model does.
 
@@ -43,18 +43,16 @@ def write_archive(results: Results, search: str, *, trust_remote_code: bool = Fa
         ModelError: the dense checkpoint is damaged.
         UnsupportedArchitectureError: this architecture cannot do without what was dropped.
     """
-    configuration = read_configuration(results, search)
-    checkpoint = Checkpoint(results.model)
-    layout = stitched_layout(
-        results, checkpoint, read_dropped(results, configuration), trust_remote_code=trust_remote_code
-    )
-    require_intact(results)
+    configuration = read_configuration(run, search)
+    checkpoint = Checkpoint(run.model)
+    layout = stitched_layout(run, checkpoint, read_dropped(run, configuration), trust_remote_code=trust_remote_code)
+    require_intact(run)
     choices = {
         name: choice
-        for name, choice in stored_choices(checkpoint, configuration, results.configuration(search)).items()
+        for name, choice in stored_choices(checkpoint, configuration, run.configuration(search)).items()
         if name in layout.names and name not in layout.zeroed
     }
-    stores = {name: VariantStore(results, name) for name in sorted({choice.variants for choice in choices.values()})}
+    stores = {name: VariantStore(run, name) for name in sorted({choice.variants for choice in choices.values()})}
     unpacked = checkpoint.read([name for name in layout.names if name not in choices])
     tensors = {
         layout.names[name]: torch.zeros_like(dense) if name in layout.zeroed else dense
@@ -70,8 +68,8 @@ def write_archive(results: Results, search: str, *, trust_remote_code: bool = Fa
             "dtype": str(dense.dtype).removeprefix("torch."),
         }
         tensors |= {f"{stored}/{part}": tensor for part, tensor in store.packed(*key).items()}
-    path = results.archive(search)
-    chosen_by = read_provenance(results.configuration(search))
+    path = run.archive(search)
+    chosen_by = read_provenance(run.configuration(search))
     provenance = Provenance("archive", chosen_by.settings, chosen_by.model)
     metadata = {_HEADER: json.dumps(packed, sort_keys=True), PROVENANCE_KEY: provenance.dumps()}
     with atomic_file(path) as temporary:

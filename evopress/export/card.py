@@ -12,7 +12,7 @@ import pandas as pd
 
 from evopress.artifacts.atomic import write_text
 from evopress.artifacts.model_facts import ModelFacts, read_model_facts
-from evopress.artifacts.paths import DENSE, Results
+from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.stitched import read_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, read_table
 from evopress.compression.measure import of_modules
@@ -37,33 +37,33 @@ SPARSE = (
 )
 
 
-def write_card(results: Results, search: str) -> None:
+def write_card(run: Run, search: str) -> None:
     """Write README.md into the stitched folder; perplexity is told if it has been measured.
 
     Raises:
         ArtifactError: the stitched model, its configuration or a table is missing, damaged or of another model.
     """
-    read_stitched_manifest(results, search)
-    write_text(results.card(search), render_card(results, search))
+    read_stitched_manifest(run, search)
+    write_text(run.card(search), render_card(run, search))
 
 
-def render_card(results: Results, search: str, folder: DepthFolder | None = None) -> str:
+def render_card(run: Run, search: str, folder: DepthFolder | None = None) -> str:
     """Text of the card.
 
     Args:
-        results: of the run.
+        run: of the run.
         search: name of the search.
         folder: where modules were dropped, what holds the model; None is the folder that plain transformers loads.
 
     Raises:
         ArtifactError: as `write_card`.
     """
-    facts = read_model_facts(results)
-    configuration = read_configuration(results, search)
-    settings = json.loads(read_provenance(results.configuration(search)).settings)
-    size, dense = size_of(results, configuration), dense_size(Checkpoint(results.model), configuration)
+    facts = read_model_facts(run)
+    configuration = read_configuration(run, search)
+    settings = json.loads(read_provenance(run.configuration(search)).settings)
+    size, dense = size_of(run, configuration), dense_size(Checkpoint(run.model), configuration)
     if size.depth and folder is None:
-        stored = sum(Checkpoint(results.stitched(search)).elements().values())
+        stored = sum(Checkpoint(run.stitched(search)).elements().values())
         folder = DepthFolder(size.depth, size.depth.dropped.whole_blocks(), stored)
     sections = [
         header(facts, relation=None if folder else "quantized"),
@@ -72,10 +72,10 @@ def render_card(results: Results, search: str, folder: DepthFolder | None = None
         "## Size",
         _size_section(size, dense, settings, folder),
         "## Held-out text",
-        _perplexity_section(results, search),
+        _perplexity_section(run, search),
         *_levels_sections(configuration, size, folder),
         "## Settings",
-        _settings_section(results, search, configuration),
+        _settings_section(run, search, configuration),
         "## Versions",
         ", ".join(f"{name} {number}" for name, number in versions().items()),
     ]
@@ -179,13 +179,13 @@ def _size_section(size: Size, dense: Size, settings: dict[str, Any], folder: Dep
     return markdown_table(["", "value"], rows)
 
 
-def _perplexity_section(results: Results, search: str) -> str:
-    if not results.perplexity(search).exists():
+def _perplexity_section(run: Run, search: str) -> str:
+    if not run.perplexity(search).exists():
         return "Not measured yet."
-    measured = read_table(results.perplexity(search), PERPLEXITY).to_dict("records")
+    measured = read_table(run.perplexity(search), PERPLEXITY).to_dict("records")
     original: dict[str, float] = {}
-    if results.perplexity(DENSE).exists():
-        table = read_table(results.perplexity(DENSE), PERPLEXITY)
+    if run.perplexity(DENSE).exists():
+        table = read_table(run.perplexity(DENSE), PERPLEXITY)
         original = dict(zip(table["dataset"], table["perplexity"], strict=True))
     rows = [
         [
@@ -207,9 +207,9 @@ def _perplexity_section(results: Results, search: str) -> str:
     return markdown_table(columns, rows)
 
 
-def _settings_section(results: Results, search: str, configuration: pd.DataFrame) -> str:
+def _settings_section(run: Run, search: str, configuration: pd.DataFrame) -> str:
     """Settings that made the configuration and its variants, as the artifacts themselves record them."""
-    made: dict[str, Any] = {"search": json.loads(read_provenance(results.configuration(search)).settings)}
-    for name, table in variants_of(results, configuration):
+    made: dict[str, Any] = {"search": json.loads(read_provenance(run.configuration(search)).settings)}
+    for name, table in variants_of(run, configuration):
         made.setdefault("variants", {})[name] = json.loads(read_provenance(table).settings)
     return fenced(to_yaml(made), "yaml")

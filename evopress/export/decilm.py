@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evopress.artifacts.atomic import atomic_folder
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.stitched import file_digests, write_folder_manifest
 from evopress.artifacts.tables import LAYERS, read_table
@@ -43,37 +43,37 @@ _MULTIPLE = 256
 """What vLLM rounds the size of an MLP up to."""
 
 
-def write_decilm(results: Results, search: str, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write ``results.decilm(search)``, the card included, and then its manifest.
+def write_decilm(run: Run, search: str, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write ``run.decilm(search)``, the card included, and then its manifest.
 
     Raises:
         ArtifactError: the configuration drops no module, or is missing, damaged or of another model.
         ModelError: the dense checkpoint is damaged.
         UnsupportedArchitectureError: the model is no Llama that this layout can describe.
     """
-    configuration = read_configuration(results, search)
-    depth = size_of(results, configuration).depth
+    configuration = read_configuration(run, search)
+    depth = size_of(run, configuration).depth
     if depth is None:
-        raise ArtifactError(f"{results.configuration(search)}: drops no modules, which this layout is for")
-    checkpoint, layers = Checkpoint(results.model), read_table(results.layers, LAYERS)
-    config = load_config(results.model)
+        raise ArtifactError(f"{run.configuration(search)}: drops no modules, which this layout is for")
+    checkpoint, layers = Checkpoint(run.model), read_table(run.layers, LAYERS)
+    config = load_config(run.model)
     tensors = block_tensors(checkpoint, layers)
     require_plain_llama(config, {inner for _, inner in tensors.values()})
     absent = absent_modules(depth.dropped)
     plain = depth_layout(checkpoint, layers, depth.dropped, config.hidden_size)
     left_out = {name for name, (block, inner) in tensors.items() if _is_absent(absent, block, inner)}
     layout = Layout({name: new for name, new in plain.names.items() if name not in left_out}, plain.zeroed - left_out)
-    choices = stored_choices(checkpoint, configuration, results.configuration(search))
-    results.decilm_manifest(search).unlink(missing_ok=True)
-    with atomic_folder(results.decilm(search)) as folder:
-        copy_companions(results.model, folder)
+    choices = stored_choices(checkpoint, configuration, run.configuration(search))
+    run.decilm_manifest(search).unlink(missing_ok=True)
+    with atomic_folder(run.decilm(search)) as folder:
+        copy_companions(run.model, folder)
         _write_config(folder, decilm_config(config, depth.dropped, absent))
-        write_weights(checkpoint, folder, layout.names, replacement(results, choices, layout.zeroed), shard_bytes)
-        _write_card(results, search, folder, depth, absent)
+        write_weights(checkpoint, folder, layout.names, replacement(run, choices, layout.zeroed), shard_bytes)
+        _write_card(run, search, folder, depth, absent)
         files = file_digests(folder)
-    provenance = Provenance("decilm", json.dumps({"shard_bytes": shard_bytes}), read_model_fingerprint(results))
-    write_folder_manifest(results.decilm_manifest(search), search, files, provenance)
-    log.info("%s: %d blocks, %d modules left out", results.decilm(search), len(depth.dropped.kept), len(absent.modules))
+    provenance = Provenance("decilm", json.dumps({"shard_bytes": shard_bytes}), read_model_fingerprint(run))
+    write_folder_manifest(run.decilm_manifest(search), search, files, provenance)
+    log.info("%s: %d blocks, %d modules left out", run.decilm(search), len(depth.dropped.kept), len(absent.modules))
 
 
 def absent_modules(dropped: Dropped) -> Dropped:
@@ -181,7 +181,7 @@ def _write_config(folder: Path, content: dict[str, Any]) -> None:
     shutil.copyfile(code, folder / code.name)
 
 
-def _write_card(results: Results, search: str, folder: Path, depth: Depth, absent: Dropped) -> None:
+def _write_card(run: Run, search: str, folder: Path, depth: Depth, absent: Dropped) -> None:
     stored = sum(Checkpoint(folder).elements().values())
-    text = render_card(results, search, DepthFolder(depth, absent, stored, decilm=True))
+    text = render_card(run, search, DepthFolder(depth, absent, stored, decilm=True))
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from evopress.artifacts.atomic import atomic_folder
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.stitched import file_digests, write_stitched_manifest
 from evopress.artifacts.tables import LAYERS, read_table
@@ -46,9 +46,7 @@ class Choice(NamedTuple):
     level: str
 
 
-def stitch_model(
-    results: Results, search: str, *, shard_bytes: int = SHARD_BYTES, trust_remote_code: bool = False
-) -> None:
+def stitch_model(run: Run, search: str, *, shard_bytes: int = SHARD_BYTES, trust_remote_code: bool = False) -> None:
     """Write the Hugging Face folder of a search's configuration, and then its manifest.
 
     Blocks that lost both modules are gone from it; a module dropped alone stays, with an output projection of zeros.
@@ -60,16 +58,16 @@ def stitch_model(
         ModelError: the dense checkpoint is damaged.
         UnsupportedArchitectureError: this architecture cannot do without what was dropped.
     """
-    configuration = read_configuration(results, search)
-    require_intact(results)
-    checkpoint = Checkpoint(results.model)
-    dropped = read_dropped(results, configuration)
-    layout = stitched_layout(results, checkpoint, dropped, trust_remote_code=trust_remote_code)
-    choices = stored_choices(checkpoint, configuration, results.configuration(search))
-    replace = replacement(results, choices, layout.zeroed)
-    results.stitched_manifest(search).unlink(missing_ok=True)
+    configuration = read_configuration(run, search)
+    require_intact(run)
+    checkpoint = Checkpoint(run.model)
+    dropped = read_dropped(run, configuration)
+    layout = stitched_layout(run, checkpoint, dropped, trust_remote_code=trust_remote_code)
+    choices = stored_choices(checkpoint, configuration, run.configuration(search))
+    replace = replacement(run, choices, layout.zeroed)
+    run.stitched_manifest(search).unlink(missing_ok=True)
     with (
-        atomic_folder(results.stitched(search)) as folder,
+        atomic_folder(run.stitched(search)) as folder,
         progress(f"stitch {search}", len(layout.names), "tensors") as bar,
     ):
 
@@ -77,19 +75,19 @@ def stitch_model(
             bar.advance()
             return replace(name, dense)
 
-        copy_companions(results.model, folder)
+        copy_companions(run.model, folder)
         if dropped and len(dropped.kept) < dropped.blocks:
-            write_cut_config(results.model, folder, dropped.kept, trust_remote_code=trust_remote_code)
-            check_cut_config(results.model, folder, dropped.kept, trust_remote_code=trust_remote_code)
+            write_cut_config(run.model, folder, dropped.kept, trust_remote_code=trust_remote_code)
+            check_cut_config(run.model, folder, dropped.kept, trust_remote_code=trust_remote_code)
         write_weights(checkpoint, folder, layout.names, counted, shard_bytes)
         if dropped:
             check_single_modules(folder, dropped, trust_remote_code=trust_remote_code)
         files = file_digests(folder)
-    provenance = Provenance("stitch", json.dumps({"shard_bytes": shard_bytes}), read_model_fingerprint(results))
-    write_stitched_manifest(results, search, files, provenance)
+    provenance = Provenance("stitch", json.dumps({"shard_bytes": shard_bytes}), read_model_fingerprint(run))
+    write_stitched_manifest(run, search, files, provenance)
 
 
-def read_dropped(results: Results, configuration: pd.DataFrame) -> Dropped | None:
+def read_dropped(run: Run, configuration: pd.DataFrame) -> Dropped | None:
     """What a configuration drops; None where it holds no modules.
 
     Raises:
@@ -97,11 +95,11 @@ def read_dropped(results: Results, configuration: pd.DataFrame) -> Dropped | Non
     """
     if not of_modules(configuration).any():
         return None
-    return dropped_modules(configuration, read_table(results.layers, LAYERS))
+    return dropped_modules(configuration, read_table(run.layers, LAYERS))
 
 
 def stitched_layout(
-    results: Results, checkpoint: Checkpoint, dropped: Dropped | None, *, trust_remote_code: bool = False
+    run: Run, checkpoint: Checkpoint, dropped: Dropped | None, *, trust_remote_code: bool = False
 ) -> Layout:
     """Which tensors the stitched checkpoint holds.
 
@@ -111,8 +109,8 @@ def stitched_layout(
     """
     if dropped is None:
         return dense_layout(checkpoint)
-    config = load_config(results.model, trust_remote_code=trust_remote_code)
-    layers = read_table(results.layers, LAYERS)
+    config = load_config(run.model, trust_remote_code=trust_remote_code)
+    layers = read_table(run.layers, LAYERS)
     return depth_layout(checkpoint, layers, dropped, config.get_text_config().hidden_size)
 
 
@@ -132,13 +130,13 @@ def stored_choices(checkpoint: Checkpoint, configuration: pd.DataFrame, path: Pa
     return choices
 
 
-def replacement(results: Results, choices: Mapping[str, Choice], zeroed: frozenset[str]) -> Replace:
+def replacement(run: Run, choices: Mapping[str, Choice], zeroed: frozenset[str]) -> Replace:
     """What to store in the place of each dense tensor: zeros, the chosen variant, or the tensor itself.
 
     Raises:
         ArtifactError: variants are missing, damaged or of another model.
     """
-    stores = {name: VariantStore(results, name) for name in sorted({choice.variants for choice in choices.values()})}
+    stores = {name: VariantStore(run, name) for name in sorted({choice.variants for choice in choices.values()})}
 
     def replace(name: str, dense: torch.Tensor) -> torch.Tensor:
         if name in zeroed:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from evopress.artifacts.atomic import atomic_folder, write_text
 from evopress.artifacts.manifest import manifest_text
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, write_table
 from evopress.artifacts.tensors import os_error, sha256
@@ -35,7 +35,7 @@ from evopress.util.progress import log, progress
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 
 
-def prepare_model(settings: ModelSettings, results: Results) -> None:
+def prepare_model(settings: ModelSettings, run: Run) -> None:
     """Write the model folder, its manifest and the table of linear layers.
 
     Raises:
@@ -43,8 +43,8 @@ def prepare_model(settings: ModelSettings, results: Results) -> None:
         UnsupportedArchitectureError: it cannot be run block by block.
         ConfigError: `model.blocks` is not what the model has.
     """
-    results.model_manifest.unlink(missing_ok=True)
-    with atomic_folder(results.model) as folder, _errors_named(folder, settings):
+    run.model_manifest.unlink(missing_ok=True)
+    with atomic_folder(run.model) as folder, _errors_named(folder, settings):
         origin = _fill(settings, folder)
         config = load_config(folder, trust_remote_code=settings.trust_remote_code)
         held = sum(Checkpoint(folder).elements().values())
@@ -70,18 +70,18 @@ def prepare_model(settings: ModelSettings, results: Results) -> None:
         "files": files,
         "tensors": digests,
     }
-    write_table(layers, results.layers, LAYERS, Provenance("model", settings.model_dump_json(), fingerprint))
-    write_text(results.model_manifest, manifest_text(manifest))
+    write_table(layers, run.layers, LAYERS, Provenance("model", settings.model_dump_json(), fingerprint))
+    write_text(run.model_manifest, manifest_text(manifest))
     log.info("%s: %d blocks, %d linear layers", type(model.model).__name__, len(model.blocks), len(layers))
 
 
-def model_fingerprint(results: Results) -> str:
+def model_fingerprint(run: Run) -> str:
     """Digest over config.json and the weights of the prepared model.
 
     Raises:
         ArtifactError: no model was prepared.
     """
-    return read_model_fingerprint(results)
+    return read_model_fingerprint(run)
 
 
 def check_finite(model: BlockwiseModel) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from evopress.artifacts.damage import damaged
 from evopress.artifacts.manifest import load_manifest
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tensors import sha256, tensor_digest
 from evopress.models.checkpoint import Checkpoint
 
@@ -22,23 +22,23 @@ def tensor_digests(checkpoint: Checkpoint, names: Iterable[str] | None = None) -
     }
 
 
-def require_intact(results: Results, parameters: Iterable[str] | None = None) -> None:
+def require_intact(run: Run, parameters: Iterable[str] | None = None) -> None:
     """Check the dense model, or parameters of it, and its small files against its manifest.
 
     Raises:
         DamagedError: a file or a tensor has changed since the model stage; only the manifest is to go, since weights
             may be links to files that are not ours.
     """
-    manifest = load_manifest(results.model_manifest, "model")
+    manifest = load_manifest(run.model_manifest, "model")
     expected = manifest.get("tensors", {})
     for name, facts in manifest.get("files", {}).items():
-        file = results.model / name
+        file = run.model / name
         changed = not file.exists() or file.stat().st_size != facts["bytes"]
         if changed or (file.suffix != ".safetensors" and sha256(file) != facts["sha256"]):
-            raise damaged(file, "missing or changed", results.model_manifest)
+            raise damaged(file, "missing or changed", run.model_manifest)
     if expected:
-        checkpoint = Checkpoint(results.model)
+        checkpoint = Checkpoint(run.model)
         stored = None if parameters is None else [checkpoint.stored_name(name) or name for name in parameters]
         for name, digest in tensor_digests(checkpoint, stored).items():
             if expected.get(name) != digest:
-                raise damaged(results.model, f"{name} differs from its checksum", results.model_manifest)
+                raise damaged(run.model, f"{name} differs from its checksum", run.model_manifest)

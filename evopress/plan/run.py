@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.plan.judging import device_type, memory_needed
 from evopress.plan.search import SearchWork, search_work
 from evopress.plan.shape import ModelShape, shape_of
@@ -28,21 +28,21 @@ and token. Shares of block work are expectations over mutations; where layers of
 less is shared. Sizes marked ? hang on text whose length is not set."""
 
 
-def plan(settings: Settings, results: Results, device_memory_gb: Sequence[float] = ()) -> str:
+def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = ()) -> str:
     """Text of the plan; downloads nothing but the model's config.
 
     Args:
         settings: the run.
-        results: its folder; a model that is prepared there is read.
+        run: its folder; a model that is prepared there is read.
         device_memory_gb: accelerators to plan searches for; none is the device of the settings.
 
     Raises:
         ConfigError: the settings do not fit the model.
         ModelError: the model's config cannot be had.
     """
-    shape = shape_of(settings.model, results)
+    shape = shape_of(settings.model, run)
     if shape is None:
-        return _without_shape(settings, results)
+        return _without_shape(settings, run)
     variants = {name: variant_table(shape, made, f"variants.{name}") for name, made in settings.variants.items()}
     device = device_type(settings.compute.device)
     here = replace(shape, dtype=working_dtype(shape.dtype, torch.device(device)))
@@ -84,7 +84,7 @@ def _searches(
     }
 
 
-def _without_shape(settings: Settings, results: Results) -> str:
+def _without_shape(settings: Settings, run: Run) -> str:
     """What can be said of a model that has not been fetched yet."""
     rows = [["tokens judged", "a generation", "in all", ""]]
     for name, search in settings.searches.items():
@@ -96,5 +96,5 @@ def _without_shape(settings: Settings, results: Results) -> str:
     rows += [[f"  text {name}", "", amount(text.tokens or float("nan")), ""] for name, text in texts(settings).items()]
     return (
         "The shape of this model is known only once it has been fetched, so memory, disk and work are not.\n"
-        f"Fetch it and plan again:\n    snakemake --cores all {results.model_manifest}\n\n" + columns(rows)
+        f"Fetch it and plan again:\n    snakemake --cores all {run.model_manifest}\n\n" + columns(rows)
     )

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings
 from evopress.models.block_count import hub_config
 from evopress.models.buildable import built_on_meta
@@ -69,7 +69,7 @@ class ModelShape:
         return 2 * self.hidden_size * self.vocab_size
 
 
-def shape_of(settings: ModelSettings, results: Results) -> ModelShape | None:
+def shape_of(settings: ModelSettings, run: Run) -> ModelShape | None:
     """Shape of the model that the settings name, or None where nothing but its weights would tell.
 
     Of a hub model, config.json is fetched unless it is in the cache. A wheel can be read once it has been fetched.
@@ -78,7 +78,7 @@ def shape_of(settings: ModelSettings, results: Results) -> ModelShape | None:
         ModelError: a file is missing or damaged, or the architecture cannot be handled.
         ConfigError: config.json cannot be fetched.
     """
-    config = _config(settings, results)
+    config = _config(settings, run)
     if config is None:
         return None
     return shape_from_config(config, _dtype(settings, config), trust_remote_code=settings.trust_remote_code)
@@ -123,14 +123,14 @@ def _sizes(config: Any, trust_remote_code: bool) -> _Sizes:
     return _Sizes(type(model).__name__, len(blocks), _parameters([model]) - inside, inside)
 
 
-def _config(settings: ModelSettings, results: Results) -> Any:
+def _config(settings: ModelSettings, run: Run) -> Any:
     trust = settings.trust_remote_code
     if isinstance(settings, FolderModel):
         return load_config(Path(settings.path), trust_remote_code=trust)
     if isinstance(settings, HubModel):
         return load_config(hub_config(settings).parent, trust_remote_code=trust)
-    if results.model_manifest.is_file():  # a finished model stage; nothing less is trusted
-        return load_config(results.model, trust_remote_code=trust)
+    if run.model_manifest.is_file():  # a finished model stage; nothing less is trusted
+        return load_config(run.model, trust_remote_code=trust)
     if isinstance(settings, GgufModel):
         return read_config(Path(settings.path))
     return None

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import DENSE, Results
+from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.tables import PERPLEXITY, TASKS, read_provenance, read_table
 from evopress.compression.size import dense_size, size_of
 from evopress.models.checkpoint import Checkpoint
@@ -82,30 +82,30 @@ SPARSITY = Column("sparsity", "of searched layers", 4)
 SIZE = Column("packed size", "MB", 1)
 
 
-def compare(results: Results, searches: Sequence[str]) -> Comparison:
+def compare(run: Run, searches: Sequence[str]) -> Comparison:
     """Read what was measured of the dense model and of each search.
 
     Raises:
         ArtifactError: an artifact is missing, damaged, or of another model.
     """
     comparison = Comparison()
-    configurations = {search: read_configuration(results, search) for search in searches}
-    _put_sizes(comparison, results, configurations)
+    configurations = {search: read_configuration(run, search) for search in searches}
+    _put_sizes(comparison, run, configurations)
     models = [DENSE, *searches]
-    tables = {model: _checked(results, results.perplexity(model), PERPLEXITY) for model in models}
+    tables = {model: _checked(run, run.perplexity(model), PERPLEXITY) for model in models}
     for title, key, digits in (("perplexity", "perplexity", 2), ("KL", "kl", 4)):
         for model, table in tables.items():
             for row in table.to_dict("records"):
                 comparison.put(model, Column(title, row["dataset"], digits, "low"), Cell(row[key]))
     for model in models:
-        _put_tasks(comparison, results, model)
+        _put_tasks(comparison, run, model)
     return comparison
 
 
-def _put_sizes(comparison: Comparison, results: Results, configurations: Mapping[str, pd.DataFrame]) -> None:
+def _put_sizes(comparison: Comparison, run: Run, configurations: Mapping[str, pd.DataFrame]) -> None:
     """Sizes of all models, in what their searches chose: bits, sparsity or modules."""
-    checkpoint = Checkpoint(results.model)
-    compressed = {search: size_of(results, configuration) for search, configuration in configurations.items()}
+    checkpoint = Checkpoint(run.model)
+    compressed = {search: size_of(run, configuration) for search, configuration in configurations.items()}
     layers = next((configurations[name] for name, size in compressed.items() if size.measure != "depth"), None)
     for model, size in {DENSE: dense_size(checkpoint, layers), **compressed}.items():
         if size.depth:
@@ -121,9 +121,9 @@ def _put_sizes(comparison: Comparison, results: Results, configurations: Mapping
         comparison.put(DENSE, PARAMETERS, Cell(sum(checkpoint.elements().values()) / 1e6))
 
 
-def _put_tasks(comparison: Comparison, results: Results, model: str) -> None:
-    table = _checked(results, results.tasks(model), TASKS)
-    better = _higher_is_better(results.tasks_json(model))
+def _put_tasks(comparison: Comparison, run: Run, model: str) -> None:
+    table = _checked(run, run.tasks(model), TASKS)
+    better = _higher_is_better(run.tasks_json(model))
     for row in table.to_dict("records"):
         task, metric = row["task"], row["metric"]
         name = metric if row["filter"] == "none" else f"{metric} ({row['filter']})"
@@ -141,8 +141,8 @@ def _higher_is_better(path: Path) -> dict[str, dict[str, bool]]:
         raise ArtifactError(f"{path}: damaged ({error!r}); delete it and run again to remake it") from error
 
 
-def _checked(results: Results, path: Path, schema: pa.Schema) -> pd.DataFrame:
+def _checked(run: Run, path: Path, schema: pa.Schema) -> pd.DataFrame:
     """A table, after checking that it was made for the model in ``results``."""
     table = read_table(path, schema)
-    require_same_model(results, read_provenance(path), path)
+    require_same_model(run, read_provenance(path), path)
     return table

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from evopress.artifacts.atomic import write_text
 from evopress.artifacts.model_facts import read_model_facts
-from evopress.artifacts.paths import DENSE, Results
+from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.tables import PERPLEXITY, TRACE, read_table
 from evopress.compression.measure import DROP, Measure, average, measure_of, of_modules
 from evopress.config.studies import ReportedStudies
@@ -44,7 +44,7 @@ class SearchSection:
     """The one level of a configuration that has no other."""
 
 
-def write_report(results: Results, searches: Sequence[str], studies: ReportedStudies = NO_STUDIES) -> None:
+def write_report(results: Run, searches: Sequence[str], studies: ReportedStudies = NO_STUDIES) -> None:
     """Write report.html and summary.txt; ``studies`` are those whose tables are there.
 
     Raises:
@@ -73,7 +73,7 @@ def write_report(results: Results, searches: Sequence[str], studies: ReportedStu
     write_text(results.summary, summary(comparison, results, title, searches))
 
 
-def recorded_settings(results: Results, searches: Sequence[str]) -> dict[str, Any]:
+def recorded_settings(results: Run, searches: Sequence[str]) -> dict[str, Any]:
     """Settings as the artifacts themselves record them: of the texts, the variants and the searches.
 
     Raises:
@@ -92,7 +92,7 @@ def recorded_settings(results: Results, searches: Sequence[str]) -> dict[str, An
 
 
 def _section(
-    results: Results, search: str, configuration: pd.DataFrame, values: Mapping[Measure, set[float]]
+    results: Run, search: str, configuration: pd.DataFrame, values: Mapping[Measure, set[float]]
 ) -> SearchSection:
     settings = settings_of(results.configuration(search))
     trace = read_table(results.trace(search), TRACE)

@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.study_tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 from evopress.artifacts.tables import TRACE, read_provenance, read_table
 from evopress.config.studies import ReportedStudies
@@ -65,18 +65,18 @@ class StudySection:
     figures: list[Shown] = field(default_factory=list)
 
 
-def study_sections(results: Results, studies: ReportedStudies) -> Iterator[StudySection]:
+def study_sections(run: Run, studies: ReportedStudies) -> Iterator[StudySection]:
     """Read the tables of all studies and draw their figures.
 
     Raises:
         ArtifactError: a table is missing, damaged or of another model.
     """
     if studies.groups:
-        yield _comparison(results, studies)
+        yield _comparison(run, studies)
     for name in studies.monotonicity:
-        yield _monotonicity(results, name)
+        yield _monotonicity(run, name)
     if studies.convergence:
-        table = read_table(results.convergence, CONVERGENCE)
+        table = read_table(run.convergence, CONVERGENCE)
         figure = _shown(convergence_figure(table), "Every run, on logarithmic axes.")
         yield StudySection("Convergence", _CONVERGED, rows=convergence_rows(table), figures=[figure])
 
@@ -90,14 +90,14 @@ def settings_of(path: Path) -> dict[str, Any]:
     return json.loads(read_provenance(path).settings)
 
 
-def _comparison(results: Results, studies: ReportedStudies) -> StudySection:
-    table = _table(results, results.comparison, COMPARISON)
+def _comparison(run: Run, studies: ReportedStudies) -> StudySection:
+    table = _table(run, run.comparison, COMPARISON)
     figures = [_shown(comparison_figure(table), _SPREAD)]
     traces: dict[str, list[pd.DataFrame]] = {}
     fitness: dict[str, str] = {}
     for group, searches in studies.groups.items():
-        settings = settings_of(results.configuration(searches[0]))
-        found = [read_table(results.trace(search), TRACE) for search in searches]
+        settings = settings_of(run.configuration(searches[0]))
+        found = [read_table(run.trace(search), TRACE) for search in searches]
         if settings["strategy"] in WITHIN_BUDGET and all(trace["accepted"].any() for trace in found):
             traces[group], fitness[group] = found, FITNESS[settings["fitness"]]
     if traces:
@@ -105,10 +105,10 @@ def _comparison(results: Results, studies: ReportedStudies) -> StudySection:
     return StudySection("Comparison over seeds", _COMPARED, comparison=as_comparison(table), figures=figures)
 
 
-def _monotonicity(results: Results, name: str) -> StudySection:
-    candidates = _table(results, results.monotonicity_candidates(name), MONOTONICITY_CANDIDATES)
-    pairs = _table(results, results.monotonicity_pairs(name), MONOTONICITY_PAIRS)
-    fitness = settings_of(results.monotonicity_pairs(name))["fitness"]
+def _monotonicity(run: Run, name: str) -> StudySection:
+    candidates = _table(run, run.monotonicity_candidates(name), MONOTONICITY_CANDIDATES)
+    pairs = _table(run, run.monotonicity_pairs(name), MONOTONICITY_PAIRS)
+    fitness = settings_of(run.monotonicity_pairs(name))["fitness"]
     shown = candidates.assign(fitness=[value(mean, fitness) for mean in candidates["fitness"]])
     figure = errors_figure(shown, pairs, name, measured(fitness))
     text = f"{_MONOTONE} {monotonicity_findings(candidates, pairs)}"
@@ -116,9 +116,9 @@ def _monotonicity(results: Results, name: str) -> StudySection:
     return StudySection(f"Monotonicity: {name}", text, rows=rows, figures=[_shown(figure, _SCATTER)])
 
 
-def _table(results: Results, path: Path, schema: Any) -> pd.DataFrame:
+def _table(run: Run, path: Path, schema: Any) -> pd.DataFrame:
     table = read_table(path, schema)
-    require_same_model(results, read_provenance(path), path)
+    require_same_model(run, read_provenance(path), path)
     return table
 
 

@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.report.comparison import Column, Comparison
 
 WIDTH = 100
 
 
-def summary(comparison: Comparison, results: Results, title: str, searches: Sequence[str]) -> str:
+def summary(comparison: Comparison, run: Run, title: str, searches: Sequence[str]) -> str:
     """Title, comparison table, and where the models and the report lie; no table line is longer than WIDTH."""
     lines = [title, ""]
     for table in tables(comparison):
         lines += [table, ""]
     if any(comparison.is_best(model, column) for model in comparison.rows for column in comparison.columns):
         lines += ["* better than every other compressed model, by more than the standard error of the difference", ""]
-    places = {f"model {search}": results.stitched(search) for search in searches} | {"report": results.report}
+    places = {f"model {search}": run.stitched(search) for search in searches} | {"report": run.report}
     width = max(map(len, places))
     lines += [f"{name:<{width}}  {path}" for name, path in places.items()]
     return "\n".join(lines) + "\n"

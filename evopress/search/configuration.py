@@ -6,30 +6,30 @@ from pathlib import Path
 import pandas as pd
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table
 from evopress.compression.measure import of_modules
 from evopress.util.errors import ArtifactError
 
 
-def read_configuration(results: Results, search: str) -> pd.DataFrame:
+def read_configuration(run: Run, search: str) -> pd.DataFrame:
     """Configuration of a search, with the columns of CONFIGURATION.
 
     Raises:
         ArtifactError: missing, damaged, empty, or made for another model.
     """
-    path = results.configuration(search)
+    path = run.configuration(search)
     configuration = read_table(path, CONFIGURATION)
-    require_same_model(results, read_provenance(path), path)
+    require_same_model(run, read_provenance(path), path)
     if configuration.empty:
         raise ArtifactError(f"{path}: holds no unit; delete it and run the search again")
     return configuration
 
 
-def variants_of(results: Results, configuration: pd.DataFrame) -> Iterator[tuple[str, Path]]:
+def variants_of(run: Run, configuration: pd.DataFrame) -> Iterator[tuple[str, Path]]:
     """Name of each folder of variants that a configuration picks from, and a table there that records its settings."""
     for name, rows in configuration.groupby("variants"):
         if of_modules(rows).all():
-            yield str(name), results.module_table(str(name))
+            yield str(name), run.module_table(str(name))
         else:
-            yield str(name), results.variant_table(str(name), int(rows["block"].min()))
+            yield str(name), run.variant_table(str(name), int(rows["block"].min()))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.compression.store import VariantStore
 from evopress.config.compute import ComputeSettings
 from evopress.search.processes.ranks import Ranks
@@ -20,7 +20,7 @@ S = TypeVar("S")
 class Context(Generic[S]):
     """One named search of a run."""
 
-    results: Results
+    run: Run
     name: str
     settings: S
     compute: ComputeSettings

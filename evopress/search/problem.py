@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, MODULES, read_provenance, read_table
 from evopress.artifacts.tensors import read_manifest, sha256
 from evopress.compression.measure import Measure, average, measure_of
@@ -48,12 +48,12 @@ class Choices:
 
 
 def open_choices(
-    results: Results, variants: str, target: float, group_rule: GroupRule, where: str, *, check: bool = True
+    run: Run, variants: str, target: float, group_rule: GroupRule, where: str, *, check: bool = True
 ) -> Choices:
     """Open the variants of a search.
 
     Args:
-        results: the run.
+        run: the run.
         variants: their name.
         target: of the search.
         group_rule: who may trade levels.
@@ -64,17 +64,17 @@ def open_choices(
         ConfigError: the target and the levels do not allow the search.
         ArtifactError: variants are missing, damaged or of another model.
     """
-    path = results.module_table(variants)
+    path = run.module_table(variants)
     if path.exists():
-        require_same_model(results, read_provenance(path), path)
+        require_same_model(run, read_provenance(path), path)
         modules = read_table(path, MODULES)
         space = make_depth_space(units_from_modules(modules, group_rule), target, where)
         return Choices(space, variants, "depth", [sha256(path)], None, modules)
-    store = VariantStore(results, variants, check=check)
+    store = VariantStore(run, variants, check=check)
     measure = measure_of(store.table)
     space = make_space(units_from_variants(store.table, group_rule), target, where, measure)
     blocks = sorted({unit.block for unit in space.units})
-    digests = [read_manifest(results.variant_tensors(variants, block))["sha256"] for block in blocks]
+    digests = [read_manifest(run.variant_tensors(variants, block))["sha256"] for block in blocks]
     return Choices(space, variants, measure, digests, store)
 
 

@@ -57,7 +57,7 @@ def search_by_model(context: Context, rounds: Rounds, fitness: Fitness, asked: M
         ConfigError: the search text or the memory is too little.
         ArtifactError: tokens are missing, damaged or of another model.
     """
-    tokens, ranks = search_text(context.results), context.ranks
+    tokens, ranks = search_text(context.run), context.ranks
     require_tokens(asked, tokens.numel(), context.where)
     with stop_on_sigterm() as check:
         leader = Leader(ranks, lambda: open_evaluator(context, tokens, fitness, check))

@@ -1,6 +1,6 @@
 """The search stage, in one process or several."""
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.config.compute import ComputeSettings
 from evopress.search.processes.launch import Job, run_in_processes
 from evopress.search.settings import SearchSettings
@@ -8,14 +8,14 @@ from evopress.search.stage import search
 
 
 def run_search(
-    results: Results,
+    run: Run,
     name: str,
     settings: SearchSettings,
     compute: ComputeSettings,
     *,
     trust_remote_code: bool = False,
 ) -> None:
-    """Choose a level for every unit; write ``results.configuration(name)`` and ``results.trace(name)``.
+    """Choose a level for every unit; write ``run.configuration(name)`` and ``run.trace(name)``.
 
     A search that was killed goes on from its last finished generation. On SIGTERM the process exits with code 143.
     Strategies that judge candidates by the model use all processes, the others one.
@@ -26,6 +26,6 @@ def run_search(
         SearchError: no candidate has a fitness, or one of several processes died.
     """
     if settings.workers(compute.processes) > 1:
-        run_in_processes(Job(results, name, settings, compute, trust_remote_code))
+        run_in_processes(Job(run, name, settings, compute, trust_remote_code))
     else:
-        search(results, name, settings, compute, trust_remote_code)
+        search(run, name, settings, compute, trust_remote_code)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from evopress import __version__
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, read_table, write_table
 from evopress.artifacts.tensors import sha256
@@ -45,7 +45,7 @@ from evopress.util.progress import log
 
 
 def search(
-    results: Results,
+    results: Run,
     name: str,
     settings: SearchSettings,
     compute: ComputeSettings,
@@ -93,7 +93,7 @@ def _uniform(context: Context[UniformSettings]) -> Candidate:
 
 def _owl(context: Context[OwlSettings]) -> Candidate:
     device = resolve_device(context.compute.device)
-    return owl(context.results, context.space, context.settings, device, context.where)
+    return owl(context.run, context.space, context.settings, device, context.where)
 
 
 _STRATEGIES: dict[type, Strategy] = {
@@ -109,19 +109,19 @@ _STRATEGIES: dict[type, Strategy] = {
 }
 
 
-def _open(results: Results, settings: SearchSettings, where: str, *, check: bool) -> Choices:
+def _open(results: Run, settings: SearchSettings, where: str, *, check: bool) -> Choices:
     rule: GroupRule = "none"
     if isinstance(settings, EvolutionSettings | RandomSettings | GreedySettings | DpSettings):
         rule = settings.group_rule
     return open_choices(results, settings.variants, settings.target, rule, where, check=check)
 
 
-def _whole_effort(own: Effort, results: Results, settings: SearchSettings) -> Effort:
+def _whole_effort(own: Effort, results: Run, settings: SearchSettings) -> Effort:
     """What a search has taken, with what was spent on those that it rests on."""
     return sum((read_effort(read_table(results.effort(name), EFFORT)) for name in settings.rests_on()), own)
 
 
-def _digest(results: Results, settings: SearchSettings, read: Sequence[str]) -> str:
+def _digest(results: Run, settings: SearchSettings, read: Sequence[str]) -> str:
     """Identify everything that the result of a search depends on: ``read`` are digests of its variants."""
     earlier = [sha256(results.configuration(name)) for name in settings.rests_on()]
     read = [read_model_fingerprint(results), sha256(results.tokens("search")), *read, *earlier]

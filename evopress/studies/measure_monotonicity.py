@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.paths import Results, text_path
+from evopress.artifacts.paths import Run, text_path
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.study_tables import MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 from evopress.artifacts.tables import write_table
@@ -35,28 +35,28 @@ class _StudyContext(Context[MonotonicitySettings]):
 
 
 def measure_monotonicity(
-    results: Results,
+    run: Run,
     name: str,
     settings: MonotonicitySettings,
     compute: ComputeSettings,
     *,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write ``results.monotonicity_candidates(name)``, ``.monotonicity_pairs(name)``, and text beside the latter.
+    """Write ``run.monotonicity_candidates(name)``, ``.monotonicity_pairs(name)``, and text beside the latter.
 
     Raises:
         ConfigError: the target, the levels and the text do not allow the study.
         ArtifactError: variants or tokens are missing, damaged or of another model.
     """
-    choices = open_choices(results, settings.variants, settings.target, "none", _where(name))
-    text, rng = search_text(results), np.random.Generator(np.random.PCG64(settings.seed))
+    choices = open_choices(run, settings.variants, settings.target, "none", _where(name))
+    text, rng = search_text(run), np.random.Generator(np.random.PCG64(settings.seed))
     try:
         look, confirm = _minibatches(settings, text.shape[0], text.shape[1], rng)
     except ValueError as error:
         raise ConfigError(f"{_where(name)}.{error}") from None
-    resume = ResumeFolder(results.monotonicity_pairs(name).parent / "resume", "")  # never written
+    resume = ResumeFolder(run.monotonicity_pairs(name).parent / "resume", "")  # never written
     context = _StudyContext(
-        results, name, settings, compute, choices.space, choices.store, resume, Ranks(), trust_remote_code
+        run, name, settings, compute, choices.space, choices.store, resume, Ranks(), trust_remote_code
     )
     with stop_on_sigterm() as check:
         evaluator = open_evaluator(context, text, Fitness(settings.fitness), check)
@@ -64,12 +64,12 @@ def measure_monotonicity(
         errors = unit_errors(choices.space, judges[0])
         drawn = sample(choices.space, errors, settings.candidates, settings.raises, settings.switches, rng)
         candidates, pairs = find_pairs(choices.space, drawn, errors, *judges, settings.pairs, settings.least_t)
-    provenance = Provenance("monotonicity", settings.model_dump_json(), read_model_fingerprint(results))
-    write_table(candidates, results.monotonicity_candidates(name), MONOTONICITY_CANDIDATES, provenance)
-    write_table(pairs, results.monotonicity_pairs(name), MONOTONICITY_PAIRS, provenance)
+    provenance = Provenance("monotonicity", settings.model_dump_json(), read_model_fingerprint(run))
+    write_table(candidates, run.monotonicity_candidates(name), MONOTONICITY_CANDIDATES, provenance)
+    write_table(pairs, run.monotonicity_pairs(name), MONOTONICITY_PAIRS, provenance)
     table = columns(monotonicity_rows(pairs, settings.fitness))
     findings = monotonicity_findings(candidates, pairs)
-    write_text(text_path(results.monotonicity_pairs(name)), f"Monotonicity: {name}\n\n{table}\n\n{findings}\n")
+    write_text(text_path(run.monotonicity_pairs(name)), f"Monotonicity: {name}\n\n{table}\n\n{findings}\n")
 
 
 def _where(name: str) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from evopress.artifacts.paths import DENSE, Results, manifest_path
+from evopress.artifacts.paths import DENSE, Run, manifest_path
 from evopress.config.data import TextSettings
 from evopress.config.studies import ReportedStudies
 from evopress.workflow.seeds import groups
@@ -84,26 +84,26 @@ def _groups(settings: Settings) -> dict[str, tuple[str, ...]]:
     return {name: tuple(members) for name, members in groups(settings.searches).items()}
 
 
-def expected_slices(settings: Settings, results: Results, blocks: Sequence[str]) -> Iterator[tuple[Path, str]]:
+def expected_slices(settings: Settings, run: Run, blocks: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """One artifact of each job, with the slice that should have made it."""
-    yield results.layers, model_slice(settings)
+    yield run.layers, model_slice(settings)
     for dataset in texts(settings):
-        yield results.tokens(dataset), tokens_slice(settings, dataset)
+        yield run.tokens(dataset), tokens_slice(settings, dataset)
     for block in blocks:
-        yield manifest_path(results.hessian(block)), hessians_slice(settings)
+        yield manifest_path(run.hessian(block)), hessians_slice(settings)
         for variants in settings.variants:
             if settings.variants[variants].method != "drop":
-                yield results.variant_table(variants, block), variants_slice(settings, variants)
+                yield run.variant_table(variants, block), variants_slice(settings, variants)
     for variants, made in settings.variants.items():
         if made.method == "drop":
-            yield results.module_table(variants), variants_slice(settings, variants)
+            yield run.module_table(variants), variants_slice(settings, variants)
     if settings.studies.convergence is not None:
-        yield results.convergence, convergence_slice(settings)
+        yield run.convergence, convergence_slice(settings)
     for study in settings.studies.monotonicity:
-        yield results.monotonicity_pairs(study), monotonicity_slice(settings, study)
+        yield run.monotonicity_pairs(study), monotonicity_slice(settings, study)
     for search in settings.searches:
-        yield results.configuration(search), search_slice(settings, search)
-        yield results.archive(search), search_slice(settings, search)
+        yield run.configuration(search), search_slice(settings, search)
+        yield run.archive(search), search_slice(settings, search)
     for model in (DENSE, *settings.searches):
-        yield results.perplexity(model), perplexity_slice(settings)
-        yield results.tasks(model), tasks_slice(settings)
+        yield run.perplexity(model), perplexity_slice(settings)
+        yield run.tasks(model), tasks_slice(settings)

@@ -27,7 +27,7 @@ from plain import PlainEvaluator
 from rounded import RoundedVariants
 from transformers.utils.logging import disable_progress_bar
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.config.compute import ComputeSettings
 from evopress.data.tokens import read_tokens, write_tokens
@@ -63,7 +63,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     disable_progress_bar()
-    results = Results(arguments.results)
+    results = Run(arguments.results)
     prepare(results)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; variants rounded to nearest, same packing")
     for name in arguments.dtypes:
@@ -77,7 +77,7 @@ def main() -> None:
                 bench.profile(candidates, tokens, peak)
 
 
-def prepare(results: Results) -> None:
+def prepare(results: Run) -> None:
     """Model and search tokens of the embedded default, unless they are there."""
     settings = Settings.load(yaml.safe_load(Path("config/config.yaml").read_text(encoding="utf-8")))
     if not results.model_manifest.exists():
@@ -89,7 +89,7 @@ def prepare(results: Results) -> None:
 class Bench:
     """Both evaluators in one type."""
 
-    def __init__(self, results: Results, dtype: torch.dtype, memory_gb: float) -> None:
+    def __init__(self, results: Run, dtype: torch.dtype, memory_gb: float) -> None:
         self.dtype, self.rng = dtype, np.random.default_rng(0)
         self.space = search_space(results)
         self.parent = uniform_candidate(self.space, TARGET, "benchmark")
@@ -101,7 +101,7 @@ class Bench:
         self.plain = PlainEvaluator(results.model, dtype, self.space.units, self.unpack, self.tokens)
         self.engine = self._engine(results, memory_gb)
 
-    def _engine(self, results: Results, memory_gb: float) -> ModelEvaluator:
+    def _engine(self, results: Run, memory_gb: float) -> ModelEvaluator:
         model = BlockwiseModel.from_folder(results.model, torch.device("cpu"), self.dtype, resident=False)
         compute = ComputeSettings(device="cpu", memory_gb=memory_gb)
         return model_evaluator(
@@ -201,7 +201,7 @@ class Bench:
         return parameters + self.engine.blocks.cache.bytes + (dense.nbytes if dense is not None else 0)
 
 
-def search_space(results: Results) -> Space:
+def search_space(results: Run) -> Space:
     """All linear layers at 2 to 6 bits; layers of the same size trade."""
     units = []
     for row in read_table(results.layers, LAYERS).itertuples():

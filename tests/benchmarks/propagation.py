@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 from stages import PROJECT, copy_project, run_workflow, table
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import PERPLEXITY, VARIANTS, read_table
 from evopress.workflow.loading import load_settings
 
@@ -39,10 +39,10 @@ def main() -> None:
         overlays.append(scratch / "comparison.yaml")
         os.chdir(scratch)
         settings = load_settings(overlays)
-        results = Results(Path("results") / settings.name)
-        run_workflow(scratch, arguments.cores, overlays, [str(results.perplexity(kind_name(kind))) for kind in KINDS])
+        run = Run(Path("results") / settings.name)
+        run_workflow(scratch, arguments.cores, overlays, [str(run.perplexity(kind_name(kind))) for kind in KINDS])
         print("\n" + table(scratch / "facts").to_string(index=False))
-        print("\n" + measured(results, settings.model.blocks or 0).to_string(index=False))
+        print("\n" + measured(run, settings.model.blocks or 0).to_string(index=False))
     finally:
         os.chdir(PROJECT)
         if arguments.keep is None:
@@ -69,13 +69,13 @@ def comparison(bits: int) -> dict[str, object]:
     }
 
 
-def measured(results: Results, blocks: int) -> pd.DataFrame:
+def measured(run: Run, blocks: int) -> pd.DataFrame:
     """Held-out perplexity and KL by data set, and the mean output error as each kind of Hessian sees it."""
     rows = []
     for kind in KINDS:
         name = kind_name(kind)
-        errors = pd.concat(read_table(results.variant_table(name, block), VARIANTS) for block in range(blocks))["error"]
-        for row in read_table(results.perplexity(name), PERPLEXITY).to_dict("records"):
+        errors = pd.concat(read_table(run.variant_table(name, block), VARIANTS) for block in range(blocks))["error"]
+        for row in read_table(run.perplexity(name), PERPLEXITY).to_dict("records"):
             facts = {key: row[key] for key in ("dataset", "perplexity", "kl")}
             rows.append({"propagation": kind, **facts, "mean output error": errors.mean()})
     return pd.DataFrame(rows)

@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.data.tokens import read_tokens
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
@@ -60,12 +60,12 @@ def main() -> None:
         seconds = run_workflow(scratch, arguments.cores, overlays)
         os.chdir(scratch)
         settings = load_settings(overlays)
-        results = Results(Path("results") / settings.name)
+        run = Run(Path("results") / settings.name)
         print("\n" + table(scratch / "facts").to_string(index=False))
         print(f"\nall jobs, with Snakemake: {seconds:.0f} s on {arguments.cores} cores")
         dataset = next(iter(settings.data.evaluation))
         for threads in sorted({1, torch.get_num_threads()}):
-            print(f"dense model, {threads} threads: {forward_rate(results, dataset, threads)}")
+            print(f"dense model, {threads} threads: {forward_rate(run, dataset, threads)}")
     finally:
         os.chdir(PROJECT)
         if arguments.folder is None:
@@ -113,13 +113,13 @@ def table(folder: Path) -> pd.DataFrame:
     )
 
 
-def forward_rate(results: Results, dataset: str, threads: int) -> str:
+def forward_rate(run: Run, dataset: str, threads: int) -> str:
     """Tokens a second through all blocks and the head of the dense model, on an evaluation set."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        model = BlockwiseModel.from_folder(results.model, torch.device("cpu"), resident=False, quick=True)
-        tokens = read_tokens(results, dataset)
+        model = BlockwiseModel.from_folder(run.model, torch.device("cpu"), resident=False, quick=True)
+        tokens = read_tokens(run, dataset)
         start = time.perf_counter()
         hidden = final_hidden(model, tokens, 8192, "forward")
         blocks = time.perf_counter() - start

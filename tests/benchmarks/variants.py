@@ -20,7 +20,7 @@ import pandas as pd
 import yaml
 from stages import PROJECT, copy_project, run_workflow, table
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import VARIANTS, read_table
 from evopress.models.block_count import count_blocks
 from evopress.workflow.loading import load_settings
@@ -57,14 +57,14 @@ def main() -> None:
         overlays[-1].write_text(yaml.safe_dump(case(arguments.tokens, arguments.dtype)))
         os.chdir(scratch)
         settings = load_settings(overlays)
-        results, blocks = Results(Path("results") / settings.name), count_blocks(settings.model)
-        run_workflow(scratch, arguments.cores, overlays, [str(results.tokens("calibration"))])
+        run, blocks = Run(Path("results") / settings.name), count_blocks(settings.model)
+        run_workflow(scratch, arguments.cores, overlays, [str(run.tokens("calibration"))])
         for method in arguments.methods:
             shutil.rmtree(scratch / "facts")
-            shutil.rmtree(results.hessian(0).parent, ignore_errors=True)
-            targets = [str(results.variant_table(method, block)) for block in range(blocks)]
+            shutil.rmtree(run.hessian(0).parent, ignore_errors=True)
+            targets = [str(run.variant_table(method, block)) for block in range(blocks)]
             seconds = run_workflow(scratch, arguments.cores, overlays, targets)
-            print(report(results, method, blocks, seconds, table(scratch / "facts")))
+            print(report(run, method, blocks, seconds, table(scratch / "facts")))
     finally:
         os.chdir(PROJECT)
         if arguments.keep is None:
@@ -82,12 +82,12 @@ def case(tokens: int, dtype: str) -> dict[str, object]:
     }
 
 
-def report(results: Results, method: str, blocks: int, seconds: float, stages: pd.DataFrame) -> str:
+def report(run: Run, method: str, blocks: int, seconds: float, stages: pd.DataFrame) -> str:
     """What a method took and wrote."""
     published = METHODS[method][1]
-    made = pd.concat([read_table(results.variant_table(method, block), VARIANTS) for block in range(blocks)])
-    sweeps = sum(sweep_seconds(results, method, block) for block in range(blocks))
-    on_disk = sum(results.variant_tensors(method, block).stat().st_size for block in range(blocks))
+    made = pd.concat([read_table(run.variant_table(method, block), VARIANTS) for block in range(blocks)])
+    sweeps = sum(sweep_seconds(run, method, block) for block in range(blocks))
+    on_disk = sum(run.variant_tensors(method, block).stat().st_size for block in range(blocks))
     lines = [
         f"\n{method}: {made['name'].nunique()} layers, {len(made)} variants",
         stages.to_string(index=False),
@@ -103,9 +103,9 @@ def report(results: Results, method: str, blocks: int, seconds: float, stages: p
     return "\n".join(lines)
 
 
-def sweep_seconds(results: Results, method: str, block: int) -> float:
+def sweep_seconds(run: Run, method: str, block: int) -> float:
     """Seconds that a job spent compressing, as its log tells."""
-    log = (results.root / "logs" / "variants" / method / f"block_{block:03d}.log").read_text(encoding="utf-8")
+    log = (run.root / "logs" / "variants" / method / f"block_{block:03d}.log").read_text(encoding="utf-8")
     return float(re.findall(r"compressed in ([\d.]+) s", log)[-1])
 
 

@@ -14,7 +14,7 @@ from search_run import COMPUTE, artifacts, fresh, prepare
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, VARIANTS, read_table
 from evopress.compression.drop import make_module_table
 from evopress.compression.settings import DropSettings
@@ -46,7 +46,7 @@ WHOLE = 72
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     results = prepare(tmp_path_factory.mktemp("baselines"))
     make_module_table(results, "depth", DropSettings())
     make_module_table(results, "blocks", DropSettings(unit="block"))
@@ -55,12 +55,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.fixture
-def results(prepared: Results, tmp_path: Path) -> Results:
+def results(prepared: Run, tmp_path: Path) -> Run:
     return fresh(prepared, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
-def plain(prepared: Results) -> PreTrainedModel:
+def plain(prepared: Run) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(prepared.model).eval().requires_grad_(False)
 
 
@@ -69,7 +69,7 @@ def plain(prepared: Results) -> PreTrainedModel:
     [RANDOM, GREEDY, DP, DP.model_copy(update={"errors": "propagated", "tokens": 24})],
     ids=["random", "greedy", "dp", "dp-propagated"],
 )
-def test_the_budget_holds_and_effort_is_told(results: Results, settings: SearchSettings) -> None:
+def test_the_budget_holds_and_effort_is_told(results: Run, settings: SearchSettings) -> None:
     run_search(results, "s", settings, COMPUTE)
     made = read_table(results.configuration("s"), CONFIGURATION)
     assert len(made) == BLOCKS * len(LAYERS)
@@ -80,7 +80,7 @@ def test_the_budget_holds_and_effort_is_told(results: Results, settings: SearchS
     assert not results.resume("s").exists()
 
 
-def test_dp_has_the_least_summed_error_of_all_that_was_tried(results: Results) -> None:
+def test_dp_has_the_least_summed_error_of_all_that_was_tried(results: Run) -> None:
     run_search(results, "dp", DP, COMPUTE)
     run_search(results, "random", RANDOM.model_copy(update={"group_rule": "none"}), COMPUTE)
     errors = VariantStore(results, "gptq").table.set_index(["name", "level"])["error"]
@@ -91,7 +91,7 @@ def test_dp_has_the_least_summed_error_of_all_that_was_tried(results: Results) -
     assert sums["dp"] < sums["random"]
 
 
-def test_propagated_errors_are_those_of_one_layer_alone(results: Results, plain: PreTrainedModel) -> None:
+def test_propagated_errors_are_those_of_one_layer_alone(results: Run, plain: PreTrainedModel) -> None:
     settings = DP.model_copy(update={"errors": "propagated", "tokens": WHOLE})
     run_search(results, "dp", settings, COMPUTE)
     ids, store = read_tokens(results, "search"), VariantStore(results, "gptq")
@@ -150,7 +150,7 @@ def replaced(parameter: Tensor, weight: Tensor) -> Iterator[None]:
 
 @pytest.mark.parametrize("settings", [RANDOM, GREEDY.model_copy(update={"per_round": 1})], ids=["random", "greedy"])
 def test_killed_and_restarted_it_ends_with_the_same_bytes(
-    results: Results, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
+    results: Run, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fresh(results, "whole")
     run_search(whole, "q", settings, COMPUTE)
@@ -199,7 +199,7 @@ def test_scores_compare_the_states_around_blocks(tmp_path: Path, score: str, nam
 
 
 @pytest.mark.parametrize("score", [*SCORES, "perplexity", "kl"])
-def test_the_block_of_least_score_is_dropped(results: Results, plain: PreTrainedModel, score: str) -> None:
+def test_the_block_of_least_score_is_dropped(results: Run, plain: PreTrainedModel, score: str) -> None:
     ids = read_tokens(results, "search")
     if score in SCORES:
         states = block_states(plain, ids)
@@ -228,7 +228,7 @@ def alone(model: PreTrainedModel, ids: Tensor, block: int, score: str) -> float:
     return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
 
 
-def test_blocks_that_may_not_go_as_a_whole_stay(results: Results) -> None:
+def test_blocks_that_may_not_go_as_a_whole_stay(results: Run) -> None:
     settings = ScoresSettings(variants="late", target=1, score="l2", tokens=WHOLE)
     run_search(results, "s", settings, COMPUTE)
     made = read_table(results.configuration("s"), CONFIGURATION)
@@ -244,7 +244,7 @@ def test_ties_and_windows() -> None:
         least_window(values, [0, 2, 4], 2, "x")
 
 
-def test_brute_force_keeps_the_best_block_set(results: Results, plain: PreTrainedModel) -> None:
+def test_brute_force_keeps_the_best_block_set(results: Run, plain: PreTrainedModel) -> None:
     run_search(results, "b", BruteSettings(variants="blocks", target=1, tokens=WHOLE), COMPUTE)
     expected = [alone(plain, read_tokens(results, "search"), block, "kl") for block in range(BLOCKS)]
     trace = read_table(results.trace("b"), TRACE)
@@ -262,13 +262,13 @@ def test_brute_force_keeps_the_best_block_set(results: Results, plain: PreTraine
     ],
     ids=["greedy", "random", "dp"],
 )
-def test_the_others_drop_modules_too(results: Results, settings: SearchSettings) -> None:
+def test_the_others_drop_modules_too(results: Run, settings: SearchSettings) -> None:
     run_search(results, "s", settings, COMPUTE)
     made = read_table(results.configuration("s"), CONFIGURATION)
     assert made[made["level"] == "drop"].groupby("layer").size().to_dict() == {"attn": 1, "mlp": 1}
 
 
-def test_greedy_removes_the_module_whose_loss_hurts_least_first(results: Results, plain: PreTrainedModel) -> None:
+def test_greedy_removes_the_module_whose_loss_hurts_least_first(results: Run, plain: PreTrainedModel) -> None:
     run_search(results, "g", GreedySettings(variants="depth", target=1, tokens=WHOLE), COMPUTE)
     trace = read_table(results.trace("g"), TRACE)
     first = trace[trace["generation"] == 1]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_hessian import SEQUENCES, expected_hessians, prepare
 
-from evopress.artifacts.paths import Results, manifest_path
+from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.tables import TOKENS, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import read_manifest, read_tensors
 from evopress.compression import hessian
@@ -24,10 +24,10 @@ PRUNED = WandaSettings(step=100, levels=1, propagation="compressed", propagation
 QUANTIZED = GptqSettings(bits=(2, 4), group_size=16, propagation="compressed", propagation_level="2")
 
 
-def make_all(results: Results, settings: CompressionSettings, name: str = "c") -> VariantStore:
+def make_all(run: Run, settings: CompressionSettings, name: str = "c") -> VariantStore:
     for block in range(BLOCKS):
-        make_chained_variants(results, name, settings, CPU, block)
-    return VariantStore(results, name)
+        make_chained_variants(run, name, settings, CPU, block)
+    return VariantStore(run, name)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt"])
@@ -37,9 +37,9 @@ def test_hessians_are_those_of_the_model_compressed_so_far(name, tmp_path, monke
     Wanda keeps weights as they are and compares norms only, so the very same ones must be chosen.
     """
     model = architectures.build(name)
-    results = prepare(tmp_path / "run", model)
+    run = prepare(tmp_path / "run", model)
     monkeypatch.setattr(hessian, "_TOKENS_AT_ONCE", 2 * architectures.LENGTH)
-    store = make_all(results, PRUNED)
+    store = make_all(run, PRUNED)
     for block, rows in layer_table(model).groupby("block"):
         hessians = expected_hessians(model, architectures.tokens(SEQUENCES))
         for row in rows.itertuples():
@@ -53,33 +53,33 @@ def test_hessians_are_those_of_the_model_compressed_so_far(name, tmp_path, monke
 
 def test_the_state_between_jobs_is_the_compressed_model_s(tmp_path):
     model = architectures.build("llama")
-    results = prepare(tmp_path / "run", model)
-    store = make_all(results, QUANTIZED)
+    run = prepare(tmp_path / "run", model)
+    store = make_all(run, QUANTIZED)
     for row in layer_table(model).itertuples():
         model.get_submodule(row.name).weight.copy_(store.weight(row.block, row.layer, "2"))
     states = model(architectures.tokens(SEQUENCES), output_hidden_states=True).hidden_states
     for block in range(BLOCKS - 1):
-        found = read_tensors(results.chain_state("c", block))["hidden"]
+        found = read_tensors(run.chain_state("c", block))["hidden"]
         torch.testing.assert_close(found, states[block + 1], rtol=1e-4, atol=1e-4)
-    assert len(read_tensors(results.chain_state("c", BLOCKS - 1))["hidden"]) == 0  # nothing comes after
+    assert len(read_tensors(run.chain_state("c", BLOCKS - 1))["hidden"]) == 0  # nothing comes after
 
 
 def test_all_levels_are_made_and_the_manifest_tells_of_the_chain(tmp_path):
-    results = prepare(tmp_path / "run", architectures.build("llama"))
-    store = make_all(results, QUANTIZED)
+    run = prepare(tmp_path / "run", architectures.build("llama"))
+    store = make_all(run, QUANTIZED)
     assert set(store.table["level"]) == {"2", "4"}
-    facts = read_manifest(results.variant_tensors("c", 1))["facts"]
+    facts = read_manifest(run.variant_tensors("c", 1))["facts"]
     assert facts["hessians"] == {"calibration": {"source": "x"}, "propagation": "compressed"}
     assert facts["tokens"] == SEQUENCES * architectures.LENGTH
-    assert not results.hessian(0).exists()
+    assert not run.hessian(0).exists()
 
 
 def test_excluded_layers_run_dense(tmp_path):
     """With all layers excluded but those of the last block, it sees the dense model."""
     model = architectures.build("llama")
-    results = prepare(tmp_path / "run", model)
+    run = prepare(tmp_path / "run", model)
     settings = PRUNED.model_copy(update={"exclude": ("*.layers.0.*", "*.layers.1.*")})
-    store = make_all(results, settings)
+    store = make_all(run, settings)
     hessians = expected_hessians(model, architectures.tokens(SEQUENCES))
     name = "model.layers.2.mlp.down_proj"
     weight = model.get_submodule(name).weight.clone()
@@ -90,40 +90,40 @@ def test_excluded_layers_run_dense(tmp_path):
 
 
 def test_a_layer_without_room_for_the_level_is_named(tmp_path):
-    results = prepare(tmp_path / "run", architectures.build("llama"))
+    run = prepare(tmp_path / "run", architectures.build("llama"))
     settings = PRUNED.model_copy(update={"step": 600})
     with pytest.raises(CompressionError, match=r"k_proj.*no room for the propagation_level \+1; .*\(0\)"):
-        make_chained_variants(results, "c", settings, CPU, 0)
-    assert not results.variant_tensors("c", 0).exists()
+        make_chained_variants(run, "c", settings, CPU, 0)
+    assert not run.variant_tensors("c", 0).exists()
 
 
 def test_a_state_of_another_chain_is_refused(tmp_path):
-    results = prepare(tmp_path / "run", architectures.build("llama"))
-    make_chained_variants(results, "c", PRUNED, CPU, 0)
+    run = prepare(tmp_path / "run", architectures.build("llama"))
+    make_chained_variants(run, "c", PRUNED, CPU, 0)
     with pytest.raises(ArtifactError, match=r"chain/block_000\.safetensors: belongs to .*other settings"):
-        make_chained_variants(results, "c", PRUNED.model_copy(update={"propagation_level": "0"}), CPU, 1)
-    tokens = read_table(results.tokens("calibration"), TOKENS)
-    write_table(tokens[1:], results.tokens("calibration"), TOKENS, read_provenance(results.tokens("calibration")))
+        make_chained_variants(run, "c", PRUNED.model_copy(update={"propagation_level": "0"}), CPU, 1)
+    tokens = read_table(run.tokens("calibration"), TOKENS)
+    write_table(tokens[1:], run.tokens("calibration"), TOKENS, read_provenance(run.tokens("calibration")))
     with pytest.raises(ArtifactError, match="other tokens"):
-        make_chained_variants(results, "c", PRUNED, CPU, 1)
+        make_chained_variants(run, "c", PRUNED, CPU, 1)
 
 
 def test_a_state_that_is_missing_or_cut_short_is_named(tmp_path):
-    results = prepare(tmp_path / "run", architectures.build("llama"))
+    run = prepare(tmp_path / "run", architectures.build("llama"))
     with pytest.raises(ArtifactError, match=r"chain/block_000.*missing"):
-        make_chained_variants(results, "c", PRUNED, CPU, 1)
-    make_chained_variants(results, "c", PRUNED, CPU, 0)
-    path = results.chain_state("c", 0)
+        make_chained_variants(run, "c", PRUNED, CPU, 1)
+    make_chained_variants(run, "c", PRUNED, CPU, 0)
+    path = run.chain_state("c", 0)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ArtifactError, match=r"chain/block_000.*damaged"):
-        make_chained_variants(results, "c", PRUNED, CPU, 1)
-    assert not manifest_path(results.variant_tensors("c", 1)).exists()
+        make_chained_variants(run, "c", PRUNED, CPU, 1)
+    assert not manifest_path(run.variant_tensors("c", 1)).exists()
 
 
 def test_inputs_that_are_not_finite_name_the_layer(tmp_path):
     model = architectures.build("llama")
     model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
-    results = prepare(tmp_path / "run", model)
-    make_chained_variants(results, "c", PRUNED, CPU, 0)
+    run = prepare(tmp_path / "run", model)
+    make_chained_variants(run, "c", PRUNED, CPU, 0)
     with pytest.raises(CompressionError, match=r"model\.layers\.1\.mlp\.down_proj: NaN or infinity"):
-        make_chained_variants(results, "c", PRUNED, CPU, 1)
+        make_chained_variants(run, "c", PRUNED, CPU, 1)

@@ -9,7 +9,7 @@ from finished_run import make_results, provenance, tiny_model, write_configurati
 from paper_models import PAPER, write_model_config
 
 from evopress.__main__ import main
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, write_table
 from evopress.compression.drop import module_table
 from evopress.compression.settings import DropSettings
@@ -118,17 +118,17 @@ def test_the_printed_settings_hold_with_the_others(overlays, tmp_path, capsys):
 
 
 def test_levels_are_exported_as_they_were_chosen(tmp_path, capsys):
-    results = make_results(tmp_path)
-    table = write_configuration(results, "q3")
-    assert main(["export-config", str(results.root), "q3"]) == 0
+    run = make_results(tmp_path)
+    table = write_configuration(run, "q3")
+    assert main(["export-config", str(run.root), "q3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"{row.unit}: {row.level}" for row in table.itertuples()]
 
 
 def test_an_export_replaces_no_file_unasked(tmp_path, capsys):
-    results, out = make_results(tmp_path), tmp_path / "sub" / "q3.txt"
-    write_configuration(results, "q3", "3")
-    asked = ["export-config", str(results.root), "q3", "--output", str(out)]
+    run, out = make_results(tmp_path), tmp_path / "sub" / "q3.txt"
+    write_configuration(run, "q3", "3")
+    asked = ["export-config", str(run.root), "q3", "--output", str(out)]
     assert main(asked) == 0 and out.read_text().count(": 3\n") == 14
     out.write_text("mine")
     assert main(asked) == 1 and "is there already" in capsys.readouterr().err and out.read_text() == "mine"
@@ -137,36 +137,36 @@ def test_an_export_replaces_no_file_unasked(tmp_path, capsys):
 
 
 def test_an_export_of_a_search_that_never_ran_is_an_error(tmp_path, capsys):
-    results = make_results(tmp_path)
-    assert main(["export-config", str(results.root), "none"]) == 1
+    run = make_results(tmp_path)
+    assert main(["export-config", str(run.root), "none"]) == 1
     assert "configuration.parquet: missing" in capsys.readouterr().err
 
 
-def depth_space(results: Results, settings: DropSettings, target: float) -> tuple[pd.DataFrame, Space]:
+def depth_space(run: Run, settings: DropSettings, target: float) -> tuple[pd.DataFrame, Space]:
     layers = layer_table(tiny_model())
-    write_table(layers, results.layers, LAYERS, provenance())
+    write_table(layers, run.layers, LAYERS, provenance())
     table = module_table(layers.assign(bytes=layers["parameters"] * 4), settings, "variants.depth")
     return table, make_depth_space(units_from_modules(table, "none"), target, "searches.d")
 
 
 @pytest.mark.parametrize("words", [("attn", "mlp"), ("mlp", "attn"), ("none", "attn+mlp"), ("attn+mlp", "none")])
 def test_dropped_modules_survive_a_round_trip(words, tmp_path, capsys):
-    results = make_results(tmp_path)
-    table, space = depth_space(results, DropSettings(), 1)
+    run = make_results(tmp_path)
+    table, space = depth_space(run, DropSettings(), 1)
     text = "".join(f"{word}\n" for word in words)
     candidate = match(text, space, 2, "where")
     require_budget(space, candidate, 1, "where")
-    write_table(module_rows(table, space, candidate, "depth"), results.configuration("d"), CONFIGURATION, provenance())
-    assert main(["export-config", str(results.root), "d"]) == 0
+    write_table(module_rows(table, space, candidate, "depth"), run.configuration("d"), CONFIGURATION, provenance())
+    assert main(["export-config", str(run.root), "d"]) == 0
     assert capsys.readouterr().out == text
 
 
 def test_excluded_modules_stay(tmp_path, capsys):
-    results = make_results(tmp_path)
-    table, space = depth_space(results, DropSettings(exclude=("*.0.attn",)), 1)
+    run = make_results(tmp_path)
+    table, space = depth_space(run, DropSettings(exclude=("*.0.attn",)), 1)
     with pytest.raises(ConfigError, match="where, line 1: the attn module of this block may not be dropped"):
         match("attn\nmlp\n", space, 2, "where")
     candidate = match("mlp\nattn\n", space, 2, "where")
-    write_table(module_rows(table, space, candidate, "depth"), results.configuration("d"), CONFIGURATION, provenance())
-    assert main(["export-config", str(results.root), "d"]) == 0
+    write_table(module_rows(table, space, candidate, "depth"), run.configuration("d"), CONFIGURATION, provenance())
+    assert main(["export-config", str(run.root), "d"]) == 0
     assert capsys.readouterr().out == "mlp\nattn\n"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import TOKENS, read_provenance, read_table
 from evopress.config.data import FileText, HubText, PythonDocs
 from evopress.data import tokens as tokens_module
@@ -35,15 +35,15 @@ def byte_tokenizer(*, bos: bool = False, end_of_text: bool = True) -> PreTrained
 
 
 def make_results(root, tokenizer=None, vocab_size=300):
-    results = Results(root)
-    (tokenizer or byte_tokenizer()).save_pretrained(results.model)
-    (results.model / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": vocab_size}))
-    results.model_manifest.write_text(json.dumps({"fingerprint": "abc"}))
-    return results
+    run = Run(root)
+    (tokenizer or byte_tokenizer()).save_pretrained(run.model)
+    (run.model / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": vocab_size}))
+    run.model_manifest.write_text(json.dumps({"fingerprint": "abc"}))
+    return run
 
 
 @pytest.fixture
-def results(tmp_path):
+def run(tmp_path):
     return make_results(tmp_path / "results")
 
 
@@ -57,45 +57,45 @@ def folder(tmp_path):
     return str(path)
 
 
-def test_windows_hold_the_text_and_name_its_documents(results, folder):
-    write_tokens("wiki", "evaluation", FileText(path=folder, sequence_length=64), results)
-    table = read_table(results.tokens("wiki"), TOKENS)
+def test_windows_hold_the_text_and_name_its_documents(run, folder):
+    write_tokens("wiki", "evaluation", FileText(path=folder, sequence_length=64), run)
+    table = read_table(run.tokens("wiki"), TOKENS)
     stream = np.concatenate(table["tokens"].to_list())
     expected = "<|endoftext|>".join(f"{i:02d}" * 20 for i in range(12))
-    decoded = load_tokenizer(results.model).decode(stream)
+    decoded = load_tokenizer(run.model).decode(stream)
     assert len(stream) == (12 * 40 + 11) // 64 * 64
     assert expected.startswith(decoded)
     assert table["sequence"].to_list() == list(range(7))
     assert [list(names) for names in table["documents"]][:2] == [["00.txt", "01.txt"], ["01.txt", "02.txt", "03.txt"]]
-    provenance = read_provenance(results.tokens("wiki"))
+    provenance = read_provenance(run.tokens("wiki"))
     assert provenance.model == "abc" and json.loads(provenance.settings)["path"] == folder
-    tensor = read_tokens(results, "wiki")
+    tensor = read_tokens(run, "wiki")
     assert tensor.shape == (7, 64) and str(tensor.dtype) == "torch.int64"
     assert tensor.flatten().tolist() == stream.tolist()
 
 
-def test_same_seed_same_bytes_other_seed_other_windows(results, folder):
+def test_same_seed_same_bytes_other_seed_other_windows(run, folder):
     def written(seed):
-        write_tokens("search", "search", FileText(path=folder, sequence_length=16, tokens=64, seed=seed), results)
-        return results.tokens("search").read_bytes(), read_tokens(results, "search").tolist()
+        write_tokens("search", "search", FileText(path=folder, sequence_length=16, tokens=64, seed=seed), run)
+        return run.tokens("search").read_bytes(), read_tokens(run, "search").tolist()
 
     first, again, other = written(0), written(0), written(1)
     assert first == again
     assert first[1] != other[1]
 
 
-def test_evaluation_takes_the_first_windows_whatever_the_seed(results, folder):
+def test_evaluation_takes_the_first_windows_whatever_the_seed(run, folder):
     def windows(name, **wanted):
-        write_tokens(name, "evaluation", FileText(path=folder, sequence_length=16, **wanted), results)
-        return read_tokens(results, name).tolist()
+        write_tokens(name, "evaluation", FileText(path=folder, sequence_length=16, **wanted), run)
+        return read_tokens(run, name).tolist()
 
     whole = windows("whole")
     assert windows("part", tokens=64, seed=5) == whole[:4]
 
 
-def test_chosen_windows_come_from_all_over_the_text(results, folder):
-    write_tokens("search", "search", FileText(path=folder, sequence_length=40, tokens=320), results)
-    names = {name for row in read_table(results.tokens("search"), TOKENS)["documents"] for name in row}
+def test_chosen_windows_come_from_all_over_the_text(run, folder):
+    write_tokens("search", "search", FileText(path=folder, sequence_length=40, tokens=320), run)
+    names = {name for row in read_table(run.tokens("search"), TOKENS)["documents"] for name in row}
     assert len(names) > 8
 
 
@@ -147,44 +147,44 @@ def test_embedded_roles_share_no_topic_for_any_seed_and_size(seed, length, count
                 assert seen.setdefault(name, role) == role
 
 
-def test_too_much_asked_says_how_much_there_is(results, folder):
+def test_too_much_asked_says_how_much_there_is(run, folder):
     told = r"data\.search: asks for 640 tokens, but .*texts has 491, which fill 7 sequences of 64: set tokens to 448"
     with pytest.raises(DataError, match=told):
-        write_tokens("search", "search", FileText(path=folder, sequence_length=64, tokens=640), results)
+        write_tokens("search", "search", FileText(path=folder, sequence_length=64, tokens=640), run)
     with pytest.raises(DataError, match=r"data\.evaluation\.mine: .* has 491 tokens, fewer than one sequence of 2048"):
-        write_tokens("mine", "evaluation", FileText(path=folder), results)
-    assert not results.tokens("search").exists() and not results.tokens("mine").exists()
+        write_tokens("mine", "evaluation", FileText(path=folder), run)
+    assert not run.tokens("search").exists() and not run.tokens("mine").exists()
 
 
-def test_sequences_longer_than_learned_positions_are_refused(results, folder):
+def test_sequences_longer_than_learned_positions_are_refused(run, folder):
     def write(length, kind):
         config = {"model_type": kind, "max_position_embeddings": 32}
-        (results.model / "config.json").write_text(json.dumps(config))
-        write_tokens("search", "search", FileText(path=folder, sequence_length=length, tokens=2 * length), results)
+        (run.model / "config.json").write_text(json.dumps(config))
+        write_tokens("search", "search", FileText(path=folder, sequence_length=length, tokens=2 * length), run)
 
     told = r"data\.search\.sequence_length: 33 tokens are more than the 32 positions .* 32 or less"
     with pytest.raises(DataError, match=told):
         write(33, "opt")
-    assert not results.tokens("search").exists()
+    assert not run.tokens("search").exists()
     write(32, "opt")
     write(33, "llama")  # rotary, though this config does not say so
-    assert read_tokens(results, "search").shape == (2, 33)
+    assert read_tokens(run, "search").shape == (2, 33)
 
 
-def test_tokens_between_short_documents_count(results, tmp_path):
+def test_tokens_between_short_documents_count(run, tmp_path):
     """Half of this text is separators: what it is said to have must be no less than what it is said to fill."""
     (tmp_path / "short.jsonl").write_text('{"text": "a"}\n' * 40)
     short = FileText(path=str(tmp_path / "short.jsonl"), sequence_length=16, tokens=128)
     with pytest.raises(DataError, match=r"has 79, which fill 4 sequences of 16: set tokens to 64"):
-        write_tokens("search", "search", short, results)
-    write_tokens("search", "search", short.model_copy(update={"tokens": 64}), results)
+        write_tokens("search", "search", short, run)
+    write_tokens("search", "search", short.model_copy(update={"tokens": 64}), run)
 
 
-def test_empty_text_names_the_source(results, tmp_path):
+def test_empty_text_names_the_source(run, tmp_path):
     (tmp_path / "empty.txt").write_text(" \n\n")
     with pytest.raises(DataError, match=r"data\.calibration: .*empty\.txt holds no text"):
-        write_tokens("calibration", "calibration", FileText(path=str(tmp_path / "empty.txt"), tokens=2048), results)
-    assert not results.tokens("calibration").exists()
+        write_tokens("calibration", "calibration", FileText(path=str(tmp_path / "empty.txt"), tokens=2048), run)
+    assert not run.tokens("calibration").exists()
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, folder):
@@ -198,22 +198,22 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, folder):
     write_tokens("search", "search", wanted, make_results(tmp_path / "enough", vocab_size=END_OF_TEXT + 1))
 
 
-def test_a_missing_tokenizer_or_model_is_named(results, folder, tmp_path):
-    for file in results.model.glob("tokenizer*"):
+def test_a_missing_tokenizer_or_model_is_named(run, folder, tmp_path):
+    for file in run.model.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(ModelError, match="holds no tokenizer"):
-        write_tokens("search", "search", FileText(path=folder, sequence_length=64), results)
+        write_tokens("search", "search", FileText(path=folder, sequence_length=64), run)
     with pytest.raises(ArtifactError, match=r"model\.json: missing"):
-        write_tokens("search", "search", FileText(path=folder), Results(tmp_path / "other"))
+        write_tokens("search", "search", FileText(path=folder), Run(tmp_path / "other"))
 
 
-def test_rows_of_different_length_are_damage(results, folder):
+def test_rows_of_different_length_are_damage(run, folder):
     import pandas as pd
 
     from evopress.artifacts.provenance import Provenance
     from evopress.artifacts.tables import write_table
 
     frame = pd.DataFrame({"sequence": [0, 1], "documents": [["a"], ["a"]], "tokens": [[1, 2], [3]]})
-    write_table(frame, results.tokens("search"), TOKENS, Provenance("calibration", "{}", "abc"))
+    write_table(frame, run.tokens("search"), TOKENS, Provenance("calibration", "{}", "abc"))
     with pytest.raises(ArtifactError, match="differ in length"):
-        read_tokens(results, "search")
+        read_tokens(run, "search")

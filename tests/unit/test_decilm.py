@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.export.decilm import ffn_mult, write_decilm
 from evopress.models.checkpoint import Checkpoint
 from evopress.util.errors import ArtifactError, UnsupportedArchitectureError
@@ -116,27 +116,27 @@ def _model(name):
 
 
 def _written(tmp_path, model, dropped):
-    results = Results(tmp_path / "run")
-    write_depth_model(results, model)
-    write_depth_configuration(results, "evo", dropped)
-    write_decilm(results, "evo")
-    return results
+    run = Run(tmp_path / "run")
+    write_depth_model(run, model)
+    write_depth_configuration(run, "evo", dropped)
+    write_decilm(run, "evo")
+    return run
 
 
 @pytest.mark.parametrize("dropped", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("name", MODELS)
 def test_gives_the_logits_of_the_whole_model_with_those_modules_silenced(tmp_path, name, dropped):
     model = _model(name)
-    results = _written(tmp_path, model, dropped)
+    run = _written(tmp_path, model, dropped)
     ids = tokens()
     with torch.no_grad(), without(model, dropped):
         expected = model(ids, use_cache=False).logits
-        torch.testing.assert_close(DeciReader(results.decilm("evo")).logits(ids), expected, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(DeciReader(run.decilm("evo")).logits(ids), expected, atol=2e-4, rtol=1e-4)
 
 
 def test_tensors_of_dropped_modules_are_not_stored(tmp_path):
-    results = _written(tmp_path, _model("llama"), CASES["with-a-block-gone"])
-    names = Checkpoint(results.decilm("evo")).names()
+    run = _written(tmp_path, _model("llama"), CASES["with-a-block-gone"])
+    names = Checkpoint(run.decilm("evo")).names()
     assert len({name.split(".")[2] for name in names if ".layers." in name}) == 3
     held = {
         number: {name.split(".")[3] for name in names if name.startswith(f"model.layers.{number}.")}
@@ -144,7 +144,7 @@ def test_tensors_of_dropped_modules_are_not_stored(tmp_path):
     }
     attention, mlp = {"input_layernorm", "self_attn"}, {"post_attention_layernorm", "mlp"}
     assert held == {0: attention, 1: mlp, 2: attention}
-    blocks = json.loads((results.decilm("evo") / "config.json").read_text())["block_configs"]
+    blocks = json.loads((run.decilm("evo") / "config.json").read_text())["block_configs"]
     assert [block["attention"]["no_op"] for block in blocks] == [False, True, False]
     assert blocks[1]["attention"]["n_heads_in_group"] is None and blocks[0]["attention"]["n_heads_in_group"] == 2
     assert [block["ffn"]["ffn_mult"] for block in blocks] == [None, 8.0, None]
@@ -152,10 +152,10 @@ def test_tensors_of_dropped_modules_are_not_stored(tmp_path):
 
 def test_the_config_is_whole_and_survives_saving(tmp_path):
     model = _model("llama3-rope")
-    results = _written(tmp_path, model, CASES["single"])
-    config = AutoConfig.from_pretrained(results.decilm("evo"), trust_remote_code=True)
+    run = _written(tmp_path, model, CASES["single"])
+    config = AutoConfig.from_pretrained(run.decilm("evo"), trust_remote_code=True)
     assert config.rope_parameters == model.config.rope_parameters and config.num_key_value_heads == 2
-    raw = json.loads((results.decilm("evo") / "config.json").read_text())
+    raw = json.loads((run.decilm("evo") / "config.json").read_text())
     assert raw["rope_theta"] == 500.0 and raw["rope_scaling"]["rope_type"] == "llama3"
     config.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["block_configs"] == raw["block_configs"]
@@ -163,11 +163,11 @@ def test_the_config_is_whole_and_survives_saving(tmp_path):
 
 
 def test_the_card_tells_of_the_layout(tmp_path):
-    results = _written(tmp_path, _model("llama"), CASES["first-attention"])
-    text = (results.decilm("evo") / "README.md").read_text()
+    run = _written(tmp_path, _model("llama"), CASES["first-attention"])
+    text = (run.decilm("evo") / "README.md").read_text()
     assert "vLLM" in text and "`no_op`" in text and "AutoModelForCausalLM" not in text
     assert "| 0 | 0 | dropped (zeros) | kept |" in text and "| 2 | 2 | kept | dropped |" in text
-    stored = sum(Checkpoint(results.decilm("evo")).elements().values())
+    stored = sum(Checkpoint(run.decilm("evo")).elements().values())
     assert f"| parameters stored in this folder | {stored:,} |" in text
 
 
@@ -190,10 +190,10 @@ def test_what_the_layout_cannot_say_is_refused(tmp_path, name, message):
 def test_a_configuration_that_drops_nothing_of_this_kind_is_refused(tmp_path):
     from finished_run import make_results, write_configuration
 
-    results = make_results(tmp_path)
-    write_configuration(results, "evo")
+    run = make_results(tmp_path)
+    write_configuration(run, "evo")
     with pytest.raises(ArtifactError, match="drops no modules"):
-        write_decilm(results, "evo")
+        write_decilm(run, "evo")
 
 
 @pytest.mark.parametrize(

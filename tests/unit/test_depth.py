@@ -10,7 +10,7 @@ from architectures import CONFIGS, OUTPUT_LAYERS, build, save, tokens
 from finished_run import provenance
 from search_run import COMPUTE, fresh, prepare
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, MODULES, read_table, write_table
 from evopress.compression.drop import make_module_table, module_table
 from evopress.compression.settings import DropSettings
@@ -238,13 +238,13 @@ def test_levels_of_layers_and_of_modules_mix_and_dense_is_a_level(tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    results = prepare(tmp_path_factory.mktemp("depth"))
-    make_module_table(results, "depth", DropSettings())
-    return results
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = prepare(tmp_path_factory.mktemp("depth"))
+    make_module_table(run, "depth", DropSettings())
+    return run
 
 
-def test_a_search_drops_what_was_asked_and_lists_every_module(prepared: Results) -> None:
+def test_a_search_drops_what_was_asked_and_lists_every_module(prepared: Run) -> None:
     own = fresh(prepared, "modules")
     run_search(own, "d", SEARCH, COMPUTE)
     made = read_table(own.configuration("d"), CONFIGURATION)
@@ -256,21 +256,21 @@ def test_a_search_drops_what_was_asked_and_lists_every_module(prepared: Results)
     assert made["bytes"].tolist() == [4 * row.parameters * row.cost for row in made.itertuples()]
 
 
-def test_a_start_from_sensitivities_serves_depth_too(prepared: Results) -> None:
+def test_a_start_from_sensitivities_serves_depth_too(prepared: Run) -> None:
     own = fresh(prepared, "sensitive")
     run_search(own, "d", SEARCH.model_copy(update={"start": "sensitivity", "sensitivity_tokens": 24}), COMPUTE)
     assert read_table(own.configuration("d"), CONFIGURATION)["level"].value_counts().to_dict() == {"keep": 2, "drop": 2}
 
 
 def test_one_name_holds_the_variants_of_one_method(tmp_path: Path) -> None:
-    results = prepare(tmp_path)
-    make_module_table(results, "gptq", DropSettings(unit="block"))
-    assert sorted(path.name for path in results.module_table("gptq").parent.iterdir()) == ["modules.parquet"]
+    run = prepare(tmp_path)
+    make_module_table(run, "gptq", DropSettings(unit="block"))
+    assert sorted(path.name for path in run.module_table("gptq").parent.iterdir()) == ["modules.parquet"]
     with pytest.raises(Exception, match="missing"):
-        VariantStore(results, "gptq")
+        VariantStore(run, "gptq")
 
 
-def test_a_table_of_another_model_is_refused(prepared: Results) -> None:
+def test_a_table_of_another_model_is_refused(prepared: Run) -> None:
     own = fresh(prepared, "other")
     path = own.module_table("alien")
     write_table(read_table(prepared.module_table("depth"), MODULES), path, MODULES, provenance(fingerprint="0" * 64))

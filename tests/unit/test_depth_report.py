@@ -11,7 +11,7 @@ from finished_run import provenance, write_tokens
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import PERPLEXITY, TASKS, TRACE, read_table, write_table
 from evopress.compression.size import compressed_size, dense_size, size_of
 from evopress.config.compute import ComputeSettings
@@ -27,21 +27,21 @@ MIXED = {(0, "attn"), (1, "attn"), (1, "mlp"), (2, "mlp")}
 
 
 @pytest.fixture
-def results(tmp_path):
-    results = Results(tmp_path / "run")
-    write_depth_model(results, build("llama"))
-    write_depth_configuration(results, "evo", MIXED)
-    stitch_model(results, "evo")
-    return results
+def run(tmp_path):
+    run = Run(tmp_path / "run")
+    write_depth_model(run, build("llama"))
+    write_depth_configuration(run, "evo", MIXED)
+    stitch_model(run, "evo")
+    return run
 
 
 def _numbers(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_sizes_count_what_is_in_use(results):
-    model, configuration = build("llama"), pd.read_parquet(results.configuration("evo"))
-    size, checkpoint = size_of(results, configuration), Checkpoint(results.model)
+def test_sizes_count_what_is_in_use(run):
+    model, configuration = build("llama"), pd.read_parquet(run.configuration("evo"))
+    size, checkpoint = size_of(run, configuration), Checkpoint(run.model)
     blocks = model.model.layers
     idle = _numbers(blocks[0].self_attn) + _numbers(blocks[1]) + _numbers(blocks[2].mlp)
     assert size.measure == "depth" and size.depth is not None
@@ -52,28 +52,28 @@ def test_sizes_count_what_is_in_use(results):
         compressed_size(checkpoint, configuration)
 
 
-def test_layers_of_dropped_modules_take_no_packed_bytes(results):
-    configuration, layers = pd.read_parquet(results.configuration("evo")), pd.read_parquet(results.layers)
+def test_layers_of_dropped_modules_take_no_packed_bytes(run):
+    configuration, layers = pd.read_parquet(run.configuration("evo")), pd.read_parquet(run.layers)
     rows = [
         (row.name, row.block, row.layer, "gptq", "4", 4.0, 4 * row.parameters, row.parameters, row.parameters // 2)
         for row in layers.itertuples(index=False)
     ]
     both = pd.concat([configuration, pd.DataFrame(rows, columns=configuration.columns)])
-    size = compressed_size(Checkpoint(results.model), both, layers)
+    size = compressed_size(Checkpoint(run.model), both, layers)
     assert (size.measure, size.bits) == ("bits", 4)
     kept = layers[[(row.block, row.module) not in MIXED for row in layers.itertuples()]]
     others = size.depth.in_use - int(kept["parameters"].sum())
     assert size.total_bytes == 4 * others + int(kept["parameters"].sum()) // 2
 
 
-def test_the_card_says_what_is_gone_and_what_is_zeros(results):
-    write_card(results, "evo")
-    text = results.card("evo").read_text()
+def test_the_card_says_what_is_gone_and_what_is_zeros(run):
+    write_card(run, "evo")
+    text = run.card("evo").read_text()
     assert "# tiny without 2 of 3 attention and 2 of 3 MLP modules" in text
     assert "| 0 | 0 | dropped (zeros) | kept |" in text
     assert "| 1 | - | dropped | dropped |" in text and "| 2 | 1 | kept | dropped (zeros) |" in text
-    stored = _numbers(AutoModelForCausalLM.from_pretrained(results.stitched("evo")))
-    depth = size_of(results, pd.read_parquet(results.configuration("evo"))).depth
+    stored = _numbers(AutoModelForCausalLM.from_pretrained(run.stitched("evo")))
+    depth = size_of(run, pd.read_parquet(run.configuration("evo"))).depth
     assert f"| parameters stored in this folder | {stored:,} |" in text
     assert f"| parameters in use | {depth.in_use:,} (" in text and stored > depth.in_use
     assert "| key-value cache saved here | 33.3% (1 of 3 attention modules) |" in text
@@ -83,15 +83,15 @@ def test_the_card_says_what_is_gone_and_what_is_zeros(results):
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt"])
 def test_a_shorter_model_is_evaluated_like_any_other(tmp_path, name):
-    results = Results(tmp_path / "run")
+    run = Run(tmp_path / "run")
     model = build(name)
-    write_depth_model(results, model)
-    write_depth_configuration(results, "evo", MIXED)
-    stitch_model(results, "evo")
-    ids = write_tokens(results, "held")
+    write_depth_model(run, model)
+    write_depth_configuration(run, "evo", MIXED)
+    stitch_model(run, "evo")
+    ids = write_tokens(run, "held")
     for search in ("dense", "evo"):
-        evaluate_perplexity(results, search, ["held"], ComputeSettings(device="cpu"))
-    row = read_table(results.perplexity("evo"), PERPLEXITY).iloc[0]
+        evaluate_perplexity(run, search, ["held"], ComputeSettings(device="cpu"))
+    row = read_table(run.perplexity("evo"), PERPLEXITY).iloc[0]
     with torch.no_grad():
         dense = model(ids, use_cache=False).logits[:, :-1].log_softmax(-1)
         with without(model, MIXED):
@@ -102,33 +102,33 @@ def test_a_shorter_model_is_evaluated_like_any_other(tmp_path, name):
     assert row["kl"] == pytest.approx(kl.item(), rel=1e-3)
 
 
-def test_the_archive_holds_what_the_stitched_model_holds(results):
-    write_archive(results, "evo")
-    archive, stitched = load_archive(results.archive("evo")), Checkpoint(results.stitched("evo"))
+def test_the_archive_holds_what_the_stitched_model_holds(run):
+    write_archive(run, "evo")
+    archive, stitched = load_archive(run.archive("evo")), Checkpoint(run.stitched("evo"))
     weights = stitched.read(stitched.names())
     assert archive.keys() == weights.keys()
     assert all(torch.equal(archive[name], weight) for name, weight in weights.items())
 
 
-def _measured(results, model):
+def _measured(run, model):
     write_table(
         pd.DataFrame([(model, "held", 10.0, 0.1, 100)], columns=PERPLEXITY.names),
-        results.perplexity(model),
+        run.perplexity(model),
         PERPLEXITY,
         provenance(),
     )
-    write_table(pd.DataFrame(columns=TASKS.names), results.tasks(model), TASKS, provenance())
-    results.tasks_json(model).write_text(json.dumps({}))
+    write_table(pd.DataFrame(columns=TASKS.names), run.tasks(model), TASKS, provenance())
+    run.tasks_json(model).write_text(json.dumps({}))
 
 
-def test_the_report_counts_modules_in_place_of_bits(results):
-    write_depth_configuration(results, "blocks", {(1, "attn"), (1, "mlp")})
-    write_tokens(results, "held")
+def test_the_report_counts_modules_in_place_of_bits(run):
+    write_depth_configuration(run, "blocks", {(1, "attn"), (1, "mlp")})
+    write_tokens(run, "held")
     for model in ("dense", "evo", "blocks"):
-        _measured(results, model)
+        _measured(run, model)
     for search in ("evo", "blocks"):
-        write_table(pd.DataFrame(columns=TRACE.names), results.trace(search), TRACE, provenance())
-    table = compare(results, ["evo", "blocks"])
+        write_table(pd.DataFrame(columns=TRACE.names), run.trace(search), TRACE, provenance())
+    table = compare(run, ["evo", "blocks"])
     assert BITS not in table.columns
     rows = {
         name: [cells[column].value for column in DROPPED.values()]
@@ -138,8 +138,8 @@ def test_the_report_counts_modules_in_place_of_bits(results):
     assert rows == {"evo": [2, 2], "blocks": [1, 1]}
     assert table.rows["dense"][PARAMETERS].value > table.rows["blocks"][PARAMETERS].value
     assert table.rows["dense"][SIZE].value > table.rows["blocks"][SIZE].value
-    write_report(results, ["evo", "blocks"])
-    page = results.report.read_text()
+    write_report(run, ["evo", "blocks"])
+    page = run.report.read_text()
     assert "2 attn and 2 mlp modules dropped" in page and "Modules that are dropped" in page
     assert "bits per weight asked" not in page and "unit: module" in page
-    assert "attn modules" in results.summary.read_text()
+    assert "attn modules" in run.summary.read_text()

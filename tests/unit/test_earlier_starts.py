@@ -8,7 +8,7 @@ import pytest
 from search_run import COMPUTE, artifacts, fresh, prepare
 from test_evolution import Linear, bit_strings, rng
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import EFFORT, TRACE, read_table
 from evopress.compression.drop import make_module_table
 from evopress.compression.settings import DropSettings
@@ -38,27 +38,27 @@ EVOLUTION = EvolutionSettings(
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    results = prepare(tmp_path_factory.mktemp("earlier"))
-    make_module_table(results, "modules", DropSettings())
-    make_module_table(results, "blocks", DropSettings(unit="block"))
-    make_module_table(results, "late", DropSettings(exclude=("*.0.attn",)))
-    return results
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = prepare(tmp_path_factory.mktemp("earlier"))
+    make_module_table(run, "modules", DropSettings())
+    make_module_table(run, "blocks", DropSettings(unit="block"))
+    make_module_table(run, "late", DropSettings(exclude=("*.0.attn",)))
+    return run
 
 
 @pytest.fixture
-def results(prepared: Results, tmp_path: Path) -> Results:
+def run(prepared: Run, tmp_path: Path) -> Run:
     return fresh(prepared, tmp_path / "run")
 
 
-def test_a_configuration_is_the_same_candidate_again(results: Results) -> None:
-    choices = open_choices(results, "gptq", 2.7, "none", "searches.x")
+def test_a_configuration_is_the_same_candidate_again(run: Run) -> None:
+    choices = open_choices(run, "gptq", 2.7, "none", "searches.x")
     found = np.random.default_rng(5).integers(0, 2, len(choices.space.units)).astype(np.int16)
     assert earlier_candidate(choices.space, choices.configuration(found)).tolist() == found.tolist()
 
 
-def test_levels_that_are_not_there_become_the_nearest(results: Results) -> None:
-    choices = open_choices(results, "gptq", 2.7, "none", "searches.x")
+def test_levels_that_are_not_there_become_the_nearest(run: Run) -> None:
+    choices = open_choices(run, "gptq", 2.7, "none", "searches.x")
     table = choices.configuration(choices.space.top)
     table["value"] = 99.0
     table.loc[0, "value"] = 2.2
@@ -66,9 +66,9 @@ def test_levels_that_are_not_there_become_the_nearest(results: Results) -> None:
     assert candidate[0] == 0 and candidate[1:].tolist() == choices.space.top[1:].tolist()
 
 
-def test_dropped_blocks_are_dropped_modules_and_the_reverse(results: Results) -> None:
-    blocks = open_choices(results, "blocks", 1, "none", "searches.x")
-    modules = open_choices(results, "modules", 1, "size", "searches.x")
+def test_dropped_blocks_are_dropped_modules_and_the_reverse(run: Run) -> None:
+    blocks = open_choices(run, "blocks", 1, "none", "searches.x")
+    modules = open_choices(run, "modules", 1, "size", "searches.x")
     found = without(blocks.space, [1])
     as_modules = earlier_candidate(modules.space, blocks.configuration(found))
     assert [unit.modules for unit, level in zip(modules.space.units, as_modules, strict=True) if not level] == [
@@ -82,8 +82,8 @@ def test_dropped_blocks_are_dropped_modules_and_the_reverse(results: Results) ->
     assert earlier_candidate(blocks.space, modules.configuration(half)).tolist() == blocks.space.top.tolist()
 
 
-def test_another_budget_is_met_exactly(results: Results) -> None:
-    space = open_choices(results, "gptq", 2.7, "size", "searches.x").space
+def test_another_budget_is_met_exactly(run: Run) -> None:
+    space = open_choices(run, "gptq", 2.7, "size", "searches.x").space
     for candidate in (space.top, np.zeros_like(space.top)):
         fitting = within_budget(candidate, space, rng())
         assert space.fits(fitting)
@@ -91,7 +91,7 @@ def test_another_budget_is_met_exactly(results: Results) -> None:
         for members, budget in zip(space.members, space.group_budgets, strict=True):
             raisable = members[fitting[members] < space.top[members]]
             assert budget - space.cost_of(fitting, members) < steps[raisable].min(initial=np.iinfo(np.int64).max)
-    late = open_choices(results, "late", 1, "size", "searches.x").space
+    late = open_choices(run, "late", 1, "size", "searches.x").space
     dropped = within_budget(late.top, late, rng())
     assert sum(level == 0 for level in dropped) == 2  # one of each kind
 
@@ -104,21 +104,21 @@ def test_the_best_of_all_starts_is_taken() -> None:
     assert {row.levels for row in rows} >= {tuple(best.tolist()), tuple(best[::-1].tolist())}
 
 
-def test_effort_counts_what_a_start_has_taken(results: Results) -> None:
-    run_search(results, "dp", DpSettings(variants="gptq", target=2.7, errors="propagated", tokens=24), COMPUTE)
-    run_search(results, "evo", EVOLUTION, COMPUTE)
-    trace, effort = (read_table(results.trace("evo"), TRACE), read_table(results.effort("evo"), EFFORT))
-    before = read_table(results.effort("dp"), EFFORT)
+def test_effort_counts_what_a_start_has_taken(run: Run) -> None:
+    run_search(run, "dp", DpSettings(variants="gptq", target=2.7, errors="propagated", tokens=24), COMPUTE)
+    run_search(run, "evo", EVOLUTION, COMPUTE)
+    trace, effort = (read_table(run.trace("evo"), TRACE), read_table(run.effort("evo"), EFFORT))
+    before = read_table(run.effort("dp"), EFFORT)
     assert effort["tokens"][0] == trace["tokens"].sum() + before["tokens"][0]
     assert effort["seconds"][0] > before["seconds"][0] > 0
 
 
 @pytest.mark.parametrize(("first", "then", "target"), [("gptq", "gptq", 2.7), ("blocks", "modules", 1.0)])
-def test_a_search_goes_on_where_another_ended(results: Results, first: str, then: str, target: float) -> None:
+def test_a_search_goes_on_where_another_ended(run: Run, first: str, then: str, target: float) -> None:
     settings = EVOLUTION.model_copy(update={"target": target, "start_from": ()})
-    run_search(results, "first", settings.model_copy(update={"variants": first, "generations": 4}), COMPUTE)
-    run_search(results, "then", settings.model_copy(update={"variants": then, "start_from": ("first",)}), COMPUTE)
-    ended, began = read_table(results.trace("first"), TRACE), read_table(results.trace("then"), TRACE)
+    run_search(run, "first", settings.model_copy(update={"variants": first, "generations": 4}), COMPUTE)
+    run_search(run, "then", settings.model_copy(update={"variants": then, "start_from": ("first",)}), COMPUTE)
+    ended, began = read_table(run.trace("first"), TRACE), read_table(run.trace("then"), TRACE)
     final = ended.loc[ended["accepted"], "fitness"].iloc[-1]  # every judgement is on the whole text
     starts = began[began["generation"] == 0]
     assert len(starts) == 2
@@ -126,21 +126,19 @@ def test_a_search_goes_on_where_another_ended(results: Results, first: str, then
     assert starts.loc[starts["accepted"], "fitness"].item() == starts["fitness"].min()
 
 
-def test_a_search_killed_before_its_start_changed_does_not_go_on(
-    results: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_search(results, "dp", DpSettings(variants="gptq", target=2.7), COMPUTE)
+def test_a_search_killed_before_its_start_changed_does_not_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_search(run, "dp", DpSettings(variants="gptq", target=2.7), COMPUTE)
     with monkeypatch.context() as patch:
         patch.setattr("evopress.search.stage.write_table", _killed)
         with pytest.raises(KeyboardInterrupt):
-            run_search(results, "evo", EVOLUTION, COMPUTE)
-    assert results.resume("evo").exists()
-    run_search(results, "dp", DpSettings(variants="gptq", target=2.3), COMPUTE)
-    run_search(results, "evo", EVOLUTION, COMPUTE)
-    kept = artifacts(results, "evo")
-    results.configuration("evo").unlink()
-    run_search(results, "evo", EVOLUTION, COMPUTE)
-    assert artifacts(results, "evo") == kept
+            run_search(run, "evo", EVOLUTION, COMPUTE)
+    assert run.resume("evo").exists()
+    run_search(run, "dp", DpSettings(variants="gptq", target=2.3), COMPUTE)
+    run_search(run, "evo", EVOLUTION, COMPUTE)
+    kept = artifacts(run, "evo")
+    run.configuration("evo").unlink()
+    run_search(run, "evo", EVOLUTION, COMPUTE)
+    assert artifacts(run, "evo") == kept
 
 
 def _killed(*_: object) -> None:

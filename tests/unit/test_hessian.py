@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.paths import Results, manifest_path
+from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import LAYERS, TOKENS, write_table
 from evopress.artifacts.tensors import read_manifest, read_tensors
@@ -25,16 +25,16 @@ CPU = ComputeSettings(device="cpu")
 SEQUENCES = 5
 
 
-def prepare(root: Path, model, sequences: int = SEQUENCES) -> Results:
+def prepare(root: Path, model, sequences: int = SEQUENCES) -> Run:
     """A results folder up to the calibration tokens."""
-    results = Results(root)
-    architectures.save(model, results.model)
-    write_text(results.model_manifest, '{"fingerprint": "abc"}')
-    write_table(layer_table(model), results.layers, LAYERS, Provenance("model", "{}", "abc"))
+    run = Run(root)
+    architectures.save(model, run.model)
+    write_text(run.model_manifest, '{"fingerprint": "abc"}')
+    write_table(layer_table(model), run.layers, LAYERS, Provenance("model", "{}", "abc"))
     rows = [row.astype(np.int32) for row in architectures.tokens(sequences).numpy()]
     frame = pd.DataFrame({"sequence": range(sequences), "documents": [["d"]] * sequences, "tokens": rows})
-    write_table(frame, results.tokens("calibration"), TOKENS, Provenance("calibration", '{"source": "x"}', "abc"))
-    return results
+    write_table(frame, run.tokens("calibration"), TOKENS, Provenance("calibration", '{"source": "x"}', "abc"))
+    return run
 
 
 def expected_hessians(model, tokens: Tensor) -> dict[str, Tensor]:
@@ -78,20 +78,20 @@ def test_half_precision_inputs_are_multiplied_in_float32():
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "phi3"])
 def test_equals_a_plain_forward_pass(name, tmp_path, monkeypatch):
     model = architectures.build(name)
-    results = prepare(tmp_path / "run", model)
+    run = prepare(tmp_path / "run", model)
     monkeypatch.setattr(hessian, "_TOKENS_AT_ONCE", 2 * architectures.LENGTH)  # chunks of 2, 2 and 1 sequences
-    accumulate_hessians(results, HessianSettings(), CPU, 0)
+    accumulate_hessians(run, HessianSettings(), CPU, 0)
     expected = expected_hessians(model, architectures.tokens(SEQUENCES))
     layers = layer_table(model)
     for block, rows in layers.groupby("block"):
-        found = read_tensors(results.hessian(block))
+        found = read_tensors(run.hessian(block))
         assert set(found) == set(rows["input_group"])
         for row in rows.itertuples():  # those that share an input must each agree with the one that is kept
             value = found[row.input_group]
             assert value.dtype == torch.float32
             assert torch.equal(value, value.t())
             assert torch.allclose(value.double(), expected[row.name], rtol=1e-4, atol=1e-3)
-        assert read_manifest(results.hessian(block))["facts"] == {"tokens": 60, "sequences": 5}
+        assert read_manifest(run.hessian(block))["facts"] == {"tokens": 60, "sequences": 5}
 
 
 def test_shards_add_up(tmp_path):
@@ -110,39 +110,39 @@ def test_shards_add_up(tmp_path):
 
 
 def test_shards_of_other_settings_are_refused(tmp_path):
-    results = prepare(tmp_path / "run", architectures.build("llama"))
-    accumulate_hessians(results, HessianSettings(shards=2), CPU, 0)
-    accumulate_hessians(results, HessianSettings(shards=3), CPU, 1)
+    run = prepare(tmp_path / "run", architectures.build("llama"))
+    accumulate_hessians(run, HessianSettings(shards=2), CPU, 0)
+    accumulate_hessians(run, HessianSettings(shards=3), CPU, 1)
     with pytest.raises(ArtifactError, match="made by other settings"):
-        sum_hessians(results, 0, 2)
-    assert not results.hessian(0).exists()
+        sum_hessians(run, 0, 2)
+    assert not run.hessian(0).exists()
 
 
 def test_missing_shard(tmp_path):
-    results = prepare(tmp_path / "run", architectures.build("llama"))
-    accumulate_hessians(results, HessianSettings(shards=2), CPU, 0)
+    run = prepare(tmp_path / "run", architectures.build("llama"))
+    accumulate_hessians(run, HessianSettings(shards=2), CPU, 0)
     with pytest.raises(ArtifactError, match=r"shard_1.*missing"):
-        sum_hessians(results, 0, 2)
+        sum_hessians(run, 0, 2)
 
 
 def test_more_shards_than_sequences(tmp_path):
-    results = prepare(tmp_path / "run", architectures.build("llama"), sequences=2)
+    run = prepare(tmp_path / "run", architectures.build("llama"), sequences=2)
     with pytest.raises(ConfigError, match=r"hessians\.shards: 3 shards of 2"):
-        accumulate_hessians(results, HessianSettings(shards=3), CPU, 0)
+        accumulate_hessians(run, HessianSettings(shards=3), CPU, 0)
 
 
 def test_infinite_activations_name_the_layer_and_leave_finished_blocks_whole(tmp_path):
     model = architectures.build("llama")
     model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
-    results = prepare(tmp_path / "run", model)
+    run = prepare(tmp_path / "run", model)
     with pytest.raises(CompressionError, match=r"model\.layers\.1\.mlp\.down_proj: NaN or infinity"):
-        accumulate_hessians(results, HessianSettings(), CPU, 0)
-    read_tensors(results.hessian(0))
-    assert not manifest_path(results.hessian(1)).exists()
+        accumulate_hessians(run, HessianSettings(), CPU, 0)
+    read_tensors(run.hessian(0))
+    assert not manifest_path(run.hessian(1)).exists()
 
 
 def test_tokens_of_another_model(tmp_path):
-    results = prepare(tmp_path / "run", architectures.build("llama"))
-    write_text(results.model_manifest, '{"fingerprint": "other"}')
+    run = prepare(tmp_path / "run", architectures.build("llama"))
+    write_text(run.model_manifest, '{"fingerprint": "other"}')
     with pytest.raises(ArtifactError, match="another model"):
-        accumulate_hessians(results, HessianSettings(), CPU, 0)
+        accumulate_hessians(run, HessianSettings(), CPU, 0)

@@ -24,7 +24,7 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import TOKENS, write_table
 from evopress.compression.packing import IntegerFormat, decode
@@ -417,7 +417,7 @@ def test_archives_that_lie(header: str, tmp_path: Path) -> None:
     [[[1, 2], [3]], [], [[1, 2], None], [[1, -2]], [[1, None]], [[]]],
 )
 def test_tokens_that_are_none(rows: list[Any], tmp_path: Path) -> None:
-    results = Results(tmp_path)
+    run = Run(tmp_path)
     count = len(rows)
     frame = pd.DataFrame(
         {
@@ -426,18 +426,18 @@ def test_tokens_that_are_none(rows: list[Any], tmp_path: Path) -> None:
             "tokens": pd.Series(rows, dtype=object),
         }
     )
-    write_table(frame, results.tokens("x"), TOKENS, Provenance("test", "{}", "f"))
+    write_table(frame, run.tokens("x"), TOKENS, Provenance("test", "{}", "f"))
     with pytest.raises(ArtifactError, match=r"x\.parquet: damaged"):
-        read_tokens(results, "x")
+        read_tokens(run, "x")
 
 
 def test_tables_with_columns_of_other_types_are_refused(tmp_path: Path) -> None:
-    results = Results(tmp_path)
+    run = Run(tmp_path)
     other = pa.schema([TOKENS.field(0), TOKENS.field(1), pa.field("tokens", pa.list_(pa.float64()))])
     frame = pd.DataFrame({"sequence": [0], "documents": [["x"]], "tokens": [np.array([0.5, 1e300])]})
-    write_table(frame, results.tokens("x"), other, Provenance("test", "{}", "f"))
+    write_table(frame, run.tokens("x"), other, Provenance("test", "{}", "f"))
     with pytest.raises(ArtifactError, match="columns of other types"):
-        read_tokens(results, "x")
+        read_tokens(run, "x")
 
 
 def test_half_of_a_surrogate_pair_is_replaced() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from markupsafe import escape as html_escape
 from pydantic import TypeAdapter, ValidationError
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.config.base import Name
 from evopress.config.model import FolderModel
 from evopress.config.texts import unusable_texts
@@ -66,19 +66,19 @@ def test_a_name_that_is_accepted_is_one_plain_word_of_a_path_and_of_a_shell_line
     except ValidationError:
         return
     assert shlex.quote(name) == name
-    results = Results(Path("/results") / name)
-    assert results.root.parent == Path("/results")
+    run = Run(Path("/results") / name)
+    assert run.root.parent == Path("/results")
     for path, depth in (
-        (results.tokens(name), 1),
-        (results.variant_table(name, 0), 2),
-        (results.configuration(name), 2),
-        (results.stitched(name), 1),
-        (results.stitched_manifest(name), 1),
-        (results.perplexity(name), 2),
-        (results.dense_hidden(name), 2),
-        (results.archive(name), 1),
+        (run.tokens(name), 1),
+        (run.variant_table(name, 0), 2),
+        (run.configuration(name), 2),
+        (run.stitched(name), 1),
+        (run.stitched_manifest(name), 1),
+        (run.perplexity(name), 2),
+        (run.dense_hidden(name), 2),
+        (run.archive(name), 1),
     ):
-        assert len(path.relative_to(results.root).parts) == depth + 1
+        assert len(path.relative_to(run.root).parts) == depth + 1
         assert ".." not in path.parts
 
 

@@ -8,7 +8,7 @@ import torch
 from finished_run import BLOCKS, make_results, provenance, write_tokens
 from safetensors.torch import load_file, save_file
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table, write_table
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tensors import write_tensors
@@ -76,40 +76,40 @@ def test_no_choice_exceeds_the_budget_or_leaves_a_step(seed: int) -> None:
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Results:
+def run(tmp_path: Path) -> Run:
     """A tiny model whose second block has outliers, pruned by magnitude."""
-    results = make_results(tmp_path)
-    write_tokens(results, "search", sequences=2)
-    path = results.model / "model.safetensors"
+    run = make_results(tmp_path)
+    write_tokens(run, "search", sequences=2)
+    path = run.model / "model.safetensors"
     weights = load_file(path)
     weights["model.layers.1.mlp.up_proj.weight"][::4, ::4] *= 30
     save_file(weights, path, metadata={"format": "pt"})
-    layers = layer_table(BlockwiseModel.from_folder(results.model, torch.device("cpu")).model)
-    write_table(layers, results.layers, LAYER_SCHEMA, provenance())
+    layers = layer_table(BlockwiseModel.from_folder(run.model, torch.device("cpu")).model)
+    write_table(layers, run.layers, LAYER_SCHEMA, provenance())
     for block in range(BLOCKS):
         rows = layers[layers["block"] == block].drop_duplicates("input_group")
         hessians = {row.input_group: torch.eye(row.columns) for row in rows.itertuples()}
-        write_tensors(hessians, results.hessian(block), provenance(), {"tokens": 1})
-        make_variants(results, "s", MagnitudeSettings(step=8, levels=8), COMPUTE, block)
-    return results
+        write_tensors(hessians, run.hessian(block), provenance(), {"tokens": 1})
+        make_variants(run, "s", MagnitudeSettings(step=8, levels=8), COMPUTE, block)
+    return run
 
 
-def test_the_block_with_outliers_keeps_more(results: Results) -> None:
-    run_search(results, "o", OwlSettings(variants="s", target=0.5, owl_lambda=0.1, owl_m=5), COMPUTE)
-    configuration = read_table(results.configuration("o"), CONFIGURATION)
+def test_the_block_with_outliers_keeps_more(run: Run) -> None:
+    run_search(run, "o", OwlSettings(variants="s", target=0.5, owl_lambda=0.1, owl_m=5), COMPUTE)
+    configuration = read_table(run.configuration("o"), CONFIGURATION)
     totals = configuration.groupby("block")[["cost", "parameters"]].sum()
     kept = totals["cost"] / totals["parameters"]
     assert kept.tolist() == pytest.approx([0.4, 0.6], abs=0.02)
     assert 0 <= configuration["parameters"].sum() // 2 - configuration["cost"].sum() < 8
-    assert read_table(results.trace("o"), TRACE).empty
+    assert read_table(run.trace("o"), TRACE).empty
 
 
-def test_without_lambda_owl_is_uniform(results: Results) -> None:
-    run_search(results, "o", OwlSettings(variants="s", target=0.5, owl_lambda=0), COMPUTE)
-    assert set(read_table(results.configuration("o"), CONFIGURATION)["level"]) == {"0"}
+def test_without_lambda_owl_is_uniform(run: Run) -> None:
+    run_search(run, "o", OwlSettings(variants="s", target=0.5, owl_lambda=0), COMPUTE)
+    assert set(read_table(run.configuration("o"), CONFIGURATION)["level"]) == {"0"}
 
 
-def test_hessians_of_another_model_are_refused(results: Results) -> None:
-    write_tensors({"a": torch.eye(2)}, results.hessian(1), provenance(fingerprint="e" * 64), {"tokens": 1})
+def test_hessians_of_another_model_are_refused(run: Run) -> None:
+    write_tensors({"a": torch.eye(2)}, run.hessian(1), provenance(fingerprint="e" * 64), {"tokens": 1})
     with pytest.raises(ArtifactError, match=r"block_001\.safetensors"):
-        run_search(results, "o", OwlSettings(variants="s", target=0.5), COMPUTE)
+        run_search(run, "o", OwlSettings(variants="s", target=0.5), COMPUTE)

@@ -42,7 +42,7 @@ def test_weights_of_wider_arithmetic_are_those_that_the_stitched_model_has(store
 
 
 def test_what_is_read_ahead_lies_where_the_tensors_are(store: VariantStore) -> None:
-    path: Path = store.results.variant_tensors("gptq", 0)
+    path: Path = store.run.variant_tensors("gptq", 0)
     ahead, content = ReadAhead(path), path.read_bytes()
     row = next(store.table.itertuples())
     for part, tensor in store.packed(row.block, row.layer, row.level).items():

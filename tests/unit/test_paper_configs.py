@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from paper_models import FAST, MODELS, PAPER, families, paper_settings, write_model_config
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.config.model import HubModel
 from evopress.plan.run import plan
 from evopress.plan.shape import ModelShape, shape_of
@@ -65,7 +65,7 @@ class Planned:
 def planned(request, tmp_path_factory) -> Planned:
     folder = write_model_config(tmp_path_factory.mktemp("paper") / "model", request.param)
     settings = Settings.load(paper_settings(request.param, folder))
-    shape = shape_of(settings.model, Results(folder / "none"))
+    shape = shape_of(settings.model, Run(folder / "none"))
     assert shape is not None
     return Planned(request.param, settings, shape)
 
@@ -173,7 +173,7 @@ def test_fast_searches_stand_beside_those_of_their_family_and_judge_a_fraction(t
 
 
 def test_the_whole_of_it_can_be_planned(planned, tmp_path):
-    text = plan(planned.settings, Results(tmp_path))
+    text = plan(planned.settings, Run(tmp_path))
     for name in planned.settings.searches:
         assert f"search {name} " in text
     judged = 128 * 2048 + 16 * 16384 + 5 * 131072

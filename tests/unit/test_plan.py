@@ -12,7 +12,7 @@ from finished_run import make_results, provenance, write_tokens
 from large_models import SHAPES
 from torch.utils.flop_counter import FlopCounterMode
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table, write_table
 from evopress.artifacts.tensors import read_tensors
 from evopress.compression.hessian import accumulate_hessians
@@ -75,10 +75,10 @@ def test_operations_are_those_that_torch_counts(name):
 
 def test_a_folder_needs_nothing_but_its_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SHAPES["7B"]))
-    shape = shape_of(FolderModel(path=str(tmp_path)), Results(tmp_path / "run"))
+    shape = shape_of(FolderModel(path=str(tmp_path)), Run(tmp_path / "run"))
     assert shape is not None and shape.inside + shape.outside == 6_738_415_616
     assert shape.dtype == torch.bfloat16 and len(shape.layers) == 224
-    halved = shape_of(FolderModel(path=str(tmp_path), dtype="float32"), Results(tmp_path / "run"))
+    halved = shape_of(FolderModel(path=str(tmp_path), dtype="float32"), Run(tmp_path / "run"))
     assert halved is not None and halved.bytes == 2 * shape.bytes
 
 
@@ -88,13 +88,13 @@ def test_of_a_hub_model_only_the_config_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(
         planning_shape, "hub_config", lambda settings: asked.append(settings.id) or tmp_path / "config.json"
     )
-    found = shape_of(HubModel(id="some/model"), Results(tmp_path / "run"))
+    found = shape_of(HubModel(id="some/model"), Run(tmp_path / "run"))
     assert found is not None and found.blocks == 32 and asked == ["some/model"]
 
 
 def test_a_wheel_has_no_shape_until_it_is_prepared(tmp_path):
     settings = PypiModel(package="p", version="1", sha256="0" * 64, file="m.gguf")
-    assert shape_of(settings, Results(tmp_path / "run")) is None
+    assert shape_of(settings, Run(tmp_path / "run")) is None
     shape = shape_of(settings, make_results(tmp_path))
     assert shape is not None and shape.blocks == 2
 
@@ -103,7 +103,7 @@ def test_a_gguf_file_gives_its_shape(tmp_path):
     from tiny_sources import gguf_file
 
     path = gguf_file(tmp_path / "model.gguf", build("llama"))
-    shape = shape_of(GgufModel(path=str(path)), Results(tmp_path / "run"))
+    shape = shape_of(GgufModel(path=str(path)), Run(tmp_path / "run"))
     assert shape is not None and shape.layers.equals(layer_table(build("llama")))
     assert shape.dtype == torch.bfloat16
 
@@ -178,14 +178,14 @@ def test_the_share_with_many_blocks_is_the_integral():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Results:
+def made(tmp_path_factory) -> Run:
     """A tiny model with real Hessians and variants."""
-    results = make_results(tmp_path_factory.mktemp("plan"))
-    write_tokens(results, "calibration", sequences=6)
-    model = BlockwiseModel.from_folder(results.model, CPU)
-    write_table(layer_table(model.model), results.layers, LAYERS, provenance())
-    accumulate_hessians(results, HessianSettings(), COMPUTE, 0)
-    return results
+    run = make_results(tmp_path_factory.mktemp("plan"))
+    write_tokens(run, "calibration", sequences=6)
+    model = BlockwiseModel.from_folder(run.model, CPU)
+    write_table(layer_table(model.model), run.layers, LAYERS, provenance())
+    accumulate_hessians(run, HessianSettings(), COMPUTE, 0)
+    return run
 
 
 @pytest.fixture(scope="module")

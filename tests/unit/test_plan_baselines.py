@@ -6,7 +6,7 @@ import pytest
 from finished_run import VOCABULARY
 from search_run import COMPUTE, SETTINGS, fresh, prepare
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import EFFORT, read_table
 from evopress.compression.drop import make_module_table
 from evopress.compression.settings import DropSettings, GptqSettings, VariantSettings
@@ -39,16 +39,16 @@ TEXT = FileText(source="file", path="x.txt", tokens=72, sequence_length=12)
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    results = prepare(tmp_path_factory.mktemp("plans"))
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = prepare(tmp_path_factory.mktemp("plans"))
     for name, settings in VARIANTS.items():
         if isinstance(settings, DropSettings):
-            make_module_table(results, name, settings)
-    return results
+            make_module_table(run, name, settings)
+    return run
 
 
 @pytest.fixture(scope="module")
-def shape(prepared: Results) -> ModelShape:
+def shape(prepared: Run) -> ModelShape:
     found = shape_of(FolderModel(source="folder", path=str(prepared.model)), prepared)
     assert found is not None and found.vocab_size == VOCABULARY
     return found
@@ -68,7 +68,7 @@ def shape(prepared: Results) -> ModelShape:
     ids=lambda settings: f"{settings.strategy}-{settings.variants}",
 )
 def test_tokens_and_work_are_those_of_the_search(
-    prepared: Results, shape: ModelShape, tmp_path: Path, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
+    prepared: Run, shape: ModelShape, tmp_path: Path, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counters: list[Counters] = []
     init = ModelEvaluator.__init__
@@ -94,7 +94,7 @@ def test_tokens_and_work_are_those_of_the_search(
     assert 0 < work.memory_bytes < 1e9
 
 
-def test_random_candidates_share_no_work(prepared: Results, shape: ModelShape) -> None:
+def test_random_candidates_share_no_work(prepared: Run, shape: ModelShape) -> None:
     settings = RandomSettings(
         variants="gptq", target=2.7, generations=4, offspring=5, survivors=(2, 1), tokens=(18, 48)
     )

@@ -9,7 +9,7 @@ import pytest
 from large_models import SHAPES, write_settings
 
 from evopress.__main__ import main
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.plan.search import search_work
 from evopress.plan.shape import shape_of
 from evopress.plan.stages import stages
@@ -51,7 +51,7 @@ def test_a_budget_that_a_search_would_refuse_is_told_beforehand(tmp_path, capsys
 
 def test_work_of_a_7b_model_by_hand(tmp_path):
     settings = load_settings([write_settings(tmp_path, "7B")])
-    shape = shape_of(settings.model, Results(tmp_path))
+    shape = shape_of(settings.model, Run(tmp_path))
     assert shape is not None
     variants = variant_table(shape, settings.variants["gptq"], "variants.gptq")
     small, large = (
@@ -78,7 +78,7 @@ def test_a_chain_of_compressed_blocks_keeps_no_hessians_and_runs_each_block_twic
     chain = {"propagation": "compressed", "propagation_level": "3"}
     method = dense.variants["gptq"].model_copy(update=chain)
     chained = dense.model_copy(update={"variants": {"gptq": method}})
-    shape = shape_of(dense.model, Results(tmp_path))
+    shape = shape_of(dense.model, Run(tmp_path))
     assert shape is not None
     table = variant_table(shape, method, "variants.gptq")
     apart, together = (

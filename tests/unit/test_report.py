@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from finished_run import make_results, provenance, tiny_model, write_configuration, write_model, write_tokens
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import PERPLEXITY, TASKS, TRACE, VARIANTS, write_table
 from evopress.report.comparison import Cell, Column, Comparison, compare
 from evopress.report.page import write_report
@@ -21,13 +21,13 @@ from evopress.util.errors import ArtifactError
 SEARCHES = ["uniform", "evo"]
 
 
-def _measure(results, model, perplexity, kl, accuracy):
+def _measure(run, model, perplexity, kl, accuracy):
     rows = [(model, "novels", perplexity, kl, 100), (model, "letters", 2 * perplexity, 2 * kl, 50)]
-    write_table(pd.DataFrame(rows, columns=PERPLEXITY.names), results.perplexity(model), PERPLEXITY, provenance())
+    write_table(pd.DataFrame(rows, columns=PERPLEXITY.names), run.perplexity(model), PERPLEXITY, provenance())
     rows = [(model, "quiz", "acc", "none", accuracy, 0.01, 40), (model, "quiz", "loss", "none", 1.0, math.nan, 40)]
-    write_table(pd.DataFrame(rows, columns=TASKS.names), results.tasks(model), TASKS, provenance())
+    write_table(pd.DataFrame(rows, columns=TASKS.names), run.tasks(model), TASKS, provenance())
     better = {"higher_is_better": {"quiz": {"acc": True, "loss": False}}}
-    results.tasks_json(model).write_text(json.dumps(better))
+    run.tasks_json(model).write_text(json.dumps(better))
 
 
 def _trace():
@@ -42,20 +42,20 @@ def _trace():
 
 
 @pytest.fixture
-def results(tmp_path):
-    results = make_results(tmp_path)
-    write_tokens(results, "novels")
-    write_configuration(results, "uniform", level="3")
-    write_configuration(results, "evo")
-    write_table(_trace(), results.trace("evo"), TRACE, provenance())
-    write_table(_trace()[:0], results.trace("uniform"), TRACE, provenance())
+def run(tmp_path):
+    run = make_results(tmp_path)
+    write_tokens(run, "novels")
+    write_configuration(run, "uniform", level="3")
+    write_configuration(run, "evo")
+    write_table(_trace(), run.trace("evo"), TRACE, provenance())
+    write_table(_trace()[:0], run.trace("uniform"), TRACE, provenance())
     write_table(
-        pd.DataFrame(columns=VARIANTS.names), results.variant_table("gptq", 0), VARIANTS, provenance({"bits": [2, 3]})
+        pd.DataFrame(columns=VARIANTS.names), run.variant_table("gptq", 0), VARIANTS, provenance({"bits": [2, 3]})
     )
-    _measure(results, "dense", 10.0, 0.0, 0.9)
-    _measure(results, "uniform", 20.0, 0.5, 0.6)
-    _measure(results, "evo", 15.0, 0.25, 0.605)
-    return results
+    _measure(run, "dense", 10.0, 0.0, 0.9)
+    _measure(run, "uniform", 20.0, 0.5, 0.6)
+    _measure(run, "evo", 15.0, 0.25, 0.605)
+    return run
 
 
 class _Page(HTMLParser):
@@ -83,9 +83,9 @@ class _Page(HTMLParser):
             self.cell += data
 
 
-def test_table_of_the_page_holds_what_was_measured(results):
-    write_report(results, SEARCHES)
-    rows = _Page(results.report.read_text()).rows
+def test_table_of_the_page_holds_what_was_measured(run):
+    write_report(run, SEARCHES)
+    rows = _Page(run.report.read_text()).rows
     assert [row[0] for row in rows] == ["model", "dense", "uniform", "evo"]
     assert rows[0][1:] == [
         "bitsper weight",
@@ -102,9 +102,9 @@ def test_table_of_the_page_holds_what_was_measured(results):
     assert rows[3][3:6] == ["15.00", "30.00", "0.2500"]
 
 
-def test_page_is_whole_and_fetches_nothing(results):
-    write_report(results, SEARCHES)
-    text = results.report.read_text()
+def test_page_is_whole_and_fetches_nothing(run):
+    write_report(run, SEARCHES)
+    text = run.report.read_text()
     page = _Page(text)
     assert page.fetched == [] and page.tags.count("svg") == 2 and "script" not in page.tags
     assert "url(http" not in text and "@import" not in text
@@ -114,32 +114,32 @@ def test_page_is_whole_and_fetches_nothing(results):
     assert len(clips) == len(set(clips)) > 0 and set(re.findall(r"url\(#([^)]+)\)", text)) == set(clips)
 
 
-def test_page_is_the_same_bytes_each_time(results):
-    write_report(results, SEARCHES)
-    first = results.report.read_bytes()
-    write_report(results, SEARCHES)
-    assert results.report.read_bytes() == first
+def test_page_is_the_same_bytes_each_time(run):
+    write_report(run, SEARCHES)
+    first = run.report.read_bytes()
+    write_report(run, SEARCHES)
+    assert run.report.read_bytes() == first
 
 
-def test_names_from_outside_are_escaped(results):
-    write_model(results, tiny_model(), {"source": "folder", "path": "/models/<script>alert(1)<"})
+def test_names_from_outside_are_escaped(run):
+    write_model(run, tiny_model(), {"source": "folder", "path": "/models/<script>alert(1)<"})
     frame = pd.DataFrame([("evo", "<img src=x>", 1.0, 1.0, 1)], columns=PERPLEXITY.names)
-    write_table(frame, results.perplexity("evo"), PERPLEXITY, provenance())
-    write_report(results, SEARCHES)
-    page = _Page(results.report.read_text())
+    write_table(frame, run.perplexity("evo"), PERPLEXITY, provenance())
+    write_report(run, SEARCHES)
+    page = _Page(run.report.read_text())
     assert "script" not in page.tags and "img" not in page.tags
     assert "perplexity<img src=x>" in page.rows[0]
 
 
-def test_summary_fits_the_terminal_and_says_where_things_lie(results):
-    write_report(results, SEARCHES)
-    lines = results.summary.read_text().splitlines()
-    assert lines[0] == f"tiny-llama, compressed ({results.root})"
-    assert all(len(line) <= WIDTH for line in lines[2:] if str(results.root) not in line)
-    tables = results.summary.read_text().split("\n\n")
+def test_summary_fits_the_terminal_and_says_where_things_lie(run):
+    write_report(run, SEARCHES)
+    lines = run.summary.read_text().splitlines()
+    assert lines[0] == f"tiny-llama, compressed ({run.root})"
+    assert all(len(line) <= WIDTH for line in lines[2:] if str(run.root) not in line)
+    tables = run.summary.read_text().split("\n\n")
     first = {line.split()[0]: line.split()[1:] for line in tables[1].splitlines()[3:]}
     assert first["dense"][0] == "32.00" and first["uniform"][2] == "20.00" and first["evo"][2] == "15.00*"
-    assert f"report         {results.report}" in lines and f"model evo      {results.stitched('evo')}" in lines
+    assert f"report         {run.report}" in lines and f"model evo      {run.stitched('evo')}" in lines
 
 
 def test_many_columns_are_cut_into_tables_that_fit():
@@ -147,7 +147,7 @@ def test_many_columns_are_cut_into_tables_that_fit():
     for number in range(20):
         for model in ("dense", "evo"):
             comparison.put(model, Column("perplexity", f"set{number:02d}", 2, "low"), Cell(1234.5 + number))
-    text = summary(comparison, Results(Path("results/x")), "title", ["evo"])
+    text = summary(comparison, Run(Path("results/x")), "title", ["evo"])
     assert max(map(len, text.splitlines())) <= WIDTH
     assert [f"set{number:02d}" in text for number in range(20)] == [True] * 20
     assert text.count("\ndense ") == text.count("\nevo ") > 1
@@ -172,13 +172,13 @@ def test_best_is_marked_only_where_the_difference_exceeds_its_error(better, firs
     assert [model for model in comparison.rows if comparison.is_best(model, column)] == ([best] if best else [])
 
 
-def test_a_run_without_searches_still_has_a_report(results):
-    write_report(results, [])
-    assert [row[0] for row in _Page(results.report.read_text()).rows] == ["model", "dense"]
+def test_a_run_without_searches_still_has_a_report(run):
+    write_report(run, [])
+    assert [row[0] for row in _Page(run.report.read_text()).rows] == ["model", "dense"]
 
 
-def test_direction_of_a_metric_is_lm_evals_own(results):
-    columns = {(column.title, column.subtitle): column.better for column in compare(results, SEARCHES).columns}
+def test_direction_of_a_metric_is_lm_evals_own(run):
+    columns = {(column.title, column.subtitle): column.better for column in compare(run, SEARCHES).columns}
     assert columns["quiz", "acc"] == "high" and columns["quiz", "loss"] == "low"
 
 
@@ -189,15 +189,15 @@ def test_curve_follows_the_accepted_candidate_and_counts_every_token():
     assert curve["tokens"].tolist() == [2200, 4400, 6600, 8800]
 
 
-def test_a_table_of_another_model_is_refused(results):
+def test_a_table_of_another_model_is_refused(run):
     frame = pd.DataFrame([("evo", "novels", 1.0, 1.0, 1)], columns=PERPLEXITY.names)
-    write_table(frame, results.perplexity("evo"), PERPLEXITY, provenance(fingerprint="e" * 64))
+    write_table(frame, run.perplexity("evo"), PERPLEXITY, provenance(fingerprint="e" * 64))
     with pytest.raises(ArtifactError, match=r"evo/perplexity\.parquet: was made for another model"):
-        write_report(results, SEARCHES)
-    assert not results.report.exists()
+        write_report(run, SEARCHES)
+    assert not run.report.exists()
 
 
-def test_a_missing_measurement_is_named(results):
-    results.tasks("evo").unlink()
+def test_a_missing_measurement_is_named(run):
+    run.tasks("evo").unlink()
     with pytest.raises(ArtifactError, match=r"evaluation/evo/tasks\.parquet: missing; run the stage"):
-        write_report(results, SEARCHES)
+        write_report(run, SEARCHES)

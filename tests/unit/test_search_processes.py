@@ -16,7 +16,7 @@ import pytest
 import torch
 from search_run import COMPUTE, MIXED, artifacts, fresh, prepare
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table
 from evopress.config.compute import ComputeSettings
 from evopress.search.processes import launch
@@ -34,47 +34,47 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return prepare(tmp_path_factory.mktemp("processes"))
 
 
 @pytest.fixture(scope="module")
-def whole(prepared: Results) -> Results:
+def whole(prepared: Run) -> Run:
     """Searched by two processes without a fault."""
     own = fresh(prepared, "whole")
     run_search(own, "q", SETTINGS, TWO)
     return own
 
 
-def test_two_processes_find_what_one_finds(prepared: Results, whole: Results) -> None:
+def test_two_processes_find_what_one_finds(prepared: Run, whole: Run) -> None:
     one = fresh(prepared, "one")
     torch.set_num_threads(1)
     run_search(one, "q", SETTINGS, COMPUTE)
-    tables = [read_table(results.trace("q"), TRACE) for results in (one, whole)]
+    tables = [read_table(run.trace("q"), TRACE) for run in (one, whole)]
     # float32 sums of other batches differ by rounding; divergences are near 0.1
     np.testing.assert_allclose(*(table["fitness"] for table in tables), rtol=1e-4)
     for column in ("generation", "step", "candidate", "tokens", "accepted"):
         assert tables[0][column].tolist() == tables[1][column].tolist()
-    levels = [read_table(results.configuration("q"), CONFIGURATION)["level"].tolist() for results in (one, whole)]
+    levels = [read_table(run.configuration("q"), CONFIGURATION)["level"].tolist() for run in (one, whole)]
     assert levels[0] == levels[1]
     assert not whole.resume("q").exists()
 
 
-def test_other_strategies_use_two_processes_too(prepared: Results) -> None:
+def test_other_strategies_use_two_processes_too(prepared: Run) -> None:
     one, two = fresh(prepared, "greedy_one"), fresh(prepared, "greedy_two")
     settings = GreedySettings(variants="gptq", target=2.7, tokens=24, per_round=4, group_rule="none")
     torch.set_num_threads(1)
     run_search(one, "q", settings, COMPUTE)
     run_search(two, "q", settings, TWO)
-    tables = [read_table(results.trace("q"), TRACE) for results in (one, two)]
+    tables = [read_table(run.trace("q"), TRACE) for run in (one, two)]
     np.testing.assert_allclose(*(table["fitness"] for table in tables), rtol=1e-4)
-    levels = [read_table(results.configuration("q"), CONFIGURATION)["level"].tolist() for results in (one, two)]
+    levels = [read_table(run.configuration("q"), CONFIGURATION)["level"].tolist() for run in (one, two)]
     assert levels[0] == levels[1]
 
 
-def generations(results: Results) -> int:
+def generations(run: Run) -> int:
     """Finished generations in the resume log."""
-    log = results.resume("q") / "log.jsonl"
+    log = run.resume("q") / "log.jsonl"
     return log.read_bytes().count(b"\n") - 2 if log.exists() else -1
 
 
@@ -107,22 +107,22 @@ def alive(pid: int) -> bool:
 
 
 def _search(root: str, settings: EvolutionSettings) -> None:
-    run_search(Results(Path(root)), "q", settings, TWO)
+    run_search(Run(Path(root)), "q", settings, TWO)
 
 
 @contextmanager
-def running(results: Results, after: int) -> Iterator[tuple[multiprocessing.Process, list[int]]]:
+def running(run: Run, after: int) -> Iterator[tuple[multiprocessing.Process, list[int]]]:
     """A job that has finished some generations more, and its processes."""
-    job = CONTEXT.Process(target=_search, args=(str(results.root), SETTINGS))
-    before = generations(results)
+    job = CONTEXT.Process(target=_search, args=(str(run.root), SETTINGS))
+    before = generations(run)
     job.start()
-    wait_for(lambda: generations(results) >= before + after)
+    wait_for(lambda: generations(run) >= before + after)
     yield job, workers_of(job.pid)
     job.join(20)
     assert job.exitcode is not None, "the job hangs"
 
 
-def test_death_and_restart_change_no_byte_and_leave_no_orphan(prepared: Results, whole: Results) -> None:
+def test_death_and_restart_change_no_byte_and_leave_no_orphan(prepared: Run, whole: Run) -> None:
     killed = fresh(prepared, "killed")
     with running(killed, 3) as (job, workers):
         assert len(workers) == 2
@@ -143,46 +143,46 @@ def test_death_and_restart_change_no_byte_and_leave_no_orphan(prepared: Results,
 
 
 def test_a_killed_process_ends_the_job_with_an_error_that_names_it(
-    prepared: Results, whole: Results, monkeypatch: pytest.MonkeyPatch
+    prepared: Run, whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = fresh(prepared, "one_dies")
+    run = fresh(prepared, "one_dies")
     for rank in (1, 0):
-        before = max(0, generations(results))
+        before = max(0, generations(run))
         with monkeypatch.context() as patch:
-            kill_process(results, rank, before + 2, patch)
-        assert generations(results) >= before + 2 and not results.configuration("q").exists()
-    run_search(results, "q", SETTINGS, TWO)
-    assert artifacts(results) == artifacts(whole)
+            kill_process(run, rank, before + 2, patch)
+        assert generations(run) >= before + 2 and not run.configuration("q").exists()
+    run_search(run, "q", SETTINGS, TWO)
+    assert artifacts(run) == artifacts(whole)
 
 
-def kill_process(results: Results, rank: int, when: int, patch: pytest.MonkeyPatch) -> None:
+def kill_process(run: Run, rank: int, when: int, patch: pytest.MonkeyPatch) -> None:
     """Run the search and kill one of its processes once ``when`` generations are finished."""
     start, started, died = launch._start, [], []
     patch.setattr(launch, "_start", lambda *args: started.append(start(*args)) or started[-1])
 
     def kill() -> None:
-        wait_for(lambda: generations(results) >= when)
+        wait_for(lambda: generations(run) >= when)
         started[rank].kill()
         died.append(time.monotonic())
 
     thread = threading.Thread(target=kill)
     thread.start()
     with pytest.raises(SearchError, match=rf"^process {rank} of the search \(2 in all\) was killed by SIGKILL"):
-        run_search(results, "q", SETTINGS, TWO)
+        run_search(run, "q", SETTINGS, TWO)
     assert time.monotonic() - died[0] < 8
     assert all(process.returncode is not None for process in started)
     thread.join()
 
 
-def test_an_error_of_a_process_is_the_error_of_the_job(prepared: Results) -> None:
-    results = fresh(prepared, "error")
+def test_an_error_of_a_process_is_the_error_of_the_job(prepared: Run) -> None:
+    run = fresh(prepared, "error")
     with pytest.raises(ConfigError, match=r"^searches.q.tokens.1.: asks for 73 tokens, but the search text has 72"):
-        run_search(results, "q", SETTINGS.model_copy(update={"tokens": (18, 73)}), TWO)
-    assert not results.configuration("q").exists()
+        run_search(run, "q", SETTINGS.model_copy(update={"tokens": (18, 73)}), TWO)
+    assert not run.configuration("q").exists()
 
 
 def test_what_a_process_says_last_is_part_of_the_error(
-    prepared: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = "import sys; sys.exit('the disk is on fire')"
 

@@ -14,7 +14,7 @@ import torch
 from finished_run import BLOCKS, FINGERPRINT, LAYERS, provenance
 from search_run import COMPUTE, MIXED, SETTINGS, artifacts, fresh, prepare
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import (
     CONFIGURATION,
     TOKENS,
@@ -34,19 +34,19 @@ from evopress.util.errors import ArtifactError, ConfigError
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return prepare(tmp_path_factory.mktemp("search"))
 
 
 @pytest.fixture
-def results(prepared: Results, tmp_path: Path) -> Results:
+def run(prepared: Run, tmp_path: Path) -> Run:
     return fresh(prepared, tmp_path / "run")
 
 
-def test_evolution_writes_a_configuration_within_budget_and_its_trace(results: Results) -> None:
-    run_search(results, "q", SETTINGS, COMPUTE)
-    configuration = read_table(results.configuration("q"), CONFIGURATION)
-    layers = read_table(results.layers, LAYER_SCHEMA)
+def test_evolution_writes_a_configuration_within_budget_and_its_trace(run: Run) -> None:
+    run_search(run, "q", SETTINGS, COMPUTE)
+    configuration = read_table(run.configuration("q"), CONFIGURATION)
+    layers = read_table(run.layers, LAYER_SCHEMA)
     assert sorted(configuration["unit"]) == sorted(layers["name"])
     assert set(configuration["variants"]) == {"gptq"}
     assert configuration["cost"].sum() == 3 * layers["parameters"].sum()
@@ -54,20 +54,20 @@ def test_evolution_writes_a_configuration_within_budget_and_its_trace(results: R
     variants = {
         (row.name, row.level): (row.value, row.cost, row.bytes)
         for block in range(BLOCKS)
-        for row in read_table(results.variant_table("gptq", block), VARIANTS).itertuples()
+        for row in read_table(run.variant_table("gptq", block), VARIANTS).itertuples()
     }
     for row in configuration.itertuples():
         assert variants[row.unit, row.level] == (row.value, row.cost, row.bytes)
-    assert not results.resume("q").exists()
-    for path in (results.configuration("q"), results.trace("q")):
+    assert not run.resume("q").exists()
+    for path in (run.configuration("q"), run.trace("q")):
         made_by = read_provenance(path)
         assert (made_by.stage, made_by.model) == ("search", FINGERPRINT)
         assert json.loads(made_by.settings) == json.loads(SETTINGS.model_dump_json())
 
 
-def test_the_trace_holds_every_judgement(results: Results) -> None:
-    run_search(results, "q", MIXED, COMPUTE)
-    trace = read_table(results.trace("q"), TRACE)
+def test_the_trace_holds_every_judgement(run: Run) -> None:
+    run_search(run, "q", MIXED, COMPUTE)
+    trace = read_table(run.trace("q"), TRACE)
     counts = trace.groupby(["generation", "step"]).size().to_dict()
     assert counts == {(0, 0): 4} | {(g, s): n for g in range(1, 7) for s, n in ((0, 6), (1, 4))}
     assert (trace.groupby("generation")["accepted"].sum() == 1).all()
@@ -79,19 +79,19 @@ def test_the_trace_holds_every_judgement(results: Results) -> None:
         assert row.fitness == pytest.approx(np.dot(row.fitness_by_sequence, lengths) / row.tokens, rel=1e-6)
 
 
-def test_uniform_writes_its_level_and_an_empty_trace(results: Results) -> None:
-    run_search(results, "u", UniformSettings(variants="gptq", target=3.0), COMPUTE)
-    configuration = read_table(results.configuration("u"), CONFIGURATION)
+def test_uniform_writes_its_level_and_an_empty_trace(run: Run) -> None:
+    run_search(run, "u", UniformSettings(variants="gptq", target=3.0), COMPUTE)
+    configuration = read_table(run.configuration("u"), CONFIGURATION)
     assert len(configuration) == BLOCKS * len(LAYERS) and set(configuration["level"]) == {"3"}
-    assert read_table(results.trace("u"), TRACE).empty
+    assert read_table(run.trace("u"), TRACE).empty
 
 
 @pytest.mark.parametrize("fitness", ["topk_kl", "perplexity"])
 @pytest.mark.parametrize("rule", ["name", "none"])
-def test_other_fitness_and_groups_run(results: Results, fitness: str, rule: str) -> None:
+def test_other_fitness_and_groups_run(run: Run, fitness: str, rule: str) -> None:
     changes = {"fitness": fitness, "group_rule": rule, "top_k": 5, "target": 2.5, "generations": 2}
-    run_search(results, "q", SETTINGS.model_copy(update=changes), COMPUTE)
-    configuration = read_table(results.configuration("q"), CONFIGURATION)
+    run_search(run, "q", SETTINGS.model_copy(update=changes), COMPUTE)
+    configuration = read_table(run.configuration("q"), CONFIGURATION)
     assert configuration["cost"].sum() <= 2.5 * configuration["parameters"].sum()
 
 
@@ -104,20 +104,20 @@ def test_other_fitness_and_groups_run(results: Results, fitness: str, rule: str)
         ({"fitness": "topk_kl", "top_k": 65}, "searches.q.top_k: 65 is more than the vocabulary has (64)"),
     ],
 )
-def test_bad_settings_leave_nothing_behind(results: Results, changes: dict, message: str) -> None:
+def test_bad_settings_leave_nothing_behind(run: Run, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        run_search(results, "q", SETTINGS.model_copy(update=changes), COMPUTE)
+        run_search(run, "q", SETTINGS.model_copy(update=changes), COMPUTE)
     assert str(error.value).startswith(message)
-    assert not results.configuration("q").exists() and not results.trace("q").exists()
+    assert not run.configuration("q").exists() and not run.trace("q").exists()
 
 
-def test_tokens_of_another_model_are_refused(results: Results) -> None:
-    path = results.tokens("search")
+def test_tokens_of_another_model_are_refused(run: Run) -> None:
+    path = run.tokens("search")
     tokens = read_table(path, TOKENS)
-    (results.root / "tokens").unlink()
+    (run.root / "tokens").unlink()
     write_table(tokens, path, TOKENS, provenance(fingerprint="0" * 64))
     with pytest.raises(ArtifactError, match="made for another model"):
-        run_search(results, "q", SETTINGS, COMPUTE)
+        run_search(run, "q", SETTINGS, COMPUTE)
 
 
 # --- death and restart ---------------------------------------------------------------------------------------------
@@ -146,21 +146,19 @@ def _search_and_die(root: str, settings: SearchSettings, moment: tuple[str, int,
             return function(*args)
 
         setattr(holder, name, dying)
-    run_search(Results(Path(root)), "q", settings, COMPUTE)
+    run_search(Run(Path(root)), "q", settings, COMPUTE)
 
 
-def search_in_process(
-    results: Results, settings: SearchSettings, moment: tuple[str, int, int] | None = None
-) -> int | None:
-    process = CONTEXT.Process(target=_search_and_die, args=(str(results.root), settings, moment))
+def search_in_process(run: Run, settings: SearchSettings, moment: tuple[str, int, int] | None = None) -> int | None:
+    process = CONTEXT.Process(target=_search_and_die, args=(str(run.root), settings, moment))
     process.start()
     process.join(60)
     assert process.exitcode is not None, "the search hangs"
     return process.exitcode
 
 
-def test_killed_at_any_moment_and_restarted_ends_with_the_same_bytes(results: Results) -> None:
-    whole = fresh(results, "whole")
+def test_killed_at_any_moment_and_restarted_ends_with_the_same_bytes(run: Run) -> None:
+    whole = fresh(run, "whole")
     assert search_in_process(whole, MIXED) == 0
     # Syncs: two for the log's first line, one for each of 7 generations, two for each of three artifacts.
     for number, moments in enumerate(
@@ -171,7 +169,7 @@ def test_killed_at_any_moment_and_restarted_ends_with_the_same_bytes(results: Re
             [("syncing", 12), ("syncing", 1), ("syncing", 3)],
         ]
     ):
-        killed = fresh(results, f"killed{number}")
+        killed = fresh(run, f"killed{number}")
         for moment in moments:
             assert search_in_process(killed, MIXED, (*moment, signal.SIGKILL)) == -signal.SIGKILL
             assert not killed.configuration("q").exists()
@@ -180,9 +178,9 @@ def test_killed_at_any_moment_and_restarted_ends_with_the_same_bytes(results: Re
         assert not killed.resume("q").exists()
 
 
-def test_killed_by_the_clock_it_ends_with_the_same_bytes(results: Results) -> None:
+def test_killed_by_the_clock_it_ends_with_the_same_bytes(run: Run) -> None:
     settings, moments = MIXED.model_copy(update={"generations": 40}), np.random.default_rng(0)
-    whole, killed = fresh(results, "whole"), fresh(results, "killed")
+    whole, killed = fresh(run, "whole"), fresh(run, "killed")
     assert search_in_process(whole, settings) == 0
     finished = []
     for _ in range(6):
@@ -202,8 +200,8 @@ def test_killed_by_the_clock_it_ends_with_the_same_bytes(results: Results) -> No
     assert artifacts(killed) == artifacts(whole)
 
 
-def test_sigterm_saves_and_leaves_and_the_next_run_goes_on(results: Results) -> None:
-    whole, stopped = fresh(results, "whole"), fresh(results, "stopped")
+def test_sigterm_saves_and_leaves_and_the_next_run_goes_on(run: Run) -> None:
+    whole, stopped = fresh(run, "whole"), fresh(run, "stopped")
     assert search_in_process(whole, SETTINGS) == 0
     assert search_in_process(stopped, SETTINGS, ("judging", 6, signal.SIGTERM)) == 128 + signal.SIGTERM
     assert not stopped.configuration("q").exists()
@@ -213,19 +211,19 @@ def test_sigterm_saves_and_leaves_and_the_next_run_goes_on(results: Results) -> 
     assert artifacts(stopped) == artifacts(whole)
 
 
-def test_a_restart_with_other_settings_starts_anew(results: Results) -> None:
-    whole, changed = fresh(results, "whole"), fresh(results, "changed")
+def test_a_restart_with_other_settings_starts_anew(run: Run) -> None:
+    whole, changed = fresh(run, "whole"), fresh(run, "changed")
     assert search_in_process(whole, SETTINGS) == 0
     assert search_in_process(changed, MIXED, ("judging", 6, signal.SIGKILL)) == -signal.SIGKILL
     assert search_in_process(changed, SETTINGS) == 0
     assert artifacts(changed) == artifacts(whole)
 
 
-def test_less_memory_changes_nothing_but_rounding(results: Results) -> None:
+def test_less_memory_changes_nothing_but_rounding(run: Run) -> None:
     settings = SETTINGS.model_copy(update={"generations": 2})
-    run_search(results, "plenty", settings, COMPUTE)
-    run_search(results, "scarce", settings, ComputeSettings(device="cpu", memory_gb=2e-5))
-    tables = [read_table(results.trace(name), TRACE) for name in ("plenty", "scarce")]
+    run_search(run, "plenty", settings, COMPUTE)
+    run_search(run, "scarce", settings, ComputeSettings(device="cpu", memory_gb=2e-5))
+    tables = [read_table(run.trace(name), TRACE) for name in ("plenty", "scarce")]
     np.testing.assert_allclose(*(table["fitness"] for table in tables), rtol=1e-3)
-    chosen = [read_table(results.configuration(name), CONFIGURATION)["level"].tolist() for name in ("plenty", "scarce")]
+    chosen = [read_table(run.configuration(name), CONFIGURATION)["level"].tolist() for name in ("plenty", "scarce")]
     assert chosen[0] == chosen[1]

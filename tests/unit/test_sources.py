@@ -19,7 +19,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundErro
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_provenance, read_table
 from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
 from evopress.data.tokenizer import document_separator
@@ -33,8 +33,8 @@ MEMBER = "tinymodel/llama.gguf"
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Results:
-    return Results(tmp_path / "results")
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "results")
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def gguf(tmp_path: Path) -> Path:
     return tiny_sources.gguf_file(tmp_path / "llama.gguf", build("llama"))
 
 
-def refused(settings: object, results: Results, message: str, error: type[Exception] = ModelError) -> None:
+def refused(settings: object, run: Run, message: str, error: type[Exception] = ModelError) -> None:
     """Preparing fails with ``message`` and leaves no artifact, finished or half-written."""
     with pytest.raises(error, match=message) as caught:
-        prepare_model(settings, results)
+        prepare_model(settings, run)
     assert ".tmp" not in str(caught.value), "the message names a folder that is gone"
-    assert not results.root.exists() or list(results.root.rglob("*")) == []
+    assert not run.root.exists() or list(run.root.rglob("*")) == []
 
 
 def logits(model_folder: Path) -> torch.Tensor:
@@ -64,34 +64,32 @@ def logits(model_folder: Path) -> torch.Tensor:
 # Folders
 
 
-def test_folder_is_linked_and_described(folder: Path, results: Results) -> None:
+def test_folder_is_linked_and_described(folder: Path, run: Run) -> None:
     settings = FolderModel(path=str(folder), blocks=3)
-    prepare_model(settings, results)
-    weights = results.model / "model.safetensors"
+    prepare_model(settings, run)
+    weights = run.model / "model.safetensors"
     assert weights.is_symlink() and weights.resolve() == folder / "model.safetensors"
-    assert torch.equal(logits(results.model), logits(folder))
-    manifest = json.loads(results.model_manifest.read_text())
+    assert torch.equal(logits(run.model), logits(folder))
+    manifest = json.loads(run.model_manifest.read_text())
     assert (manifest["blocks"], manifest["dtype"], manifest["architecture"]) == (3, "float32", "LlamaForCausalLM")
     assert manifest["origin"] == {"path": str(folder)}
     assert manifest["files"]["model.safetensors"]["bytes"] == (folder / "model.safetensors").stat().st_size
-    assert len(read_table(results.layers, LAYERS)) == 21
-    provenance = read_provenance(results.layers)
-    assert provenance.model == model_fingerprint(results) == manifest["fingerprint"]
+    assert len(read_table(run.layers, LAYERS)) == 21
+    provenance = read_provenance(run.layers)
+    assert provenance.model == model_fingerprint(run) == manifest["fingerprint"]
     assert provenance.settings == settings.model_dump_json()
 
 
-def test_relative_folder_is_linked_to_its_real_place(
-    folder: Path, results: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_folder_is_linked_to_its_real_place(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
-    prepare_model(FolderModel(path="source"), results)
-    assert (results.model / "model.safetensors").exists()
+    prepare_model(FolderModel(path="source"), run)
+    assert (run.model / "model.safetensors").exists()
 
 
-def test_fingerprint_follows_weights_and_config_only(folder: Path, results: Results) -> None:
+def test_fingerprint_follows_weights_and_config_only(folder: Path, run: Run) -> None:
     def fingerprint() -> str:
-        prepare_model(FolderModel(path=str(folder)), results)
-        return model_fingerprint(results)
+        prepare_model(FolderModel(path=str(folder)), run)
+        return model_fingerprint(run)
 
     first = fingerprint()
     (folder / "generation_config.json").write_text('{"temperature": 0.5, "do_sample": true}')
@@ -106,172 +104,172 @@ def test_fingerprint_follows_weights_and_config_only(folder: Path, results: Resu
     assert fingerprint() not in (first, second)
 
 
-def test_folder_is_converted_where_another_dtype_is_asked(tmp_path: Path, results: Results) -> None:
+def test_folder_is_converted_where_another_dtype_is_asked(tmp_path: Path, run: Run) -> None:
     folder = tiny_sources.folder(tmp_path / "sharded", max_shard_size="20KB")
-    prepare_model(FolderModel(path=str(folder), dtype="bfloat16"), results)
-    assert not any(path.is_symlink() for path in results.model.iterdir())
-    model = transformers.AutoModelForCausalLM.from_pretrained(results.model)
+    prepare_model(FolderModel(path=str(folder), dtype="bfloat16"), run)
+    assert not any(path.is_symlink() for path in run.model.iterdir())
+    model = transformers.AutoModelForCausalLM.from_pretrained(run.model)
     assert model.dtype == torch.bfloat16
     for name, tensor in build("llama").state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor.to(torch.bfloat16))
-    index = json.loads((results.model / "model.safetensors.index.json").read_text())
+    index = json.loads((run.model / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(2 * p.numel() for p in model.parameters())
 
 
-def test_files_follow_the_umask(folder: Path, results: Results) -> None:
+def test_files_follow_the_umask(folder: Path, run: Run) -> None:
     before = os.umask(0o027)
     try:
-        prepare_model(FolderModel(path=str(folder), dtype="float16"), results)
+        prepare_model(FolderModel(path=str(folder), dtype="float16"), run)
     finally:
         os.umask(before)
-    assert {stat.S_IMODE(path.stat().st_mode) for path in results.model.iterdir()} == {0o640}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in run.model.iterdir()} == {0o640}
 
 
-def test_a_second_model_replaces_the_first(folder: Path, tmp_path: Path, results: Results) -> None:
-    prepare_model(FolderModel(path=str(folder)), results)
+def test_a_second_model_replaces_the_first(folder: Path, tmp_path: Path, run: Run) -> None:
+    prepare_model(FolderModel(path=str(folder)), run)
     other = tiny_sources.folder(tmp_path / "other", "qwen3")
-    prepare_model(FolderModel(path=str(other)), results)
-    assert json.loads(results.model_manifest.read_text())["architecture"] == "Qwen3ForCausalLM"
-    assert "q_norm" in " ".join(load_file(results.model / "model.safetensors"))
+    prepare_model(FolderModel(path=str(other)), run)
+    assert json.loads(run.model_manifest.read_text())["architecture"] == "Qwen3ForCausalLM"
+    assert "q_norm" in " ".join(load_file(run.model / "model.safetensors"))
 
 
-def test_failed_replacement_keeps_no_stale_manifest(folder: Path, results: Results) -> None:
-    prepare_model(FolderModel(path=str(folder)), results)
+def test_failed_replacement_keeps_no_stale_manifest(folder: Path, run: Run) -> None:
+    prepare_model(FolderModel(path=str(folder)), run)
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError):
-        prepare_model(FolderModel(path=str(folder)), results)
+        prepare_model(FolderModel(path=str(folder)), run)
     with pytest.raises(ArtifactError, match="missing"):
-        model_fingerprint(results)
+        model_fingerprint(run)
 
 
 @pytest.mark.parametrize(("value", "name"), [(float("nan"), "layers.1.mlp.up_proj"), (float("inf"), "embed_tokens")])
-def test_nan_and_infinity_are_named(value: float, name: str, folder: Path, results: Results) -> None:
+def test_nan_and_infinity_are_named(value: float, name: str, folder: Path, run: Run) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors[f"model.{name}.weight"][5, 7] = value
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(FolderModel(path=str(folder)), results, rf"model\.{name}\.weight: holds NaN or infinity")
+    refused(FolderModel(path=str(folder)), run, rf"model\.{name}\.weight: holds NaN or infinity")
 
 
-def test_overflow_of_a_chosen_dtype_is_named(folder: Path, results: Results) -> None:
+def test_overflow_of_a_chosen_dtype_is_named(folder: Path, run: Run) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.2.mlp.down_proj.weight"][0, 0] = 1e5
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(FolderModel(path=str(folder), dtype="float16"), results, r"layers\.2\.mlp\.down_proj\.weight: holds NaN or")
+    refused(FolderModel(path=str(folder), dtype="float16"), run, r"layers\.2\.mlp\.down_proj\.weight: holds NaN or")
 
 
-def test_wrong_number_of_blocks(folder: Path, results: Results) -> None:
-    refused(FolderModel(path=str(folder), blocks=4), results, "model.blocks: is 4, but the model has 3", ConfigError)
+def test_wrong_number_of_blocks(folder: Path, run: Run) -> None:
+    refused(FolderModel(path=str(folder), blocks=4), run, "model.blocks: is 4, but the model has 3", ConfigError)
 
 
-def test_missing_folder_and_files(folder: Path, results: Results) -> None:
-    refused(FolderModel(path="/no/such"), results, r"/no/such: no such folder; check model\.path")
+def test_missing_folder_and_files(folder: Path, run: Run) -> None:
+    refused(FolderModel(path="/no/such"), run, r"/no/such: no such folder; check model\.path")
     (folder / "tokenizer.json").unlink()
-    refused(FolderModel(path=str(folder)), results, r"source: the model comes without a tokenizer")
+    refused(FolderModel(path=str(folder)), run, r"source: the model comes without a tokenizer")
     (folder / "config.json").unlink()
-    refused(FolderModel(path=str(folder)), results, r"config\.json: missing")
+    refused(FolderModel(path=str(folder)), run, r"config\.json: missing")
 
 
-def test_damaged_tokenizer_and_config(folder: Path, results: Results) -> None:
+def test_damaged_tokenizer_and_config(folder: Path, run: Run) -> None:
     good = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(good[:100])
-    refused(FolderModel(path=str(folder)), results, "the tokenizer cannot be loaded")
+    refused(FolderModel(path=str(folder)), run, "the tokenizer cannot be loaded")
     (folder / "tokenizer.json").write_text(good)
     (folder / "config.json").write_text("{not json")
-    refused(FolderModel(path=str(folder)), results, r"config\.json: damaged, not JSON")
+    refused(FolderModel(path=str(folder)), run, r"config\.json: damaged, not JSON")
     (folder / "config.json").write_text('{"model_type": "from_the_future", "architectures": ["FutureForCausalLM"]}')
-    refused(FolderModel(path=str(folder)), results, "FutureForCausalLM", UnsupportedArchitectureError)
+    refused(FolderModel(path=str(folder)), run, "FutureForCausalLM", UnsupportedArchitectureError)
 
 
-def test_truncated_weights(folder: Path, results: Results) -> None:
+def test_truncated_weights(folder: Path, run: Run) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    refused(FolderModel(path=str(folder)), results, r"source/model\.safetensors: damaged or cut short")
+    refused(FolderModel(path=str(folder)), run, r"source/model\.safetensors: damaged or cut short")
 
 
-def test_pickled_weights_are_refused(folder: Path, results: Results) -> None:
+def test_pickled_weights_are_refused(folder: Path, run: Run) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refused(FolderModel(path=str(folder)), results, r"pickled \(pytorch_model\.bin\)")
+    refused(FolderModel(path=str(folder)), run, r"pickled \(pytorch_model\.bin\)")
 
 
-def test_quantized_checkpoints_are_refused(folder: Path, results: Results) -> None:
+def test_quantized_checkpoints_are_refused(folder: Path, run: Run) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
-    refused(FolderModel(path=str(folder)), results, "already quantized", UnsupportedArchitectureError)
+    refused(FolderModel(path=str(folder)), run, "already quantized", UnsupportedArchitectureError)
 
 
-def test_unsupported_architecture_fails_here_by_name(tmp_path: Path, results: Results) -> None:
+def test_unsupported_architecture_fails_here_by_name(tmp_path: Path, run: Run) -> None:
     config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=96)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     tiny_sources.tokenizer().save_pretrained(tmp_path / "gpt2")
-    refused(FolderModel(path=str(tmp_path / "gpt2")), results, "GPT2LMHeadModel.*Conv1D", UnsupportedArchitectureError)
+    refused(FolderModel(path=str(tmp_path / "gpt2")), run, "GPT2LMHeadModel.*Conv1D", UnsupportedArchitectureError)
 
 
-def test_checkpoints_with_names_of_their_own_are_refused_by_name(folder: Path, results: Results) -> None:
+def test_checkpoints_with_names_of_their_own_are_refused_by_name(folder: Path, run: Run) -> None:
     """Nothing is incomplete where a tensor only bears another name, and no other copy would help."""
     weights = load_file(folder / "model.safetensors")
     weights["wte.weight"] = weights.pop("model.embed_tokens.weight")
     save_file(weights, folder / "model.safetensors")
     message = r"LlamaForCausalLM: .* has no tensor 'model\.embed_tokens\.weight', but 'wte\.weight'"
-    refused(FolderModel(path=str(folder)), results, message, UnsupportedArchitectureError)
+    refused(FolderModel(path=str(folder)), run, message, UnsupportedArchitectureError)
 
 
-def test_remote_code_is_not_run_unless_asked(folder: Path, results: Results) -> None:
+def test_remote_code_is_not_run_unless_asked(folder: Path, run: Run) -> None:
     mark = folder.parent / "ran"
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
     (folder / "config.json").write_text(json.dumps(config))
-    refused(FolderModel(path=str(folder)), results, "trust_remote_code")
+    refused(FolderModel(path=str(folder)), run, "trust_remote_code")
     assert not mark.exists()
 
 
-def test_full_disk(folder: Path, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("evopress.models.link.save_file", full)
-    refused(FolderModel(path=str(folder), dtype="float16"), results, "no space left on the disk", ArtifactError)
+    refused(FolderModel(path=str(folder), dtype="float16"), run, "no space left on the disk", ArtifactError)
 
 
 # GGUF files and wheels
 
 
-def test_gguf_gives_the_weights_it_was_made_from(gguf: Path, results: Results) -> None:
-    prepare_model(GgufModel(path=str(gguf), dtype="float32"), results)
-    original, model = build("llama"), transformers.AutoModelForCausalLM.from_pretrained(results.model)
+def test_gguf_gives_the_weights_it_was_made_from(gguf: Path, run: Run) -> None:
+    prepare_model(GgufModel(path=str(gguf), dtype="float32"), run)
+    original, model = build("llama"), transformers.AutoModelForCausalLM.from_pretrained(run.model)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in original.state_dict().items())
-    assert "quantization_config" not in json.loads((results.model / "config.json").read_text())
-    assert (results.model / "generation_config.json").exists()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(results.model)
+    assert "quantization_config" not in json.loads((run.model / "config.json").read_text())
+    assert (run.model / "generation_config.json").exists()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.model)
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
 
 
-def test_gguf_is_bfloat16_unless_said_otherwise(gguf: Path, results: Results) -> None:
-    prepare_model(GgufModel(path=str(gguf)), results)
-    assert json.loads(results.model_manifest.read_text())["dtype"] == "bfloat16"
+def test_gguf_is_bfloat16_unless_said_otherwise(gguf: Path, run: Run) -> None:
+    prepare_model(GgufModel(path=str(gguf)), run)
+    assert json.loads(run.model_manifest.read_text())["dtype"] == "bfloat16"
 
 
-def test_gguf_tokenizer_has_no_token_without_embedding(gguf: Path, results: Results) -> None:
+def test_gguf_tokenizer_has_no_token_without_embedding(gguf: Path, run: Run) -> None:
     added = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).get_vocab()
     assert added["<|endoftext|>"] == 96, "transformers adds no tokens any more: nothing is left to test"
-    prepare_model(GgufModel(path=str(gguf)), results)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(results.model)
+    prepare_model(GgufModel(path=str(gguf)), run)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run.model)
     assert tokenizer.get_vocab() == {token: id for token, id in added.items() if id < 96}
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
     assert document_separator(tokenizer) == 2
 
 
-def test_gguf_faults(gguf: Path, results: Results) -> None:
+def test_gguf_faults(gguf: Path, run: Run) -> None:
     settings = GgufModel(path=str(gguf))
-    refused(GgufModel(path=str(gguf), sha256="0" * 64), results, r"sha256 is\n  [0-9a-f]{64}, .*\n  0{64}")
-    refused(GgufModel(path="/no/such.gguf"), results, r"/no/such\.gguf: missing")
+    refused(GgufModel(path=str(gguf), sha256="0" * 64), run, r"sha256 is\n  [0-9a-f]{64}, .*\n  0{64}")
+    refused(GgufModel(path="/no/such.gguf"), run, r"/no/such\.gguf: missing")
     content = gguf.read_bytes()
     gguf.write_bytes(b"GGML" + content[4:])
-    refused(settings, results, r"llama\.gguf: no usable GGUF file: it starts with b'GGML'")
+    refused(settings, run, r"llama\.gguf: no usable GGUF file: it starts with b'GGML'")
     gguf.write_bytes(content[:-2000])
-    refused(settings, results, r"llama\.gguf: ")
+    refused(settings, run, r"llama\.gguf: ")
     gguf.write_bytes(content[:300])
-    refused(settings, results, r"llama\.gguf: no usable GGUF file: it claims \d+ bytes where \d+ are left")
+    refused(settings, run, r"llama\.gguf: no usable GGUF file: it claims \d+ bytes where \d+ are left")
 
 
 @pytest.mark.parametrize(
@@ -304,22 +302,22 @@ def wheel_settings(tmp_path: Path, content: Path, monkeypatch: pytest.MonkeyPatc
     return PypiModel.model_validate(values)
 
 
-def test_wheel(tmp_path: Path, gguf: Path, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheel(tmp_path: Path, gguf: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = wheel_settings(tmp_path, gguf, monkeypatch, dtype="float32")
-    prepare_model(settings, results)
-    model = transformers.AutoModelForCausalLM.from_pretrained(results.model)
+    prepare_model(settings, run)
+    model = transformers.AutoModelForCausalLM.from_pretrained(run.model)
     assert torch.equal(model.lm_head.weight, build("llama").lm_head.weight)
-    assert json.loads(results.model_manifest.read_text())["origin"]["wheel_sha256"] == settings.sha256
-    assert sorted(path.name for path in results.root.iterdir()) == ["layers.parquet", "model", "model.json"]
+    assert json.loads(run.model_manifest.read_text())["origin"]["wheel_sha256"] == settings.sha256
+    assert sorted(path.name for path in run.root.iterdir()) == ["layers.parquet", "model", "model.json"]
 
 
-def test_wheel_faults(tmp_path: Path, gguf: Path, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheel_faults(tmp_path: Path, gguf: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = wheel_settings(tmp_path, gguf, monkeypatch, sha256="1" * 64)
-    refused(wrong, results, r"tinymodel-1\.0-py3-none-any\.whl: sha256 is\n  [0-9a-f]{64}, .* expects\n  1{64}")
+    refused(wrong, run, r"tinymodel-1\.0-py3-none-any\.whl: sha256 is\n  [0-9a-f]{64}, .* expects\n  1{64}")
     absent = wheel_settings(tmp_path, gguf, monkeypatch, file="../llama.gguf")
-    refused(absent, results, r"does not hold '\.\./llama\.gguf'; it has tinymodel/llama\.gguf")
+    refused(absent, run, r"does not hold '\.\./llama\.gguf'; it has tinymodel/llama\.gguf")
     unknown = wheel_settings(tmp_path, gguf, monkeypatch, version="2.0")
-    refused(unknown, results, r"tinymodel==2\.0: pip cannot fetch the wheel: .*No matching distribution")
+    refused(unknown, run, r"tinymodel==2\.0: pip cannot fetch the wheel: .*No matching distribution")
 
 
 # The hub
@@ -343,24 +341,20 @@ def hub_cache(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return commit
 
 
-def test_hub_model_from_its_cache(
-    tmp_path: Path, folder: Path, results: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_model_from_its_cache(tmp_path: Path, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = hub_cache(tmp_path, folder, monkeypatch)
     settings = HubModel(id="ours/tiny")
     assert count_blocks(settings) == 3
-    prepare_model(settings, results)
-    manifest = json.loads(results.model_manifest.read_text())
+    prepare_model(settings, run)
+    manifest = json.loads(run.model_manifest.read_text())
     assert manifest["origin"] == {"commit": commit}
-    assert (results.model / "model.safetensors").is_symlink()
-    assert torch.equal(logits(results.model), logits(folder))
+    assert (run.model / "model.safetensors").is_symlink()
+    assert torch.equal(logits(run.model), logits(folder))
 
 
-def test_hub_model_that_is_not_cached(
-    tmp_path: Path, folder: Path, results: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_model_that_is_not_cached(tmp_path: Path, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     hub_cache(tmp_path, folder, monkeypatch)
-    refused(HubModel(id="ours/other"), results, "ours/other: not in the cache, and HF_HUB_OFFLINE forbids")
+    refused(HubModel(id="ours/other"), run, "ours/other: not in the cache, and HF_HUB_OFFLINE forbids")
 
 
 def test_hub_is_asked_again_until_it_answers(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evopress.artifacts.origin import require_settings
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table, write_table
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tensors import read_tensors, write_tensors
@@ -35,19 +35,19 @@ SPARSEGPT = METHODS[0]
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Results:
+def run(tmp_path: Path) -> Run:
     """A tiny model with search tokens and Hessians of inputs that are correlated and of unlike scales."""
-    results = make_results(tmp_path)
-    write_tokens(results, "search", sequences=6)
-    layers = layer_table(BlockwiseModel.from_folder(results.model, torch.device("cpu")).model)
-    write_table(layers, results.layers, LAYER_SCHEMA, provenance())
+    run = make_results(tmp_path)
+    write_tokens(run, "search", sequences=6)
+    layers = layer_table(BlockwiseModel.from_folder(run.model, torch.device("cpu")).model)
+    write_table(layers, run.layers, LAYER_SCHEMA, provenance())
     generator = torch.Generator().manual_seed(0)
     for block in range(BLOCKS):
         rows = layers[layers["block"] == block].drop_duplicates("input_group")
         inputs = {row.input_group: correlated(100, row.columns, generator) for row in rows.itertuples()}
         hessians = {group: x.t() @ x for group, x in inputs.items()}
-        write_tensors(hessians, results.hessian(block), provenance(), {"tokens": 100})
-    return results
+        write_tensors(hessians, run.hessian(block), provenance(), {"tokens": 100})
+    return run
 
 
 def correlated(tokens: int, columns: int, generator: torch.Generator) -> Tensor:
@@ -55,17 +55,17 @@ def correlated(tokens: int, columns: int, generator: torch.Generator) -> Tensor:
     return torch.randn(tokens, columns, generator=generator) @ mixing * torch.linspace(0.3, 3, columns)
 
 
-def make_all(results: Results, settings: SparsitySettings, name: str = "s") -> VariantStore:
+def make_all(run: Run, settings: SparsitySettings, name: str = "s") -> VariantStore:
     for block in range(BLOCKS):
-        make_variants(results, name, settings, COMPUTE, block)
-    return VariantStore(results, name)
+        make_variants(run, name, settings, COMPUTE, block)
+    return VariantStore(run, name)
 
 
 @pytest.mark.parametrize("settings", METHODS, ids=lambda settings: settings.method)
-def test_every_method_writes_the_same_levels_with_exact_costs(results: Results, settings: SparsitySettings) -> None:
-    store = make_all(results, settings)
-    weights = load_file(results.model / "model.safetensors")
-    groups = read_table(results.layers, LAYER_SCHEMA).set_index("name")["input_group"]
+def test_every_method_writes_the_same_levels_with_exact_costs(run: Run, settings: SparsitySettings) -> None:
+    store = make_all(run, settings)
+    weights = load_file(run.model / "model.safetensors")
+    groups = read_table(run.layers, LAYER_SCHEMA).set_index("name")["input_group"]
     for row in store.table.itertuples():
         dense = weights[f"{row.name}.weight"]
         stored = store.weight(row.block, row.layer, row.level)
@@ -73,7 +73,7 @@ def test_every_method_writes_the_same_levels_with_exact_costs(results: Results, 
         assert row.value == pytest.approx(1 - row.cost / row.parameters)
         assert int((stored != 0).sum()) == row.cost
         assert row.bytes == -(-row.parameters // 8) + row.cost * dense.itemsize
-        hessian = read_tensors(results.hessian(row.block))[groups[row.name]].double()
+        hessian = read_tensors(run.hessian(row.block))[groups[row.name]].double()
         change = (stored - dense).double()
         relative = ((change @ hessian) * change).sum() / ((dense.double() @ hessian) * dense.double()).sum()
         assert row.error == pytest.approx(float(relative), rel=1e-3)
@@ -82,8 +82,8 @@ def test_every_method_writes_the_same_levels_with_exact_costs(results: Results, 
     assert store.table.groupby("value")["error"].mean().is_monotonic_increasing
 
 
-def test_sparsegpt_errs_least_then_wanda(results: Results) -> None:
-    errors = {s.method: make_all(results, s, s.method).table.query("level == '0'")["error"].mean() for s in METHODS}
+def test_sparsegpt_errs_least_then_wanda(run: Run) -> None:
+    errors = {s.method: make_all(run, s, s.method).table.query("level == '0'")["error"].mean() for s in METHODS}
     assert errors["sparsegpt"] < 0.9 * errors["wanda"] < 0.9 * errors["magnitude"]
 
 
@@ -118,11 +118,11 @@ def test_patterns_hold_in_every_group(method: type[SparsitySettings]) -> None:
         assert variant.cost == weights[variant.layer].numel() * keep // of
 
 
-def test_little_memory_changes_nothing(results: Results) -> None:
-    make_all(results, SPARSEGPT)
+def test_little_memory_changes_nothing(run: Run) -> None:
+    make_all(run, SPARSEGPT)
     small = ComputeSettings(device="cpu", memory_gb=1e-7)
-    make_variants(results, "small", SPARSEGPT, small, 0)
-    one, other = (load_file(results.variant_tensors(name, 0)) for name in ("s", "small"))
+    make_variants(run, "small", SPARSEGPT, small, 0)
+    one, other = (load_file(run.variant_tensors(name, 0)) for name in ("s", "small"))
     assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
@@ -137,91 +137,89 @@ def test_layers_share_a_sweep_only_where_the_memory_holds_a_level_of_each() -> N
     assert stacks[1.0] == [["gate"], ["up"], ["extra"], ["other"]]
 
 
-def test_layers_too_small_for_a_step_are_fixed_and_the_log_says_so(
-    results: Results, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_layers_too_small_for_a_step_are_fixed_and_the_log_says_so(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("evopress").propagate = True
     with caplog.at_level(logging.INFO, logger="evopress"):
-        store = make_all(results, SPARSEGPT.model_copy(update={"step": 100}))
+        store = make_all(run, SPARSEGPT.model_copy(update={"step": 100}))
     sizes = store.table.groupby("layer").size()
     assert sizes["self_attn.k_proj"] == BLOCKS  # 128 weights
     assert sizes["mlp.down_proj"] == 3 * BLOCKS  # 384 weights
     assert "self_attn.k_proj, self_attn.v_proj: 128 weights leave no room for a step of 100; fixed" in caplog.text
-    run_search(results, "u", UniformSettings(variants="s", target=0.5), COMPUTE)
-    assert set(read_table(results.configuration("u"), CONFIGURATION)["level"]) == {"0"}
+    run_search(run, "u", UniformSettings(variants="s", target=0.5), COMPUTE)
+    assert set(read_table(run.configuration("u"), CONFIGURATION)["level"]) == {"0"}
 
 
-def test_a_sparsity_that_leaves_a_layer_nothing_names_it(results: Results) -> None:
+def test_a_sparsity_that_leaves_a_layer_nothing_names_it(run: Run) -> None:
     with pytest.raises(
         CompressionError, match=r"self_attn\.q_proj: sparsity 0\.9999999 leaves nothing of a layer of 256 weights"
     ):
-        make_variants(results, "s", SPARSEGPT.model_copy(update={"sparsity": 0.9999999}), COMPUTE, 0)
-    assert not results.variant_tensors("s", 0).exists()
+        make_variants(run, "s", SPARSEGPT.model_copy(update={"sparsity": 0.9999999}), COMPUTE, 0)
+    assert not run.variant_tensors("s", 0).exists()
 
 
-def test_a_pattern_that_does_not_divide_a_layer_names_it(results: Results) -> None:
+def test_a_pattern_that_does_not_divide_a_layer_names_it(run: Run) -> None:
     with pytest.raises(CompressionError, match=r"self_attn\.q_proj.*multiples of 7, but there are 16"):
-        make_variants(results, "s", SPARSEGPT.model_copy(update={"patterns": ("2:7",)}), COMPUTE, 0)
+        make_variants(run, "s", SPARSEGPT.model_copy(update={"patterns": ("2:7",)}), COMPUTE, 0)
 
 
-def test_excluded_layers_stay_dense_and_patterns_must_match(results: Results) -> None:
-    store = make_all(results, SPARSEGPT.model_copy(update={"exclude": ("*.down_proj",)}))
+def test_excluded_layers_stay_dense_and_patterns_must_match(run: Run) -> None:
+    store = make_all(run, SPARSEGPT.model_copy(update={"exclude": ("*.down_proj",)}))
     assert "mlp.down_proj" not in set(store.table["layer"])
     with pytest.raises(ConfigError, match=r"variants\.s\.exclude: '\*\.experts' matches no layer"):
-        make_variants(results, "s", SPARSEGPT.model_copy(update={"exclude": ("*.experts",)}), COMPUTE, 0)
+        make_variants(run, "s", SPARSEGPT.model_copy(update={"exclude": ("*.experts",)}), COMPUTE, 0)
 
 
-def replace_hessian(results: Results, group: str, hessian: Tensor) -> None:
-    hessians = read_tensors(results.hessian(0)) | {group: hessian}
-    write_tensors(hessians, results.hessian(0), provenance(), {"tokens": 100})
+def replace_hessian(run: Run, group: str, hessian: Tensor) -> None:
+    hessians = read_tensors(run.hessian(0)) | {group: hessian}
+    write_tensors(hessians, run.hessian(0), provenance(), {"tokens": 100})
 
 
-def test_fewer_tokens_than_inputs_and_dead_inputs_give_finite_weights(results: Results) -> None:
+def test_fewer_tokens_than_inputs_and_dead_inputs_give_finite_weights(run: Run) -> None:
     inputs = torch.randn(5, 16, generator=torch.Generator().manual_seed(3))
     inputs[:, 2] = 0
-    replace_hessian(results, "mlp.gate_proj", inputs.t() @ inputs)
-    store = make_all(results, SPARSEGPT)
+    replace_hessian(run, "mlp.gate_proj", inputs.t() @ inputs)
+    store = make_all(run, SPARSEGPT)
     for level in ("-3", "0", "+3"):
         weight = store.weight(0, "mlp.gate_proj", level)
         assert torch.isfinite(weight).all()
         assert not weight[:, 2].any()
 
 
-def test_nan_in_a_hessian_names_the_layers(results: Results) -> None:
-    replace_hessian(results, "mlp.gate_proj", torch.full((16, 16), torch.nan))
+def test_nan_in_a_hessian_names_the_layers(run: Run) -> None:
+    replace_hessian(run, "mlp.gate_proj", torch.full((16, 16), torch.nan))
     with pytest.raises(CompressionError, match=r"layers\.0\.mlp\.gate_proj, .*up_proj: NaN or infinity"):
-        make_variants(results, "s", SPARSEGPT, COMPUTE, 0)
-    assert not results.variant_tensors("s", 0).exists()
+        make_variants(run, "s", SPARSEGPT, COMPUTE, 0)
+    assert not run.variant_tensors("s", 0).exists()
 
 
-def test_nan_in_weights_names_the_layer(results: Results) -> None:
-    path = results.model / "model.safetensors"
+def test_nan_in_weights_names_the_layer(run: Run) -> None:
+    path = run.model / "model.safetensors"
     weights = load_file(path)
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(CompressionError, match=r"model\.layers\.1\.mlp\.up_proj: NaN or infinity"):
-        make_variants(results, "s", SPARSEGPT, COMPUTE, 1)
+        make_variants(run, "s", SPARSEGPT, COMPUTE, 1)
 
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def test_files_cut_short_are_named(results: Results) -> None:
-    make_all(results, SPARSEGPT)
-    cut(results.variant_tensors("s", 1))
+def test_files_cut_short_are_named(run: Run) -> None:
+    make_all(run, SPARSEGPT)
+    cut(run.variant_tensors("s", 1))
     with pytest.raises(ArtifactError, match=r"variants/s/block_001\.safetensors: damaged"):
-        VariantStore(results, "s")
-    cut(results.hessian(0))
+        VariantStore(run, "s")
+    cut(run.hessian(0))
     with pytest.raises(ArtifactError, match=r"hessians/block_000\.safetensors: damaged"):
-        make_variants(results, "s", SPARSEGPT, COMPUTE, 0)
-    cut(results.model / "model.safetensors")
+        make_variants(run, "s", SPARSEGPT, COMPUTE, 0)
+    cut(run.model / "model.safetensors")
     with pytest.raises(ModelError, match=r"model\.safetensors: damaged or cut short"):
-        make_variants(results, "s", SPARSEGPT, COMPUTE, 1)
+        make_variants(run, "s", SPARSEGPT, COMPUTE, 1)
 
 
-def searched(results: Results) -> None:
-    make_all(results, SPARSEGPT)
+def searched(run: Run) -> None:
+    make_all(run, SPARSEGPT)
     settings = EvolutionSettings(
         variants="s",
         target=0.5,
@@ -231,52 +229,52 @@ def searched(results: Results) -> None:
         tokens=(18, 48),
         group_rule="none",
     )
-    run_search(results, "q", settings, COMPUTE)
+    run_search(run, "q", settings, COMPUTE)
 
 
-def test_evolution_trades_steps_between_layers_of_different_size(results: Results) -> None:
-    searched(results)
-    configuration = read_table(results.configuration("q"), CONFIGURATION)
+def test_evolution_trades_steps_between_layers_of_different_size(run: Run) -> None:
+    searched(run)
+    configuration = read_table(run.configuration("q"), CONFIGURATION)
     assert configuration["cost"].sum() == configuration["parameters"].sum() // 2
     assert configuration["level"].astype(int).sum() == 0
     assert set(configuration["level"]) != {"0"}
 
 
-def test_the_archive_holds_the_stitched_model_in_less_space(results: Results) -> None:
-    searched(results)
-    stitch_model(results, "q")
-    write_archive(results, "q")
-    stitched = load_file(results.stitched("q") / "model.safetensors")
-    found = load_archive(results.archive("q"))
+def test_the_archive_holds_the_stitched_model_in_less_space(run: Run) -> None:
+    searched(run)
+    stitch_model(run, "q")
+    write_archive(run, "q")
+    stitched = load_file(run.stitched("q") / "model.safetensors")
+    found = load_archive(run.archive("q"))
     assert found.keys() == stitched.keys()
     assert all(torch.equal(found[name], stitched[name]) and found[name].dtype == stitched[name].dtype for name in found)
-    configuration = read_table(results.configuration("q"), CONFIGURATION)
-    saved = (results.stitched("q") / "model.safetensors").stat().st_size - results.archive("q").stat().st_size
+    configuration = read_table(run.configuration("q"), CONFIGURATION)
+    saved = (run.stitched("q") / "model.safetensors").stat().st_size - run.archive("q").stat().st_size
     assert saved == pytest.approx(4 * configuration["parameters"].sum() - configuration["bytes"].sum(), abs=4000)
 
 
-def test_an_archive_tells_which_search_chose_its_levels(results: Results) -> None:
-    searched(results)
-    write_archive(results, "q")
-    own = read_provenance(results.configuration("q")).settings
+def test_an_archive_tells_which_search_chose_its_levels(run: Run) -> None:
+    searched(run)
+    write_archive(run, "q")
+    own = read_provenance(run.configuration("q")).settings
     other = own.replace('"generations":4', '"generations":5')
-    require_settings([(results.archive("q"), own)], results.root)
+    require_settings([(run.archive("q"), own)], run.root)
     with pytest.raises(ArtifactError, match=r"archives/q\.safetensors: was made by other settings \(generations: 4"):
-        require_settings([(results.archive("q"), other)], results.root)
+        require_settings([(run.archive("q"), other)], run.root)
 
 
-def test_a_damaged_archive_is_refused(results: Results, tmp_path: Path) -> None:
-    searched(results)
-    write_archive(results, "q")
-    content = bytearray(results.archive("q").read_bytes())
+def test_a_damaged_archive_is_refused(run: Run, tmp_path: Path) -> None:
+    searched(run)
+    write_archive(run, "q")
+    content = bytearray(run.archive("q").read_bytes())
     content[-5] ^= 1
-    results.archive("q").write_bytes(content)
+    run.archive("q").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"damaged .differs from its checksum"):
-        load_archive(results.archive("q"))
-    cut(results.archive("q"))
+        load_archive(run.archive("q"))
+    cut(run.archive("q"))
     with pytest.raises(ArtifactError, match="damaged or cut short"):
-        load_archive(results.archive("q"))
+        load_archive(run.archive("q"))
     with pytest.raises(ArtifactError, match="missing"):
         load_archive(tmp_path / "nothing.safetensors")
     with pytest.raises(ArtifactError, match="no archive"):
-        load_archive(results.model / "model.safetensors")
+        load_archive(run.model / "model.safetensors")

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.stitched import read_stitched_manifest
 from evopress.compression.hessian import accumulate_hessians
 from evopress.compression.settings import GptqSettings, HessianSettings
@@ -92,7 +92,7 @@ def test_loads_without_our_code_and_gives_the_logits_that_the_search_saw(tmp_pat
 
 def test_stored_weights_are_those_of_the_real_variants(tmp_path):
     tiny = make_results(tmp_path / "original", dtype=torch.bfloat16)
-    results = Results(tmp_path / "run")
+    results = Run(tmp_path / "run")
     prepare_model(FolderModel(path=str(tiny.model)), results)
     write_tokens(results, "calibration", sequences=8, fingerprint=model_fingerprint(results))
     accumulate_hessians(results, HessianSettings(), ComputeSettings(device="cpu"), 0)

@@ -9,7 +9,7 @@ from architectures import CONFIGS, build, tokens
 from depth_run import without, write_depth_configuration, write_depth_model
 from transformers import AutoModelForCausalLM
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.export.cut_config import write_cut_config
 from evopress.export.run import stitch_model
 from evopress.models.blockwise import BlockwiseModel
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def _stitched(tmp_path, model, dropped, **options):
-    results = Results(tmp_path / "run")
+    results = Run(tmp_path / "run")
     write_depth_model(results, model)
     write_depth_configuration(results, "evo", dropped, **options)
     stitch_model(results, "evo")
@@ -137,7 +137,7 @@ def test_a_block_that_depends_on_its_number_is_refused_by_name(tmp_path, monkeyp
 
 
 def test_modules_that_the_search_left_out_stay(tmp_path):
-    results = Results(tmp_path / "run")
+    results = Run(tmp_path / "run")
     write_depth_model(results, build("llama"))
     frame = write_depth_configuration(results, "evo", {(1, "attn")}, excluded={(1, "mlp"), (0, "attn"), (0, "mlp")})
     assert len(frame) == 3
@@ -155,7 +155,7 @@ def test_modules_that_the_search_left_out_stay(tmp_path):
 def test_impossible_configurations_are_refused(tmp_path, dropped, message):
     from evopress.compression.dropped import dropped_modules
 
-    results = Results(tmp_path / "run")
+    results = Run(tmp_path / "run")
     write_depth_model(results, build("llama"))
     frame = write_depth_configuration(results, "evo", dropped)
     strange = [("x", block, kind, "d", "drop", 1.0, 0, 1, 0) for block, kind in dropped if block > 2]
@@ -165,10 +165,10 @@ def test_impossible_configurations_are_refused(tmp_path, dropped, message):
 
 
 def test_modules_and_layers_of_one_configuration_both_count(tmp_path, monkeypatch):
+    from evopress.stitch import run
     from finished_run import provenance
 
     from evopress.artifacts.tables import CONFIGURATION, write_table
-    from evopress.stitch import run
 
     class Halved:
         def __init__(self, results, name):
@@ -179,7 +179,7 @@ def test_modules_and_layers_of_one_configuration_both_count(tmp_path, monkeypatc
             return self.checkpoint.read([name])[name] / 2
 
     monkeypatch.setattr(run, "VariantStore", Halved)
-    results = Results(tmp_path / "run")
+    results = Run(tmp_path / "run")
     write_depth_model(results, build("llama"))
     frame = write_depth_configuration(results, "evo", MIXED)
     layers = pd.read_parquet(results.layers)
@@ -196,7 +196,7 @@ def test_modules_and_layers_of_one_configuration_both_count(tmp_path, monkeypatc
 
 
 def test_a_checkpoint_of_several_shards_has_an_index_of_what_is_left(tmp_path):
-    results = Results(tmp_path / "run")
+    results = Run(tmp_path / "run")
     write_depth_model(results, build("llama"))
     write_depth_configuration(results, "evo", FIRST_GONE)
     stitch_model(results, "evo", shard_bytes=20_000)

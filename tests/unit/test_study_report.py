@@ -9,7 +9,7 @@ import pytest
 from finished_run import make_results, provenance, write_configuration, write_tokens
 from test_report import _measure, _Page, _trace
 
-from evopress.artifacts.paths import Results, text_path
+from evopress.artifacts.paths import Run, text_path
 from evopress.artifacts.study_tables import COMPARISON, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 from evopress.artifacts.tables import EFFORT, TRACE, VARIANTS, read_table, write_table
 from evopress.config.studies import ConvergenceSettings, ReportedStudies
@@ -25,49 +25,49 @@ SEARCHES = [search for members in GROUPS.values() for search in members]
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Results:
+def run(tmp_path: Path) -> Run:
     """A run with one search twice, all measured, and its studies."""
-    results = make_results(tmp_path)
-    write_tokens(results, "novels")
-    write_table(pd.DataFrame(columns=VARIANTS.names), results.variant_table("gptq", 0), VARIANTS, provenance())
-    _measure(results, "dense", 10.0, 0.0, 0.9)
+    run = make_results(tmp_path)
+    write_tokens(run, "novels")
+    write_table(pd.DataFrame(columns=VARIANTS.names), run.variant_table("gptq", 0), VARIANTS, provenance())
+    _measure(run, "dense", 10.0, 0.0, 0.9)
     for number, search in enumerate(SEARCHES):
-        write_configuration(results, search, level=None if number else "3")
-        write_table(_trace()[: None if number else 0], results.trace(search), TRACE, provenance())
+        write_configuration(run, search, level=None if number else "3")
+        write_table(_trace()[: None if number else 0], run.trace(search), TRACE, provenance())
         effort = pd.DataFrame([(2000 * number, 1.5)], columns=EFFORT.names)
-        write_table(effort, results.effort(search), EFFORT, provenance())
-        _measure(results, search, 20.0 - 4 * number, 0.5 - 0.1 * number, 0.6)
-    compare_searches(results, GROUPS)
-    measure_convergence(results, ConvergenceSettings(units=(4, 6), kept=(0.5,), offspring=(1, 2), runs=2))
-    _write_monotonicity(results)
-    return results
+        write_table(effort, run.effort(search), EFFORT, provenance())
+        _measure(run, search, 20.0 - 4 * number, 0.5 - 0.1 * number, 0.6)
+    compare_searches(run, GROUPS)
+    measure_convergence(run, ConvergenceSettings(units=(4, 6), kept=(0.5,), offspring=(1, 2), runs=2))
+    _write_monotonicity(run)
+    return run
 
 
-def _write_monotonicity(results: Results) -> None:
+def _write_monotonicity(run: Run) -> None:
     made = provenance({"fitness": "perplexity"})
     candidates = [(0, -1, 1.0, 5, 3.0, [0]), (1, -1, 2.0, 5, 2.0, [1]), (2, 1, 1.5, 6, 1.9, [2])]
     frame = pd.DataFrame(candidates, columns=MONOTONICITY_CANDIDATES.names)
-    write_table(frame, results.monotonicity_candidates("bits"), MONOTONICITY_CANDIDATES, made)
+    write_table(frame, run.monotonicity_candidates("bits"), MONOTONICITY_CANDIDATES, made)
     pair = ("errors", 0, 1, 1.0, 2.0, math.log(20), math.log(10), 0.7, 0.1, 7.0, 32, True)
     frame = pd.DataFrame([pair], columns=MONOTONICITY_PAIRS.names)
-    write_table(frame, results.monotonicity_pairs("bits"), MONOTONICITY_PAIRS, made)
+    write_table(frame, run.monotonicity_pairs("bits"), MONOTONICITY_PAIRS, made)
 
 
-def test_comparison_of_a_run_has_mean_spread_and_effort(results: Results) -> None:
-    table = read_table(results.comparison, COMPARISON).set_index(["search", "quantity", "of"])
+def test_comparison_of_a_run_has_mean_spread_and_effort(run: Run) -> None:
+    table = read_table(run.comparison, COMPARISON).set_index(["search", "quantity", "of"])
     assert table.loc[("evo", "perplexity", "novels"), ["mean", "spread", "n"]].tolist() == pytest.approx(
         [14, 8**0.5, 2]
     )
     assert table.loc[("uniform", "KL", "letters"), "mean"] == 1.0
     assert table.loc[("evo", "tokens", "judged, thousands"), "mean"] == 3.0
     assert table.loc[("evo", "time", "s"), "n"] == 2 and ("dense", "time", "s") not in table.index
-    lines = text_path(results.comparison).read_text().splitlines()
+    lines = text_path(run.comparison).read_text().splitlines()
     assert any(line.startswith("evo ") and "14.00 ±2.83*" in line for line in lines)
 
 
-def test_report_shows_every_study(results: Results) -> None:
-    write_report(results, SEARCHES, STUDIES)
-    text = results.report.read_text()
+def test_report_shows_every_study(run: Run) -> None:
+    write_report(run, SEARCHES, STUDIES)
+    text = run.report.read_text()
     page = _Page(text)
     assert page.fetched == [] and "script" not in page.tags
     titles = re.findall("<h2>(.*?)</h2>", text)
@@ -84,9 +84,9 @@ def test_report_shows_every_study(results: Results) -> None:
     assert len(identifiers) == len(set(identifiers))
 
 
-def test_without_studies_the_report_has_none(results: Results) -> None:
-    write_report(results, SEARCHES)
-    assert "over seeds" not in results.report.read_text()
+def test_without_studies_the_report_has_none(run: Run) -> None:
+    write_report(run, SEARCHES)
+    assert "over seeds" not in run.report.read_text()
 
 
 def test_names_cannot_break_out_of_a_figure() -> None:
@@ -99,9 +99,9 @@ def test_names_cannot_break_out_of_a_figure() -> None:
         assert "<img" not in svg and "&lt;img src=x&gt;&amp;" in svg and _Page(svg).tags.count("svg") == 1
 
 
-def test_a_study_of_another_model_is_refused(results: Results) -> None:
+def test_a_study_of_another_model_is_refused(run: Run) -> None:
     other = provenance({"groups": {}}, fingerprint="e" * 64)
-    table = read_table(results.comparison, COMPARISON)
-    write_table(table, results.comparison, COMPARISON, other)
+    table = read_table(run.comparison, COMPARISON)
+    write_table(table, run.comparison, COMPARISON, other)
     with pytest.raises(ArtifactError, match=r"comparison\.parquet: was made for another model"):
-        write_report(results, SEARCHES, STUDIES)
+        write_report(run, SEARCHES, STUDIES)

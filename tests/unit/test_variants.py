@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evopress.artifacts import atomic
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.paths import Results, manifest_path
+from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_table, write_table
 from evopress.artifacts.tensors import read_manifest, write_tensors
@@ -49,42 +49,42 @@ def layer_rows() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def prepare(root: Path) -> Results:
+def prepare(root: Path) -> Run:
     """Weights, the table of layers and Hessians of a model that exists on disk only."""
-    results = Results(root)
+    run = Run(root)
     generator = torch.Generator().manual_seed(0)
     layers = layer_rows()
-    results.model.mkdir(parents=True)
+    run.model.mkdir(parents=True)
     weights = {
         f"{row.name}.weight": torch.randn(row.rows, row.columns, generator=generator).bfloat16()
         for row in layers.itertuples()
     }
-    save_file(weights, results.model / "model.safetensors")
-    write_text(results.model_manifest, json.dumps({"fingerprint": "abc"}))
-    write_table(layers, results.layers, LAYERS, Provenance("model", "{}", "abc"))
+    save_file(weights, run.model / "model.safetensors")
+    write_text(run.model_manifest, json.dumps({"fingerprint": "abc"}))
+    write_table(layers, run.layers, LAYERS, Provenance("model", "{}", "abc"))
     for block in range(BLOCKS):
         inputs = {layer: columns for layer, (_, columns) in SHAPES.items() if layer not in SHARED}
         samples = {layer: torch.randn(100, columns, generator=generator) for layer, columns in inputs.items()}
-        write_hessians(results, block, {layer: x.t() @ x for layer, x in samples.items()})
-    return results
+        write_hessians(run, block, {layer: x.t() @ x for layer, x in samples.items()})
+    return run
 
 
-def write_hessians(results: Results, block: int, hessians: dict[str, Tensor], model: str = "abc") -> None:
-    write_tensors(hessians, results.hessian(block), Provenance("hessians", '{"shards": 1}', model), {"tokens": 100})
+def write_hessians(run: Run, block: int, hessians: dict[str, Tensor], model: str = "abc") -> None:
+    write_tensors(hessians, run.hessian(block), Provenance("hessians", '{"shards": 1}', model), {"tokens": 100})
 
 
-def make_all(results: Results, settings: GptqSettings = SETTINGS, name: str = "q") -> VariantStore:
+def make_all(run: Run, settings: GptqSettings = SETTINGS, name: str = "q") -> VariantStore:
     for block in range(BLOCKS):
-        make_variants(results, name, settings, CPU, block)
-    return VariantStore(results, name)
+        make_variants(run, name, settings, CPU, block)
+    return VariantStore(run, name)
 
 
 def test_stored_weights_are_those_that_gptq_chose(tmp_path):
-    results = prepare(tmp_path)
-    store = make_all(results)
-    weights = load_file(results.model / "model.safetensors")
+    run = prepare(tmp_path)
+    store = make_all(run)
+    weights = load_file(run.model / "model.safetensors")
     for block in range(BLOCKS):
-        hessians = load_file(results.hessian(block))
+        hessians = load_file(run.hessian(block))
         for layer in SHAPES:
             weight = weights[f"m.{block}.{layer}.weight"].float()
             hessian = hessians[SHARED.get(layer, layer)]
@@ -97,12 +97,12 @@ def test_stored_weights_are_those_that_gptq_chose(tmp_path):
 
 
 def test_table_tells_cost_size_and_error(tmp_path):
-    results = prepare(tmp_path)
-    store = make_all(results)
+    run = prepare(tmp_path)
+    store = make_all(run)
     table = store.table
     assert len(table) == BLOCKS * len(SHAPES) * 3
     assert list(table.columns) == VARIANTS.names
-    weights = load_file(results.model / "model.safetensors")
+    weights = load_file(run.model / "model.safetensors")
     for row in table.itertuples():
         rows, columns = SHAPES[row.layer]
         parts = store.packed(row.block, row.layer, row.level)
@@ -112,7 +112,7 @@ def test_table_tells_cost_size_and_error(tmp_path):
         assert row.bits_per_weight == pytest.approx(row.value + (16 + row.value) / 8, rel=0.02)
         assert row.damping == SETTINGS.damping
         weight = weights[f"{row.name}.weight"].double()
-        hessian = load_file(results.hessian(row.block))[SHARED.get(row.layer, row.layer)].double()
+        hessian = load_file(run.hessian(row.block))[SHARED.get(row.layer, row.layer)].double()
         difference = store.weight(row.block, row.layer, row.level).double() - weight
         relative = ((difference @ hessian) * difference).sum() / ((weight @ hessian) * weight).sum()
         assert row.error == pytest.approx(float(relative), rel=1e-3)
@@ -121,19 +121,19 @@ def test_table_tells_cost_size_and_error(tmp_path):
 
 
 def test_little_memory_changes_nothing(tmp_path):
-    results = prepare(tmp_path)
-    plenty = make_all(results)
-    make_variants(results, "small", SETTINGS, ComputeSettings(device="cpu", memory_gb=1e-7), 0)
-    one = load_file(results.variant_tensors("small", 0))
-    other = load_file(results.variant_tensors("q", 0))
+    run = prepare(tmp_path)
+    plenty = make_all(run)
+    make_variants(run, "small", SETTINGS, ComputeSettings(device="cpu", memory_gb=1e-7), 0)
+    one = load_file(run.variant_tensors("small", 0))
+    other = load_file(run.variant_tensors("q", 0))
     assert one.keys() == other.keys()
     assert sum(not torch.equal(one[name], other[name]) for name in one) <= 1  # one flipped tie
     assert plenty.table is not None
 
 
 def test_excluded_layers_stay_dense(tmp_path):
-    results = prepare(tmp_path)
-    store = make_all(results, SETTINGS.model_copy(update={"exclude": ("m.0.*", "*.down")}))
+    run = prepare(tmp_path)
+    store = make_all(run, SETTINGS.model_copy(update={"exclude": ("m.0.*", "*.down")}))
     assert set(zip(store.table["block"], store.table["layer"], strict=True)) == {
         (1, layer) for layer in SHAPES if layer != "mlp.down"
     }
@@ -142,59 +142,59 @@ def test_excluded_layers_stay_dense(tmp_path):
 
 
 def test_pattern_that_matches_nothing(tmp_path):
-    results = prepare(tmp_path)
+    run = prepare(tmp_path)
     with pytest.raises(ConfigError, match=r"variants\.q\.exclude: '\*\.up' matches no layer; .*'m\.0\.attn\.q'"):
-        make_variants(results, "q", SETTINGS.model_copy(update={"exclude": ("*.up",)}), CPU, 0)
+        make_variants(run, "q", SETTINGS.model_copy(update={"exclude": ("*.up",)}), CPU, 0)
 
 
 def test_group_size_that_does_not_divide_names_the_layer(tmp_path):
     """The offer divides every layer: 16 would do for this one, and then fail for those with 24 inputs."""
-    results = prepare(tmp_path)
+    run = prepare(tmp_path)
     with pytest.raises(CompressionError, match=r"m\.0\.attn\.o: group_size 12 .* 16 input features; 8 does"):
-        make_variants(results, "q", SETTINGS.model_copy(update={"group_size": 12}), CPU, 0)
-    assert not results.variant_table("q", 0).exists() and not results.variant_tensors("q", 0).exists()
+        make_variants(run, "q", SETTINGS.model_copy(update={"group_size": 12}), CPU, 0)
+    assert not run.variant_table("q", 0).exists() and not run.variant_tensors("q", 0).exists()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(tmp_path, bad):
-    results = prepare(tmp_path)
-    path = results.model / "model.safetensors"
+    run = prepare(tmp_path)
+    path = run.model / "model.safetensors"
     weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
     weights["m.0.attn.k.weight"][2, 3] = bad
     save_file(weights, path)
     with pytest.raises(CompressionError, match=r"m\.0\.attn\.k: NaN or infinity in the weights"):
-        make_variants(results, "q", SETTINGS, CPU, 0)
+        make_variants(run, "q", SETTINGS, CPU, 0)
 
 
 def test_hessians_that_are_not_finite(tmp_path):
-    results = prepare(tmp_path)
-    hessians = load_file(results.hessian(0))
-    write_hessians(results, 0, {**hessians, "attn.o": torch.full((16, 16), float("nan"))})
+    run = prepare(tmp_path)
+    hessians = load_file(run.hessian(0))
+    write_hessians(run, 0, {**hessians, "attn.o": torch.full((16, 16), float("nan"))})
     with pytest.raises(CompressionError, match=r"m\.0\.attn\.o: NaN or infinity in the Hessian"):
-        make_variants(results, "q", SETTINGS, CPU, 0)
+        make_variants(run, "q", SETTINGS, CPU, 0)
 
 
 def test_layer_that_no_token_reached(tmp_path):
-    results = prepare(tmp_path)
-    write_hessians(results, 0, {**load_file(results.hessian(0)), "mlp.down": torch.zeros(32, 32)})
+    run = prepare(tmp_path)
+    write_hessians(run, 0, {**load_file(run.hessian(0)), "mlp.down": torch.zeros(32, 32)})
     with pytest.raises(CompressionError, match=r"m\.0\.mlp\.down: no calibration token reached it"):
-        make_variants(results, "q", SETTINGS, CPU, 0)
-    make_variants(results, "q", SETTINGS.model_copy(update={"exclude": ("*.down",)}), CPU, 0)
+        make_variants(run, "q", SETTINGS, CPU, 0)
+    make_variants(run, "q", SETTINGS.model_copy(update={"exclude": ("*.down",)}), CPU, 0)
 
 
 def test_hessians_of_another_model(tmp_path):
-    results = prepare(tmp_path)
-    write_hessians(results, 0, load_file(results.hessian(0)), model="other")
+    run = prepare(tmp_path)
+    write_hessians(run, 0, load_file(run.hessian(0)), model="other")
     with pytest.raises(ArtifactError, match=r"hessians/block_000.*another model.*delete it"):
-        make_variants(results, "q", SETTINGS, CPU, 0)
+        make_variants(run, "q", SETTINGS, CPU, 0)
 
 
 def test_damaged_hessians(tmp_path):
-    results = prepare(tmp_path)
-    content = results.hessian(0).read_bytes()
-    results.hessian(0).write_bytes(content[:-8])
+    run = prepare(tmp_path)
+    content = run.hessian(0).read_bytes()
+    run.hessian(0).write_bytes(content[:-8])
     with pytest.raises(ArtifactError, match=r"hessians/block_000.*damaged"):
-        make_variants(results, "q", SETTINGS, CPU, 0)
+        make_variants(run, "q", SETTINGS, CPU, 0)
 
 
 def test_block_that_is_not_there(tmp_path):
@@ -203,62 +203,62 @@ def test_block_that_is_not_there(tmp_path):
 
 
 def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
-    results = prepare(tmp_path)
+    run = prepare(tmp_path)
 
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(atomic, "_sync", full)
     with pytest.raises(ArtifactError, match="no space left"):
-        make_variants(results, "q", SETTINGS, CPU, 0)
-    folder = results.variant_table("q", 0).parent
+        make_variants(run, "q", SETTINGS, CPU, 0)
+    folder = run.variant_table("q", 0).parent
     assert not folder.exists() or not list(folder.iterdir())
 
 
 def test_store_names_the_blocks_of_other_settings(tmp_path):
-    results = prepare(tmp_path)
-    make_all(results)
-    make_variants(results, "q", SETTINGS.model_copy(update={"symmetric": True}), CPU, 1)
+    run = prepare(tmp_path)
+    make_all(run)
+    make_variants(run, "q", SETTINGS.model_copy(update={"symmetric": True}), CPU, 1)
     with pytest.raises(ArtifactError, match=r"variants 'q': blocks 1 were made by other settings"):
-        VariantStore(results, "q")
+        VariantStore(run, "q")
 
 
 def test_store_notices_other_hessians(tmp_path):
-    results = prepare(tmp_path)
-    make_all(results)
-    path = results.hessian(1)
+    run = prepare(tmp_path)
+    make_all(run)
+    path = run.hessian(1)
     write_tensors(load_file(path), path, Provenance("hessians", '{"shards": 2}', "abc"), {"tokens": 100})
-    make_variants(results, "q", SETTINGS, CPU, 1)
+    make_variants(run, "q", SETTINGS, CPU, 1)
     with pytest.raises(ArtifactError, match="blocks 1 were made by other settings"):
-        VariantStore(results, "q")
+        VariantStore(run, "q")
 
 
 def test_store_of_another_model(tmp_path):
-    results = prepare(tmp_path)
-    make_all(results)
-    write_text(results.model_manifest, json.dumps({"fingerprint": "other"}))
-    assert read_model_fingerprint(results) == "other"
+    run = prepare(tmp_path)
+    make_all(run)
+    write_text(run.model_manifest, json.dumps({"fingerprint": "other"}))
+    assert read_model_fingerprint(run) == "other"
     with pytest.raises(ArtifactError, match="another model"):
-        VariantStore(results, "q")
+        VariantStore(run, "q")
 
 
 def test_store_with_a_damaged_block(tmp_path):
-    results = prepare(tmp_path)
-    make_all(results)
-    path = results.variant_tensors("q", 1)
+    run = prepare(tmp_path)
+    make_all(run)
+    path = run.variant_tensors("q", 1)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"block_001.*damaged"):
-        VariantStore(results, "q")
-    VariantStore(results, "q", check=False)
+        VariantStore(run, "q")
+    VariantStore(run, "q", check=False)
 
 
 def test_store_with_a_missing_block(tmp_path):
-    results = prepare(tmp_path)
-    make_variants(results, "q", SETTINGS, CPU, 0)
+    run = prepare(tmp_path)
+    make_variants(run, "q", SETTINGS, CPU, 0)
     with pytest.raises(ArtifactError, match=r"block_001.*missing"):
-        VariantStore(results, "q")
+        VariantStore(run, "q")
 
 
 def test_store_knows_what_it_lacks(tmp_path):
@@ -268,23 +268,23 @@ def test_store_knows_what_it_lacks(tmp_path):
 
 
 def test_manifest_records_what_it_was_made_from(tmp_path):
-    results = prepare(tmp_path)
-    make_all(results)
-    manifest = read_manifest(results.variant_tensors("q", 0))
+    run = prepare(tmp_path)
+    make_all(run)
+    manifest = read_manifest(run.variant_tensors("q", 0))
     assert manifest["facts"] == {"hessians": {"shards": 1}, "tokens": 100}
     assert GptqSettings.model_validate_json(manifest["provenance"]["settings"]) == SETTINGS
 
 
 def test_old_table_does_not_stand_beside_new_tensors(tmp_path, monkeypatch):
     """Killed between the two writes, a remade block must not look finished."""
-    results = prepare(tmp_path)
-    make_all(results)
+    run = prepare(tmp_path)
+    make_all(run)
     monkeypatch.setattr("evopress.compression.variants.write_table", _killed)
     with pytest.raises(KeyboardInterrupt):
-        make_variants(results, "q", SETTINGS.model_copy(update={"bits": (4,)}), CPU, 0)
-    assert not results.variant_table("q", 0).exists()
-    assert manifest_path(results.variant_tensors("q", 0)).exists()
-    assert len(read_table(results.variant_table("q", 1), VARIANTS)) == 12
+        make_variants(run, "q", SETTINGS.model_copy(update={"bits": (4,)}), CPU, 0)
+    assert not run.variant_table("q", 0).exists()
+    assert manifest_path(run.variant_tensors("q", 0)).exists()
+    assert len(read_table(run.variant_table("q", 1), VARIANTS)) == 12
 
 
 def _killed(*_: object) -> None:

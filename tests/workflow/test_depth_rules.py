@@ -9,7 +9,7 @@ from planning import Checkout
 from test_incremental import OTHER_SEARCH, edited, replaced
 from transformers import AutoModelForCausalLM
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, PERPLEXITY, read_table
 
 SEARCH = {
@@ -43,13 +43,13 @@ def test_a_depth_search_needs_no_hessians_and_ends_in_a_smaller_model(
     checkout = Checkout(tmp_path / "evopress")
     outcome = checkout.run(pruned)
     assert outcome.returncode == 0, outcome.stderr
-    results = Results(checkout.root / "results/tiny")
-    chosen = read_table(results.configuration("other"), CONFIGURATION)
+    run = Run(checkout.root / "results/tiny")
+    chosen = read_table(run.configuration("other"), CONFIGURATION)
     dropped = chosen[chosen["level"] == "drop"]["block"].unique().tolist()
     assert len(dropped) == 1 and dropped[0] in (1, 2)
-    model = AutoModelForCausalLM.from_pretrained(results.stitched("other"))
+    model = AutoModelForCausalLM.from_pretrained(run.stitched("other"))
     assert model.config.num_hidden_layers == 2
-    assert read_table(results.perplexity("other"), PERPLEXITY)["kl"].item() > 0
+    assert read_table(run.perplexity("other"), PERPLEXITY)["kl"].item() > 0
     assert "other" in outcome.stdout
 
     assert checkout.plan(pruned) == set()

@@ -12,7 +12,7 @@ import torch
 from planning import Checkout
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.data.tokens import read_tokens
 
 pytestmark = pytest.mark.model
@@ -43,7 +43,7 @@ BITS = {"uniform": 3.0, "evopress": 2.5}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The whole default workflow, from the wheel on PyPI to the report."""
     checkout = Checkout.make(tmp_path_factory.mktemp("real") / "evopress")
     outcome = checkout.run(LESS, "all", patience=2400)
@@ -51,7 +51,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         pytest.skip("PyPI does not answer, so the embedded model cannot be fetched")
     assert outcome.returncode == 0, outcome.stderr
     assert all(name in outcome.stdout for name in ("dense", *BITS))
-    return Results(checkout.root / "results/real")
+    return Run(checkout.root / "results/real")
 
 
 def _load(folder: Path) -> Any:
@@ -68,13 +68,13 @@ def _divergence(dense: torch.Tensor, other: torch.Tensor) -> float:
     return float((dense.exp() * (dense - other)).sum(-1).mean())
 
 
-def test_perplexity_and_divergence_are_what_transformers_measures(results: Results) -> None:
-    tokens = read_tokens(results, "python_docs")
+def test_perplexity_and_divergence_are_what_transformers_measures(run: Run) -> None:
+    tokens = read_tokens(run, "python_docs")
     found = {
-        name: _distributions(results.model if name == "dense" else results.stitched(name), tokens)[:, :-1]
+        name: _distributions(run.model if name == "dense" else run.stitched(name), tokens)[:, :-1]
         for name in ("dense", *BITS)
     }
-    measured = {name: pd.read_parquet(results.perplexity(name)).iloc[0] for name in found}
+    measured = {name: pd.read_parquet(run.perplexity(name)).iloc[0] for name in found}
     for name, distribution in found.items():
         nll = -distribution.gather(-1, tokens[:, 1:].unsqueeze(-1)).mean()
         assert measured[name].perplexity == pytest.approx(float(nll.exp()), rel=0.01)
@@ -84,26 +84,26 @@ def test_perplexity_and_divergence_are_what_transformers_measures(results: Resul
     assert 0 < measured["uniform"].kl < measured["evopress"].kl
 
 
-def test_the_searches_fitness_is_the_divergence_of_the_finished_model(results: Results) -> None:
-    tokens = read_tokens(results, "search")
-    dense, finished = (_distributions(folder, tokens) for folder in (results.model, results.stitched("evopress")))
-    trace = pd.read_parquet(results.trace("evopress"))
+def test_the_searches_fitness_is_the_divergence_of_the_finished_model(run: Run) -> None:
+    tokens = read_tokens(run, "search")
+    dense, finished = (_distributions(folder, tokens) for folder in (run.model, run.stitched("evopress")))
+    trace = pd.read_parquet(run.trace("evopress"))
     fitness = trace[trace.accepted].fitness.iloc[-1]
     assert fitness == pytest.approx(_divergence(dense, finished), rel=0.05)
     assert fitness == pytest.approx(trace.fitness.min(), rel=1e-4)
 
 
-def test_the_budget_holds(results: Results) -> None:
+def test_the_budget_holds(run: Run) -> None:
     for name, bits in BITS.items():
-        chosen = pd.read_parquet(results.configuration(name))
+        chosen = pd.read_parquet(run.configuration(name))
         assert len(chosen) == 210
         assert 0.999 < chosen.cost.sum() / (bits * chosen.parameters.sum()) <= 1
         assert chosen.level.nunique() == (1 if bits == 3 else 2)
 
 
 @torch.inference_mode()
-def test_finished_models_talk(results: Results) -> None:
-    for folder in (results.model, results.stitched("uniform")):
+def test_finished_models_talk(run: Run) -> None:
+    for folder in (run.model, run.stitched("uniform")):
         tokenizer, model = AutoTokenizer.from_pretrained(folder), _load(folder)
         question = [{"role": "user", "content": "What is the capital of France?"}]
         options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
@@ -112,4 +112,4 @@ def test_finished_models_talk(results: Results) -> None:
         start = asked["input_ids"].shape[1]
         expected = model(said).logits.argmax(-1)[0, start - 1 : -1]
         assert torch.equal(said[0, start:], expected), "the cache changes what it says"
-        assert folder != results.model or "Paris" in tokenizer.decode(said[0, start:])
+        assert folder != run.model or "Paris" in tokenizer.decode(said[0, start:])

@@ -24,7 +24,7 @@ import yaml
 from planning import REPOSITORY, Checkout
 from slurm_jobs import PATIENCE, Cluster, Job
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 
 PLUGIN = "" if importlib.util.find_spec("snakemake_executor_plugin_slurm") else "evopress[slurm] is not installed"
 REASON = PLUGIN or one_node.why_not()
@@ -106,8 +106,8 @@ class Submitted:
         return found[1]
 
     @property
-    def results(self) -> Results:
-        return Results(self.checkout.root / "results/tiny")
+    def results(self) -> Run:
+        return Run(self.checkout.root / "results/tiny")
 
     def end(self) -> int:
         """Wait until it has ended."""
@@ -163,7 +163,7 @@ def test_a_job_that_always_fails_ends_the_run_with_the_reason_and_the_log(
     (tmp_path / "short.txt").write_text("abc")
     text = settings["data"]["evaluation"]["held"] | {"path": str(tmp_path / "short.txt")}
     too_little = settings | {"data": settings["data"] | {"evaluation": {"held": text}}}
-    results = Results(copied.root / "results/tiny")
+    results = Run(copied.root / "results/tiny")
     run = submit(copied, too_little, results.tokens("held"), retries=1)
     assert run.end() == 1
     said, log = run.output.read_text(), "results/tiny/logs/tokens/held.log"
@@ -177,7 +177,7 @@ def test_a_job_that_always_fails_ends_the_run_with_the_reason_and_the_log(
 def test_an_ended_run_leaves_no_jobs_once_these_are_cancelled_and_goes_on_when_started_again(
     killed: bool, whole: Submitted, cluster: Cluster, copied: Checkout, finished: Checkout, settings: dict[str, Any]
 ) -> None:
-    results = Results(copied.root / "results/tiny")
+    results = Run(copied.root / "results/tiny")
     run = submit(restless(copied), settings, results.configuration("evo"))
     _wait_until((copied.root / "rested").exists, "the search")
     run.process.send_signal(signal.SIGKILL if killed else signal.SIGINT)
@@ -191,13 +191,13 @@ def test_an_ended_run_leaves_no_jobs_once_these_are_cancelled_and_goes_on_when_s
 
     again = submit(copied, settings, results.configuration("evo"))
     assert again.end() == 0, again.output.read_text()
-    assert _search(results) == _search(Results(finished.root / "results/tiny"))
+    assert _search(results) == _search(Run(finished.root / "results/tiny"))
 
 
 def test_a_job_that_slurm_takes_back_and_starts_again_goes_on_by_itself(
     whole: Submitted, cluster: Cluster, copied: Checkout, finished: Checkout, settings: dict[str, Any]
 ) -> None:
-    results = Results(copied.root / "results/tiny")
+    results = Run(copied.root / "results/tiny")
     run = submit(restless(copied), settings, results.configuration("evo"), retries=0)
     _wait_until((copied.root / "rested").exists, "the search")
     cluster.requeue(run.name)
@@ -205,7 +205,7 @@ def test_a_job_that_slurm_takes_back_and_starts_again_goes_on_by_itself(
     (search,) = cluster.jobs(run.name)
     assert (search.state, search.restarts) == ("COMPLETED", 1)
     assert "goes on after" in (copied.root / "results/tiny/logs/search/evo.log").read_text()
-    assert _search(results) == _search(Results(finished.root / "results/tiny"))
+    assert _search(results) == _search(Run(finished.root / "results/tiny"))
 
 
 def test_blocks_share_a_job_and_one_gpu_and_a_search_has_one_for_each_process(
@@ -215,7 +215,7 @@ def test_blocks_share_a_job_and_one_gpu_and_a_search_has_one_for_each_process(
     pair = settings["searches"]["evo"] | {"variants": "second"}
     more = settings | {"variants": settings["variants"] | {"second": second}}
     more |= {"searches": settings["searches"] | {"pair": pair}, "compute": {"processes": 2}}
-    run = submit(copied, more, Results(copied.root / "results/tiny").configuration("pair"))
+    run = submit(copied, more, Run(copied.root / "results/tiny").configuration("pair"))
     assert run.end() == 0, run.output.read_text()
     blocks, search = cluster.jobs(run.name)
     assert (blocks.gpus, blocks.minutes) == (1, 3 * 60)
@@ -231,7 +231,7 @@ def test_the_whole_workflow_as_on_a_workstation_and_past_a_time_limit(
     record_property: Callable[[str, object], None],
 ) -> None:
     assert whole.end() == 0, whole.output.read_text()
-    here = Results(finished.root / "results/tiny")
+    here = Run(finished.root / "results/tiny")
     assert _search(whole.results) == _search(here)
     assert whole.results.summary.read_text() == here.summary.read_text()
 
@@ -265,7 +265,7 @@ def _check_devices(jobs: list[Job], devices: dict[str, set[str]]) -> None:
     assert most == one_node.GPUS
 
 
-def _search(results: Results) -> tuple[bytes, bytes]:
+def _search(results: Run) -> tuple[bytes, bytes]:
     return results.configuration("evo").read_bytes(), results.trace("evo").read_bytes()
 
 

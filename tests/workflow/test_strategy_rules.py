@@ -8,7 +8,7 @@ import pytest
 from planning import Checkout
 from test_incremental import edited, replaced
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, read_table
 from evopress.workflow.reference import rows
 from evopress.workflow.settings import Settings
@@ -77,18 +77,18 @@ def searched(finished: Checkout, several: dict[str, Any], tmp_path_factory: pyte
 
 
 def configurations() -> list[str]:
-    return [str(Results(Path("results/tiny")).configuration(name)) for name in SEARCHES]
+    return [str(Run(Path("results/tiny")).configuration(name)) for name in SEARCHES]
 
 
 def test_every_strategy_searches_once_and_tells_its_effort(searched: Checkout, several: dict[str, Any]) -> None:
-    results = Results(searched.root / "results/tiny")
+    run = Run(searched.root / "results/tiny")
     for name, search in SEARCHES.items():
-        made = read_table(results.configuration(name), CONFIGURATION)
+        made = read_table(run.configuration(name), CONFIGURATION)
         if search["variants"] == "blocks":
             assert made.loc[made["level"] == "drop", "block"].nunique() == 1
         else:
             assert made["cost"].sum() <= search["target"] * made["parameters"].sum()
-        spent = read_table(results.effort(name), EFFORT)["tokens"][0]
+        spent = read_table(run.effort(name), EFFORT)["tokens"][0]
         assert (spent > 0) == (name != "dp")
     assert searched.plan(several, targets=configurations()) == set()
 

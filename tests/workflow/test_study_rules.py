@@ -9,7 +9,7 @@ import yaml
 from planning import REPOSITORY, Checkout
 from test_incremental import edited, replaced
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.study_tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 from evopress.artifacts.tables import read_table
 from evopress.workflow.reference import rows
@@ -87,21 +87,21 @@ def studied(finished: Checkout, study: dict[str, Any], tmp_path_factory: pytest.
 
 
 def test_studies_leave_their_tables_and_are_in_the_report(studied: Checkout) -> None:
-    results = Results(studied.root / "results/tiny")
-    compared = read_table(results.comparison, COMPARISON).set_index(["search", "quantity"])
+    run = Run(studied.root / "results/tiny")
+    compared = read_table(run.comparison, COMPARISON).set_index(["search", "quantity"])
     assert compared.loc[("twice", "perplexity"), "n"].item() == 2
     assert compared.loc[("evo", "perplexity"), "n"].item() == 1
     # The seed that both have makes the same search of both.
     alone = compared.loc[("evo", "KL"), "mean"].item()
     mean, spread = compared.loc[("twice", "KL"), ["mean", "spread"]].tolist()
     assert abs(abs(alone - mean) * 2**0.5 - spread) < 1e-9
-    assert len(read_table(results.convergence, CONVERGENCE)) == 2 * 2 * 2
+    assert len(read_table(run.convergence, CONVERGENCE)) == 2 * 2 * 2
     for name in ("bits", "depth"):
-        candidates = read_table(results.monotonicity_candidates(name), MONOTONICITY_CANDIDATES)
-        pairs = read_table(results.monotonicity_pairs(name), MONOTONICITY_PAIRS)
+        candidates = read_table(run.monotonicity_candidates(name), MONOTONICITY_CANDIDATES)
+        pairs = read_table(run.monotonicity_pairs(name), MONOTONICITY_PAIRS)
         assert (candidates["base"] >= 0).sum() > 0 and candidates["fitness"].notna().all()
         assert (pairs["sequences"] == 8).all()
-    report = results.report.read_text()
+    report = run.report.read_text()
     assert report.count("<svg") == 3 * 2 + 2 + 2 + 1  # curves and maps of searches, and the figures of studies
 
 

@@ -8,7 +8,7 @@ import pytest
 from planning import Checkout
 from test_incremental import edited, replaced
 
-from evopress.artifacts.paths import Results, manifest_path
+from evopress.artifacts.paths import Run, manifest_path
 
 CHAIN = {"variants_chain chain", "search chained"}
 
@@ -20,8 +20,8 @@ def copied(finished: Checkout, tmp_path: Path) -> Checkout:
     return Checkout(tmp_path / "evopress")
 
 
-def results_of(checkout: Checkout) -> Results:
-    return Results(checkout.root / "results/tiny")
+def results_of(checkout: Checkout) -> Run:
+    return Run(checkout.root / "results/tiny")
 
 
 def added(settings: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
@@ -40,20 +40,20 @@ def chained(settings: dict[str, Any]) -> dict[str, Any]:
 def test_a_chain_runs_block_after_block_goes_on_after_a_kill_and_leaves_no_state(
     copied: Checkout, settings: dict[str, Any], chained: dict[str, Any], sources: Path
 ) -> None:
-    results = results_of(copied)
+    run = results_of(copied)
     first, target, other = (
         path.relative_to(copied.root).as_posix()
-        for path in (results.variant_table("chain", 0), results.configuration("chained"), results.configuration("evo"))
+        for path in (run.variant_table("chain", 0), run.configuration("chained"), run.configuration("evo"))
     )
     assert copied.plan(chained, targets=[target]) == CHAIN
     outcome = copied.run(chained, first, "--notemp")  # what a kill in the second block leaves
     assert outcome.returncode == 0, outcome.stderr
-    made = results.variant_table("chain", 0).stat().st_mtime_ns
+    made = run.variant_table("chain", 0).stat().st_mtime_ns
     outcome = copied.run(chained, target)
     assert outcome.returncode == 0, outcome.stderr
-    assert all(results.variant_table("chain", block).exists() for block in range(3))
-    assert results.variant_table("chain", 0).stat().st_mtime_ns == made
-    assert not any(results.chain_state("chain", block).exists() for block in range(3))
+    assert all(run.variant_table("chain", block).exists() for block in range(3))
+    assert run.variant_table("chain", 0).stat().st_mtime_ns == made
+    assert not any(run.chain_state("chain", block).exists() for block in range(3))
 
     assert copied.plan(chained, targets=[target]) == set()
     changes: list[tuple[str, Any, set[str]]] = [
@@ -72,14 +72,14 @@ def test_a_chain_runs_block_after_block_goes_on_after_a_kill_and_leaves_no_state
 
 
 def test_hessians_go_when_the_last_that_needs_them_has_ended(copied: Checkout, settings: dict[str, Any]) -> None:
-    results = results_of(copied)
+    run = results_of(copied)
     second = {**settings["variants"]["gptq"], "group_size": 8}
     removing = added({**settings, "hessians": {"keep": False}}, variants={"second": second})
-    hessians = [results.hessian(block) for block in range(3)]
+    hessians = [run.hessian(block) for block in range(3)]
     assert all(path.exists() for path in hessians)
     assert copied.plan(removing) == set()
     outcome = copied.run(
-        removing, *(results.variant_table("second", block).relative_to(copied.root).as_posix() for block in range(3))
+        removing, *(run.variant_table("second", block).relative_to(copied.root).as_posix() for block in range(3))
     )
     assert outcome.returncode == 0, outcome.stderr
     assert not any(path.exists() or manifest_path(path).exists() for path in hessians)

@@ -15,7 +15,7 @@ from snakemake.persistence.file import FilePersistence
 
 from evopress.util.accelerators import usable_devices
 from evopress.artifacts.origin import require_settings
-from evopress.artifacts.paths import DENSE, Results, manifest_path, text_path
+from evopress.artifacts.paths import DENSE, Run, manifest_path, text_path
 from evopress.workflow import files
 from evopress.workflow import slices
 from evopress.workflow.code_dependencies import code_closure
@@ -40,7 +40,7 @@ try:
     asked = workflow.config_settings
     VALUES = combined([*map(read_yaml, asked.configfiles), asked.config])
     SETTINGS = Settings.load(VALUES)
-    RESULTS = Results(Path("results") / SETTINGS.name)
+    RESULTS = Run(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
     MODEL_FILES = files.model_files(SETTINGS.model)
     TASK_FILES = files.task_files(SETTINGS.evaluation.tasks)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import read_provenance
 from evopress.config.compute import ComputeSettings
 from evopress.data.tokens import read_tokens
@@ -26,15 +26,15 @@ from evopress.util.device import resolve_device
 from evopress.util.errors import ConfigError
 
 
-def search_text(results: Results) -> torch.Tensor:
+def search_text(run: Run) -> torch.Tensor:
     """Search tokens, [sequences, L].
 
     Raises:
         ArtifactError: missing, damaged or of another model.
     """
-    path = results.tokens("search")
-    require_same_model(results, read_provenance(path), path)
-    return read_tokens(results, "search")
+    path = run.tokens("search")
+    require_same_model(run, read_provenance(path), path)
+    return read_tokens(run, "search")
 
 
 def require_tokens(asked: Mapping[str, int], available: int, where: str) -> None:
@@ -64,9 +64,9 @@ def open_evaluator(context: Context, tokens: torch.Tensor, fitness: Fitness, che
     """
     compute, device = context.compute, resolve_device(context.compute.device)
     if context.ranks.rank == 0:
-        require_intact(context.results)
+        require_intact(context.run)
     model = BlockwiseModel.from_folder(
-        context.results.model, device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
+        context.run.model, device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
     )
     if context.store is None:
         return model_evaluator(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.config.compute import ComputeSettings
 from evopress.search.settings import SearchSettings
 from evopress.util import errors
@@ -20,7 +20,7 @@ LOST_PEER = 75
 class Job:
     """A search for several processes (`run_search` has the meaning of each part)."""
 
-    results: Results
+    run: Run
     name: str
     settings: SearchSettings
     compute: ComputeSettings
@@ -45,7 +45,7 @@ class JobFolder:
     def write_job(self, job: Job, log: Path | None) -> None:
         """Say what is to be done; ``log`` is where the first process logs."""
         content = {
-            "results": str(job.results.root),
+            "results": str(job.run.root),
             "name": job.name,
             "settings": job.settings.model_dump(mode="json"),
             "compute": job.compute.model_dump(mode="json"),
@@ -58,7 +58,7 @@ class JobFolder:
         """What `write_job` said."""
         content = json.loads((self.path / "job.json").read_text(encoding="utf-8"))
         job = Job(
-            Results(Path(content["results"])),
+            Run(Path(content["results"])),
             content["name"],
             TypeAdapter(SearchSettings).validate_python(content["settings"]),
             ComputeSettings.model_validate(content["compute"]),

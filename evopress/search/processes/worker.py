@@ -42,7 +42,7 @@ def main(folder: JobFolder, rank: int) -> None:
         torch.cuda.set_device(device)
     compute = job.compute.model_copy(update={"device": str(device), "processes": 1})
     with joined(rank, count, device, folder.meeting) as ranks:
-        search(job.results, job.name, job.settings, compute, job.trust_remote_code, ranks)
+        search(job.run, job.name, job.settings, compute, job.trust_remote_code, ranks)
 
 
 def threads_of_process(threads: int | None, processes: int) -> int:

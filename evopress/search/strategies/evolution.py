@@ -25,7 +25,7 @@ def evolution(context: Context[EvolutionSettings]) -> Found | None:
     """
     settings = context.settings
     fitness = Fitness(settings.fitness, settings.top_k)
-    found = [read_table(context.results.configuration(name), CONFIGURATION) for name in settings.start_from]
+    found = [read_table(context.run.configuration(name), CONFIGURATION) for name in settings.start_from]
     rounds = generations(context.space, settings, [earlier_candidate(context.space, table) for table in found])
     return search_by_model(context, rounds, fitness, tokens_asked(settings, context.space))
 

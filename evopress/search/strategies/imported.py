@@ -19,7 +19,7 @@ def imported(context: Context[ImportedSettings]) -> Candidate:
     """
     settings = context.settings
     where = f"{context.where}.file: {settings.file}"
-    blocks = int(read_table(context.results.layers, LAYERS)["block"].max()) + 1
+    blocks = int(read_table(context.run.layers, LAYERS)["block"].max()) + 1
     text = read_text(Path(settings.file), f"{context.where}.file")
     candidate = match(text, context.space, blocks, where)
     require_budget(context.space, candidate, settings.target, where)

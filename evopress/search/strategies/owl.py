@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.artifacts.tensors import read_tensors, verify
@@ -24,7 +24,7 @@ from evopress.util.errors import ConfigError
 from evopress.util.progress import progress
 
 
-def owl(results: Results, space: Space, settings: OwlSettings, device: torch.device, where: str) -> Candidate:
+def owl(run: Run, space: Space, settings: OwlSettings, device: torch.device, where: str) -> Candidate:
     """Choose levels by the outliers of each block, from its weights and Hessians.
 
     Raises:
@@ -36,7 +36,7 @@ def owl(results: Results, space: Space, settings: OwlSettings, device: torch.dev
     ratios = []
     with progress("outliers", len(blocks), "blocks") as bar:
         for block in blocks:
-            ratios.append(outlier_ratio(_block_scores(results, space, block, device), settings.owl_m))
+            ratios.append(outlier_ratio(_block_scores(run, space, block, device), settings.owl_m))
             bar.advance()
     densities = block_densities(np.array(ratios), settings.target, settings.owl_lambda)
     by_block = dict(zip(blocks, densities, strict=True))
@@ -102,13 +102,13 @@ def _least_moved(
     return int(units[(then - now).argmin()])
 
 
-def _block_scores(results: Results, space: Space, block: int, device: torch.device) -> list[Tensor]:
+def _block_scores(run: Run, space: Space, block: int, device: torch.device) -> list[Tensor]:
     """Scores |w| ||x|| of the searched layers of a block, each [rows, columns]."""
     names = [unit.name for unit in space.units if unit.block == block]
-    layers = read_table(results.layers, LAYERS).set_index("name")
-    path = results.hessian(block)
-    require_same_model(results, Provenance(**verify(path)["provenance"]), path)
+    layers = read_table(run.layers, LAYERS).set_index("name")
+    path = run.hessian(block)
+    require_same_model(run, Provenance(**verify(path)["provenance"]), path)
     hessians = read_tensors(path, set(layers.loc[names, "input_group"]), check=False)
-    weights = Checkpoint(results.model).read([f"{name}.weight" for name in names], device=device, dtype=torch.float32)
+    weights = Checkpoint(run.model).read([f"{name}.weight" for name in names], device=device, dtype=torch.float32)
     norms = {group: hessian.diagonal().clamp(min=0.0).sqrt().to(device) for group, hessian in hessians.items()}
     return [weights[f"{name}.weight"].abs() * norms[str(layers.loc[name, "input_group"])] for name in names]

@@ -65,12 +65,12 @@ def scores(context: Context[ScoresSettings]) -> Found | None:
 
 def _measured(context: Context[ScoresSettings], window: int) -> NDArray[np.float64]:
     """Score of each block, or of each window of ``window`` blocks by its first."""
-    settings, text = context.settings, search_text(context.results)
+    settings, text = context.settings, search_text(context.run)
     require_tokens(settings.tokens_asked(), text.numel(), context.where)
     rng = np.random.Generator(np.random.PCG64(settings.seed))
     drawn = draw_minibatch(settings.tokens, len(text), text.shape[1], rng)
     model = BlockwiseModel.from_folder(
-        context.results.model,
+        context.run.model,
         resolve_device(context.compute.device),
         resident=False,
         quick=True,
