@@ -4,7 +4,7 @@ from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.search.run import run_search
-from evopress.search.settings import SearchSettings
+from evopress.search.strategies import STRATEGIES
 from evopress.workflow.devices import devices_of_search
 
 
@@ -27,5 +27,5 @@ def devices(arguments: Namespace) -> int:
 if __name__ == "__main__":
     parser = argument_parser(__doc__)
     parser.add_argument("--name", required=True, help="name of the search")
-    settings_argument(parser, SearchSettings, "searches")
+    settings_argument(parser, STRATEGIES, "searches")
     run(parser, main, devices)

@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.compression.settings import CompressionSettings
+from evopress.compression.methods import METHODS
 from evopress.compression.variants import make_variants
 
 
@@ -16,5 +16,5 @@ if __name__ == "__main__":
     parser = argument_parser(__doc__)
     parser.add_argument("--name", required=True, help="name of the variants")
     parser.add_argument("--block", required=True, type=int, help="index of the block")
-    settings_argument(parser, CompressionSettings, "variants")
+    settings_argument(parser, METHODS, "variants")
     run(parser, main, devices=1)

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from evopress.compression.base import LayerMethod, Method
+from evopress.compression.families import BITS, MODULES, SPARSITY
 from evopress.config.base import Section
 
 
@@ -17,10 +19,9 @@ class HessianSettings(Section):
     )
 
 
-class _MethodSettings(Section):
+class _MethodSettings(LayerMethod):
     """What all methods share."""
 
-    exclude: tuple[str, ...] = Field((), description="Patterns of layer names that stay dense, as in `*.down_proj`.")
     propagation: Literal["dense", "compressed"] = Field(
         "dense",
         description="Whose outputs the Hessians of a block see: those of the dense blocks before it, or of the "
@@ -48,6 +49,7 @@ class _MethodSettings(Section):
 class GptqSettings(_MethodSettings):
     """GPTQ (arXiv 2210.17323) at several bit-widths."""
 
+    family = BITS
     method: Literal["gptq"] = "gptq"
     bits: tuple[int, ...] = Field((2, 3, 4, 5, 6), min_length=1, description="Bit-widths to offer, from 2 to 8.")
     group_size: int | None = Field(64, ge=1, description="Inputs that share a scale; null is one scale per channel.")
@@ -99,6 +101,8 @@ def step_label(steps: int) -> str:
 class _SparsitySettings(_MethodSettings):
     """Which weights may go; the levels are the same whatever method chooses them."""
 
+    family = SPARSITY
+
     sparsity: float = Field(0.5, gt=0, lt=1, description="Level 0: the share of each layer's weights that become zero.")
     step: int = Field(1_000_000, ge=1, description="Weights between two levels, the same for layers of every size.")
     levels: int = Field(8, ge=0, description="Levels on either side of level 0, where a layer has room for them.")
@@ -145,9 +149,10 @@ class MagnitudeSettings(_SparsitySettings):
     method: Literal["magnitude"] = "magnitude"
 
 
-class DropSettings(Section):
+class DropSettings(Method):
     """Attention and MLP modules that may leave the model (depth pruning)."""
 
+    family = MODULES
     method: Literal["drop"] = "drop"
     unit: Literal["module", "block", "pair"] = Field(
         "module",
@@ -173,5 +178,4 @@ SparsitySettings = SparseGptSettings | WandaSettings | MagnitudeSettings
 """Settings of the methods whose levels are sparsities."""
 CompressionSettings = Annotated[GptqSettings | SparsitySettings, Field(discriminator="method")]
 """Settings of the methods that make new weights for linear layers."""
-VariantSettings = Annotated[GptqSettings | SparsitySettings | DropSettings, Field(discriminator="method")]
-"""Settings of any method."""
+VariantSettings = Method

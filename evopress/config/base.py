@@ -1,6 +1,7 @@
 """What every section of the settings shares: strictness, near-name suggestions and safe names."""
 
 import difflib
+import json
 import os.path
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -73,6 +74,8 @@ def parse_json(kind: Any, text: str, where: str = "") -> Any:
     Raises:
         ConfigError: as ``parse_section``.
     """
+    if hasattr(kind, "parse"):  # a registry of plug-ins
+        return kind.parse(json.loads(text), where)
     try:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:

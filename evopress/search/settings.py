@@ -11,7 +11,11 @@ Seed = Annotated[int, Field(ge=0)]
 GroupRule = Literal["size", "name", "none"]
 
 
-class _Strategy(Section):
+class Strategy(Section):
+    """Settings of a search."""
+
+    strategy: str = ""
+
     variants: Name = Field(description="Which section of `variants` the levels come from.")
     target: float = Field(
         gt=0,
@@ -33,7 +37,7 @@ class _Strategy(Section):
         return ()
 
 
-class _Seeded(_Strategy):
+class _Seeded(Strategy):
     """A strategy that draws random numbers; the class that is made of it has a `seed`."""
 
     seeds: tuple[Seed, ...] | None = Field(
@@ -54,7 +58,7 @@ class _Seeded(_Strategy):
         return self
 
 
-class UniformSettings(_Strategy):
+class UniformSettings(Strategy):
     """The same level everywhere; the baseline of every comparison."""
 
     strategy: Literal["uniform"] = "uniform"
@@ -264,7 +268,7 @@ class ScoresSettings(_Seeded):
         return {"tokens": self.tokens}
 
 
-class OwlSettings(_Strategy):
+class OwlSettings(Strategy):
     """OWL (arXiv 2310.05175): blocks whose weights have more outliers keep more; for sparsity variants."""
 
     strategy: Literal["owl"] = "owl"
@@ -278,7 +282,7 @@ class OwlSettings(_Strategy):
         return 1
 
 
-class ImportedSettings(_Strategy):
+class ImportedSettings(Strategy):
     """A configuration from a text file, in either format that is published with the paper."""
 
     strategy: Literal["imported"] = "imported"
@@ -288,15 +292,4 @@ class ImportedSettings(_Strategy):
     )
 
 
-SearchSettings = Annotated[
-    UniformSettings
-    | EvolutionSettings
-    | RandomSettings
-    | GreedySettings
-    | DpSettings
-    | OwlSettings
-    | ScoresSettings
-    | BruteSettings
-    | ImportedSettings,
-    Field(discriminator="strategy"),
-]
+SearchSettings = Strategy

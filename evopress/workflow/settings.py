@@ -3,18 +3,22 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field, SerializeAsAny
 
 from evopress.artifacts.paths import DENSE
-from evopress.compression.settings import HessianSettings, VariantSettings
+from evopress.compression.base import Method
+from evopress.compression.methods import METHODS
+from evopress.compression.settings import HessianSettings
 from evopress.config.base import Name, Section, drop_removed, parse_section
 from evopress.config.compute import ComputeSettings
 from evopress.config.data import DataSettings
 from evopress.config.evaluation import EvaluationSettings
 from evopress.config.model import ModelSettings
+from evopress.config.plugins import Registry
 from evopress.config.studies import MonotonicitySettings, StudiesSettings, require_text
 from evopress.config.texts import unusable_texts
-from evopress.search.settings import SearchSettings
+from evopress.search.settings import Strategy
+from evopress.search.strategies import STRATEGIES
 from evopress.util.errors import ConfigError
 from evopress.workflow.families import level_problems
 from evopress.workflow.order import order_problems
@@ -36,10 +40,10 @@ class Settings(Section):
     model: ModelSettings
     data: DataSettings
     hessians: HessianSettings = HessianSettings()
-    variants: Annotated[dict[Name, VariantSettings], BeforeValidator(drop_removed)] = Field(
+    variants: dict[Name, SerializeAsAny[Method]] = Field(
         {}, description="Databases of compressed layers, by name; null removes an entry."
     )
-    searches: Annotated[dict[Name, SearchSettings], BeforeValidator(drop_removed), AfterValidator(repeated)] = Field(
+    searches: Annotated[dict[Name, SerializeAsAny[Strategy]], AfterValidator(repeated)] = Field(
         {}, description="Ways to choose levels, by name; null removes an entry."
     )
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -55,10 +59,33 @@ class Settings(Section):
         """
         if unusable := list(unusable_texts(values)):
             raise ConfigError("\n".join(unusable))
-        settings = parse_section(cls, _without_removed_texts(values))
+        parsed, wrong = dict(values), []
+        for section, registry in PLUGINS.items():
+            parsed[section], found = _parsed(values.get(section, {}), section, registry)
+            wrong += found
+        if wrong:
+            raise ConfigError("\n".join(wrong))
+        settings = parse_section(cls, _without_removed_texts(parsed))
         if problems := dict.fromkeys(_problems(settings)):  # repetitions of a search share theirs
             raise ConfigError("\n".join(problems))
         return settings
+
+
+PLUGINS: dict[str, Registry[Any]] = {"variants": METHODS, "searches": STRATEGIES}
+"""Registries by the section of the settings that holds plug-ins, by name."""
+
+
+def _parsed(entries: Any, section: str, registry: Registry[Any]) -> tuple[Any, list[str]]:
+    """Plug-ins of a section of the settings by name, without those that are null, and what is wrong with the others."""
+    if not isinstance(entries, Mapping):
+        return entries, []  # which is for pydantic to refuse
+    parsed, wrong = {}, []
+    for name, values in drop_removed(entries).items():
+        try:
+            parsed[name] = values if isinstance(values, Section) else registry.parse(values, f"{section}.{name}")
+        except ConfigError as error:
+            wrong.append(str(error))
+    return parsed, wrong
 
 
 def lay_over(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +134,7 @@ def _problems(settings: Settings) -> Iterator[str]:
         yield from _study_problems(f"studies.monotonicity.{name}", study, settings)
 
 
-def _token_problems(where: str, search: SearchSettings, available: int | None) -> Iterator[str]:
+def _token_problems(where: str, search: Strategy, available: int | None) -> Iterator[str]:
     for key, asked in search.tokens_asked().items():
         if available is not None and asked > available:
             yield f"{where}.{key}: {asked} tokens are more than data.search.tokens has ({available})"

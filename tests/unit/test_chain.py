@@ -10,7 +10,7 @@ from evopress.artifacts.tables import TOKENS, read_provenance, read_table, write
 from evopress.artifacts.tensors import read_manifest, read_tensors
 from evopress.compression import hessian
 from evopress.compression.chain import make_chained_variants
-from evopress.compression.methods import compress
+from evopress.compression.compress import compress
 from evopress.compression.packing import decode
 from evopress.compression.settings import CompressionSettings, GptqSettings, WandaSettings
 from evopress.compression.store import VariantStore

@@ -4,11 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from evopress.artifacts.paths import Run
 from evopress.config.compute import ComputeSettings
 from evopress.search.settings import SearchSettings
+from evopress.search.strategies import STRATEGIES
 from evopress.util import errors
 from evopress.util.errors import EvopressError
 
@@ -60,7 +59,7 @@ class JobFolder:
         job = Job(
             Run(Path(content["results"])),
             content["name"],
-            TypeAdapter(SearchSettings).validate_python(content["settings"]),
+            STRATEGIES.parse(content["settings"], f"searches.{content['name']}"),
             ComputeSettings.model_validate(content["compute"]),
             content["trust_remote_code"],
         )
