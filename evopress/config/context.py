@@ -19,6 +19,8 @@ class StageContext:
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
+    key: str = ""
+    """Digest of all that the stage's result depends on (`workflow.keys`); kept with the result."""
 
     @cached_property
     def device(self) -> "torch.device":

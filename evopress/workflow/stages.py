@@ -1,25 +1,30 @@
 """The stages of a run: the function that does each one's work, by name, so that nothing is imported to know it."""
 
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    """One stage."""
+
+    module: str
+    function: str
+    """Takes a StageContext and what tells its jobs apart."""
+    gpu: bool = False
+    """Whether it runs on an accelerator where there is one."""
+
+
 STAGES = {
-    "model": "evopress.models.sources:prepare_model",
-    "tokens": "evopress.data.tokens:write_tokens",
-    "hessians": "evopress.compression.hessian:accumulate_hessians",
-    "hessian_sum": "evopress.compression.hessian:sum_hessians",
-    "variants": "evopress.compression.variants:make_variants",
-    "variants_chain": "evopress.compression.chain:make_chained_variants",
-    "variants_drop": "evopress.compression.drop:make_module_table",
-    "search": "evopress.search.run:run_search",
-    "stitch": "evopress.export.run:stitch_model",
-    "archive": "evopress.export.archive:write_archive",
-    "decilm": "evopress.export.decilm:write_decilm",
-    "card": "evopress.export.card:write_card",
-    "perplexity": "evopress.evaluation.perplexity:evaluate_perplexity",
-    "tasks": "evopress.evaluation.tasks:evaluate_tasks",
-    "report": "evopress.report.page:write_report",
+    "model": Stage("evopress.models.sources", "prepare_model"),
+    "tokens": Stage("evopress.data.tokens", "write_tokens"),
+    "hessians": Stage("evopress.compression.hessian", "accumulate_hessians", gpu=True),
+    "hessian_sum": Stage("evopress.compression.hessian", "sum_hessians"),
+    "variants": Stage("evopress.compression.stage", "make_variants", gpu=True),
+    "variants_sequential": Stage("evopress.compression.sequential", "make_sequential_variants", gpu=True),
+    "variants_modules": Stage("evopress.compression.modules", "make_module_table"),
+    "search": Stage("evopress.search.stage", "run_search", gpu=True),
+    "export": Stage("evopress.export.stage", "run_export"),
+    "perplexity": Stage("evopress.evaluation.perplexity", "evaluate_perplexity", gpu=True),
+    "tasks": Stage("evopress.evaluation.tasks", "evaluate_tasks", gpu=True),
+    "card": Stage("evopress.export.card", "write_card"),
+    "report": Stage("evopress.report.page", "write_report"),
 }
-"""Module and function of each stage."""
-
-
-def module_of(stage: str) -> str:
-    """Dotted name of the module in which a stage's function lies."""
-    return STAGES[stage].partition(":")[0]

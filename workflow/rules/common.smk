@@ -1,62 +1,52 @@
 # Settings, paths, and what the rules of all stages share. Cluster jobs parse this too: nothing heavy is imported here.
 
-import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
-from snakemake.io import IOFile
-from snakemake.persistence.file import FilePersistence
 
+from evopress.artifacts.paths import DENSE, Run, manifest_path
 from evopress.util.accelerators import usable_devices
-from evopress.artifacts.origin import require_settings
-from evopress.artifacts.paths import DENSE, Run, manifest_path, text_path
-from evopress.workflow import files
-from evopress.workflow import slices
-from evopress.workflow.code_dependencies import code_closure
-from evopress.workflow.devices import devices_of_job, devices_of_search
-from evopress.workflow.loading import combined, read_yaml
-from evopress.workflow.settings import Settings
-from evopress.compression.settings import needs_chain
 from evopress.util.errors import EvopressError
 from evopress.models.block_count import count_blocks
-
-
-def unrecorded(artifacts):
-    """Those that exist, though Snakemake has no record of a job that made them or was about to."""
-    records = FilePersistence(nolock=True)
-    for path, settings in artifacts:
-        if path.exists() and not records.metadata(IOFile(path)) and not records._filter_incomplete_keys([str(path)]):
-            yield path, settings
-
+from evopress.workflow import files, slices
+from evopress.workflow.devices import devices_of_job, devices_of_search
+from evopress.workflow.finished import finished_variants
+from evopress.workflow.history import History
+from evopress.workflow.keys import Keys
+from evopress.workflow.loading import combined, read_yaml
+from evopress.workflow.settings import Settings
 
 try:
     # Snakemake merges its config files into `config` key by key; a section whose kind changes must be replaced whole.
     asked = workflow.config_settings
-    VALUES = combined([*map(read_yaml, asked.configfiles), asked.config])
-    SETTINGS = Settings.load(VALUES)
-    RESULTS = Run(Path("results") / SETTINGS.name)
+    SETTINGS = Settings.load(combined([*map(read_yaml, asked.configfiles), asked.config]))
+    RUN = Run(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
     MODEL_FILES = files.model_files(SETTINGS.model)
     TASK_FILES = files.task_files(SETTINGS.evaluation.tasks)
     SEARCH_FILES = {name: files.search_files(made, f"searches.{name}") for name, made in SETTINGS.searches.items()}
     TEXT_FILES = {name: files.text_files(text) for name, text in slices.texts(SETTINGS).items()}
+    HISTORY = History(RUN.root)
     if workflow.is_main_process:
-        require_settings(unrecorded(slices.expected_slices(SETTINGS, RESULTS, BLOCKS)), RESULTS.root)
+        HISTORY.require(slices.expected_slices(SETTINGS, RUN, BLOCKS))
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
 
-ASKED_ALONE = "EVOPRESS_ASKED_ALONE"  # set where this is parsed to find out what some variants alone need
-LOGS = RESULTS.root / "logs"
+
+onstart:
+    HISTORY.remember(path for path, _ in slices.expected_slices(SETTINGS, RUN, BLOCKS))
+
+
+KEYS = Keys(SETTINGS)
+LOGS = RUN.root / "logs"
 SEARCHES = list(SETTINGS.searches)
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
-DROPS = [name for name, variants in SETTINGS.variants.items() if variants.method == "drop"]
-CHAINS = [name for name, variants in SETTINGS.variants.items() if needs_chain(variants)]
+MODULES = [name for name, method in SETTINGS.variants.items() if not method.per_block]
+SEQUENTIAL = [name for name, method in SETTINGS.variants.items() if method.sequential]
 
 
 def any_of(names):
@@ -79,18 +69,21 @@ def interpreter(wildcards, threads):
 def common(wildcards, threads):
     compute = SETTINGS.compute.model_copy(update={"threads": SETTINGS.compute.threads or threads})
     trust = ["--trust-remote-code"] if SETTINGS.model.trust_remote_code else []
-    return ["--results", RESULTS.root, "--compute", compute.model_dump_json(exclude={"container"}), *trust]
+    return ["--run", RUN.root, "--compute", compute.model_dump_json(exclude={"container"}), *trust]
 
 
-# Parameters of every script. Snakemake takes functions of `threads` for derived values and does not rerun a job when
+# Parameters of every job. Snakemake takes functions of `threads` for derived values and does not rerun a job when
 # they change: another environment, device or number of cores leaves the results as they are.
 SCRIPT = {"python": interpreter, "common": common}
 MANY_THREADS = 16  # for jobs that run alone; Snakemake gives no more than `--cores`
 
 
-def code(script):
-    """The script and the modules it uses: inputs of its rule, so that an edit reruns it."""
-    return code_closure(Path("scripts") / script)
+def key(of):
+    """Parameter that changes with all that a result depends on: settings and code of its stage and those before it.
+
+    Only the process that decides what runs needs it; others are told.
+    """
+    return lambda wildcards: of(wildcards) if workflow.is_main_process else ""
 
 
 def with_manifest(*tensors):
@@ -129,23 +122,23 @@ def removed_after_use(tensors):
     return [temp(path) for path in kept(tensors)]
 
 
-def chain_before(wildcards):
+def block_before(wildcards):
     """Inputs that stand for the hidden states that the block before has left; none before the first."""
     block = BLOCKS.index(wildcards.block)
-    return with_manifest(RESULTS.chain_state(wildcards.variants, BLOCKS[block - 1])) if block else []
+    return with_manifest(RUN.chain_state(wildcards.variants, BLOCKS[block - 1])) if block else []
 
 
 def hessians_of_search(wildcards):
     """Inputs that stand for all Hessians, where a strategy scores weights by them."""
-    if SETTINGS.searches[wildcards.search].strategy != "owl":
+    if not SETTINGS.searches[wildcards.search].needs_hessians:
         return []
-    return with_manifest(*(RESULTS.hessian(block) for block in BLOCKS))
+    return with_manifest(*(RUN.hessian(block) for block in BLOCKS))
 
 
 def earlier_searches(wildcards):
     """What other searches have found, and what that took, where a search starts from it."""
-    names = SETTINGS.searches[wildcards.search].rests_on()
-    return [path for name in names for path in (RESULTS.configuration(name), RESULTS.effort(name))]
+    names = SETTINGS.searches[wildcards.search].depends_on()
+    return [path for name in names for path in (RUN.configuration(name), RUN.effort(name))]
 
 
 def searched_variants(wildcards):
@@ -153,90 +146,42 @@ def searched_variants(wildcards):
     return variants_input(SETTINGS.searches[wildcards.search].variants)
 
 
+@cache
 def variants_input(variants):
     """Inputs that stand for all blocks of some variants. Where Hessians have been removed after use and others need
     them again, Snakemake would make anew all that was ever made of them: finished variants are taken as they are.
     """
-    files = all_blocks(variants)
-    return [before_update(path) for path in files] if hessians_gone() and finished(variants) else files
-
-
-def hessians_gone():
-    """Whether there are Hessians that have been removed, or are yet to be made."""
-    return not SETTINGS.hessians.keep and not all(RESULTS.hessian(block).exists() for block in BLOCKS)
-
-
-@cache
-def finished(variants):
-    """Whether variants are there and up to date: whether Snakemake, asked for nothing else, would run nothing."""
-    asked_for, forced = list(map(str, all_blocks(variants))), workflow.dag_settings
-    if forced.forceall or forced.forcerun or not workflow.is_main_process or ASKED_ALONE in os.environ:
-        return False
-    if not all(map(os.path.exists, asked_for)):
-        return False
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Path(folder, "settings.json")
-        settings.write_text(json.dumps({**VALUES, "complete": True}), encoding="utf-8")
-        command = [sys.executable, "-m", "snakemake", "--snakefile", workflow.main_snakefile, "--dry-run", "--cores=1"]
-        outcome = subprocess.run(
-            [*command, "--configfile", settings, "--", *asked_for],
-            env=os.environ | {ASKED_ALONE: variants},
-            capture_output=True,
-            text=True,
-        )
-    return outcome.returncode == 0 and "Nothing to be done" in outcome.stdout + outcome.stderr
+    paths = all_blocks(variants)
+    gone = not SETTINGS.hessians.keep and not all(RUN.hessian(block).exists() for block in BLOCKS)
+    if gone and workflow.is_main_process and SETTINGS.variants[variants].needs_hessians:
+        read = {RUN.model_manifest: MODEL_FILES, RUN.tokens("calibration"): TEXT_FILES["calibration"]}
+        if finished_variants(RUN, variants, BLOCKS, KEYS, read):
+            return [before_update(path) for path in paths]
+    return paths
 
 
 def all_blocks(variants):
     """Inputs that stand for all blocks of some variants."""
-    if variants in DROPS:
-        return [RESULTS.module_table(variants)]
-    tensors = [RESULTS.variant_tensors(variants, block) for block in BLOCKS]
-    tables = [RESULTS.variant_table(variants, block) for block in BLOCKS]
-    # Asking for what only a chain leaves makes it run where another propagation has made the variants before.
-    states = [manifest_path(RESULTS.chain_state(variants, block)) for block in BLOCKS if variants in CHAINS]
+    if variants in MODULES:
+        return [RUN.module_table(variants)]
+    tensors = [RUN.variant_tensors(variants, block) for block in BLOCKS]
+    tables = [RUN.variant_table(variants, block) for block in BLOCKS]
+    # Asking for what only a sequence leaves makes it run where another propagation has made the variants before.
+    states = [manifest_path(RUN.chain_state(variants, block)) for block in BLOCKS if variants in SEQUENTIAL]
     return [*with_manifest(*tensors), *tables, *states]
 
 
 def small_results():
-    """Outputs of jobs before the report that nobody removes to have the space."""
-    searched = [search.variants for search in SETTINGS.searches.values()]
-    yield RESULTS.layers
-    yield from map(RESULTS.tokens, [*EVALUATION_SETS, *(["search"] if SEARCHES else [])])
-    if set(searched) - set(DROPS):
-        yield RESULTS.tokens("calibration")
-    yield from map(RESULTS.configuration, SEARCHES)
-    yield from map(RESULTS.stitched_manifest, SEARCHES)
-    for model in [DENSE, *SEARCHES]:
-        yield from [RESULTS.perplexity(model), RESULTS.tasks(model)]
-
-
-def large_results():
-    """Outputs of jobs before the report that may be removed, once used, to have the space."""
-    used = dict.fromkeys(search.variants for search in SETTINGS.searches.values())
-    if SETTINGS.hessians.keep and set(used) - set(DROPS) - set(CHAINS):
-        yield from map(RESULTS.hessian, BLOCKS)
-    for variants in used:
-        yield from map(Path, all_blocks(variants))
-
-
-def unfinished():
-    """What a failed job has left undone. Snakemake removes its outputs, with their records, and damaged inputs are set
-    aside; neither is missed as long as what was made of it earlier is there: the next run would take an old report for
-    the end of one that never got there. What was removed by hand, to have the space, still has its record and is not
-    missed.
+    """Outputs of all stages that nobody removes to have the space. Snakemake removes the outputs of a job that failed,
+    and does not miss them as long as what was made of them earlier is there: the next run would take an old report for
+    the end of one that never got there. So all are asked for.
     """
-    records = FilePersistence(nolock=True)
-    yield from small_results()
-    yield from (path for path in large_results() if not path.exists() and not records.metadata(IOFile(path)))
-
-
-def studied(tables, section, others=(RESULTS.report, RESULTS.summary)):
-    """What a study's target asks for; an error where the settings do not name what is to be studied."""
-
-    def inputs(wildcards):
-        if not tables:
-            raise WorkflowError(f"{section} names nothing to study; add --configfile config/studies/<target>.yaml")
-        return [*tables, *others]
-
-    return inputs
+    yield from [RUN.model_manifest, RUN.layers]
+    searched = {search.variants for search in SETTINGS.searches.values()}
+    yield from map(RUN.tokens, [*EVALUATION_SETS, *(["search"] if SEARCHES else [])])
+    if any(SETTINGS.variants[name].needs_hessians or SETTINGS.variants[name].sequential for name in searched):
+        yield RUN.tokens("calibration")
+    yield from map(RUN.configuration, SEARCHES)
+    yield from exported()
+    for model in [DENSE, *SEARCHES]:
+        yield from [RUN.perplexity(model), RUN.tasks(model)]

@@ -1,16 +1,15 @@
 # Hessians of the linear layers' inputs: one job over all calibration tokens, or one per shard and a sum per block.
 
 SHARDS = SETTINGS.hessians.shards
-HESSIAN_FILES = RESULTS.hessian if SHARDS == 1 else lambda block: RESULTS.hessian_shard("{shard}", block)
+HESSIAN_FILES = RUN.hessian if SHARDS == 1 else lambda block: RUN.hessian_shard("{shard}", block)
 KEPT = kept if SETTINGS.hessians.keep else removed_after_use
 
 
 rule hessians:
     input:
-        RESULTS.model_manifest,
-        RESULTS.layers,
-        RESULTS.tokens("calibration"),
-        code=code("hessians.py"),
+        RUN.model_manifest,
+        RUN.layers,
+        RUN.tokens("calibration"),
     output:
         [(KEPT if SHARDS == 1 else removed_after_use)(HESSIAN_FILES(block)) for block in BLOCKS],
     log:
@@ -22,10 +21,11 @@ rule hessians:
         **SCRIPT,
         settings=lambda wildcards: slices.hessians_slice(SETTINGS),
         shard=lambda wildcards: wildcards.get("shard", 0),
+        key=key(lambda wildcards: KEYS.hessians()),
     message:
         "Hessians"
     shell:
-        "{params.python:q} scripts/hessians.py {params.common:q} --shard {params.shard}"
+        "{params.python:q} scripts/stage.py hessians {params.common:q} --key {params.key:q} --shard {params.shard}"
         " --settings {params.settings:q} --log {log:q}"
 
 
@@ -33,17 +33,17 @@ if SHARDS > 1:
 
     rule hessian_sum:
         input:
-            with_manifest(*(RESULTS.hessian_shard(shard, "{block}") for shard in range(SHARDS))),
-            code=code("hessian_sum.py"),
+            with_manifest(*(RUN.hessian_shard(shard, "{block}") for shard in range(SHARDS))),
         output:
-            KEPT(RESULTS.hessian("{block}")),
+            KEPT(RUN.hessian("{block}")),
         log:
             LOGS / "hessians" / "block_{block}.log",
         params:
             **SCRIPT,
             shards=SHARDS,
+            key=key(lambda wildcards: KEYS.hessians()),
         message:
             "Hessians of block {wildcards.block}: sum of shards"
         shell:
-            "{params.python:q} scripts/hessian_sum.py {params.common:q} --block {wildcards.block}"
-            " --shards {params.shards} --log {log:q}"
+            "{params.python:q} scripts/stage.py hessian_sum {params.common:q} --key {params.key:q}"
+            " --block {wildcards.block} --shards {params.shards} --log {log:q}"

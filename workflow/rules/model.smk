@@ -4,18 +4,18 @@
 rule model:
     input:
         MODEL_FILES,
-        code=code("model.py"),
     output:
-        RESULTS.model_manifest,
-        RESULTS.layers,
+        RUN.model_manifest,
+        RUN.layers,
     log:
         LOGS / "model.log",
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.model_slice(SETTINGS),
         blocks=len(BLOCKS),
+        key=key(lambda wildcards: KEYS.model()),
     message:
         "Fetching the model"
     shell:
-        "{params.python:q} scripts/model.py {params.common:q} --settings {params.settings:q} "
-        " --blocks {params.blocks} --log {log:q}"
+        "{params.python:q} scripts/stage.py model {params.common:q} --key {params.key:q}"
+        " --settings {params.settings:q} --blocks {params.blocks} --log {log:q}"

@@ -3,18 +3,17 @@
 
 rule search:
     input:
-        RESULTS.model_manifest,
-        RESULTS.layers,
-        RESULTS.tokens("search"),
+        RUN.model_manifest,
+        RUN.layers,
+        RUN.tokens("search"),
         searched_variants,
         hessians_of_search,
         earlier_searches,
         lambda wildcards: SEARCH_FILES[wildcards.search],
-        code=code("search.py"),
     output:
-        RESULTS.configuration("{search}"),
-        RESULTS.trace("{search}"),
-        RESULTS.effort("{search}"),
+        RUN.configuration("{search}"),
+        RUN.trace("{search}"),
+        RUN.effort("{search}"),
     log:
         LOGS / "search" / "{search}.log",
     threads: MANY_THREADS
@@ -23,8 +22,9 @@ rule search:
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.search_slice(SETTINGS, wildcards.search),
+        key=key(lambda wildcards: KEYS.search(wildcards.search)),
     message:
         "Search {wildcards.search}"
     shell:
-        "{params.python:q} scripts/search.py {params.common:q} --name {wildcards.search:q}"
-        " --settings {params.settings:q} --log {log:q}"
+        "{params.python:q} scripts/stage.py search {params.common:q} --key {params.key:q}"
+        " --name {wildcards.search:q} --strategy {params.settings:q} --log {log:q}"

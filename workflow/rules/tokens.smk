@@ -3,18 +3,18 @@
 
 rule tokens:
     input:
-        RESULTS.model_manifest,
+        RUN.model_manifest,
         lambda wildcards: TEXT_FILES[wildcards.dataset],
-        code=code("tokens.py"),
     output:
-        RESULTS.tokens("{dataset}"),
+        RUN.tokens("{dataset}"),
     log:
         LOGS / "tokens" / "{dataset}.log",
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.tokens_slice(SETTINGS, wildcards.dataset),
+        key=key(lambda wildcards: KEYS.tokens(wildcards.dataset)),
     message:
         "Tokens: {wildcards.dataset}"
     shell:
-        "{params.python:q} scripts/tokens.py {params.common:q} --dataset {wildcards.dataset:q}"
-        " --settings {params.settings:q} --log {log:q}"
+        "{params.python:q} scripts/stage.py tokens {params.common:q} --key {params.key:q}"
+        " --dataset {wildcards.dataset:q} --settings {params.settings:q} --log {log:q}"

@@ -1,77 +1,77 @@
-# Every linear layer of a block, compressed to every level: each block on its own, or one after the other in a chain.
+# Every linear layer of a block, compressed to every level: each block on its own, or one after the other in sequence.
 # Of depth pruning, only the list of modules that may be dropped.
 
 
 rule variants:
     input:
-        RESULTS.model_manifest,
-        RESULTS.layers,
-        with_manifest(RESULTS.hessian("{block}")),
-        code=code("variants.py"),
+        RUN.model_manifest,
+        RUN.layers,
+        with_manifest(RUN.hessian("{block}")),
     output:
-        kept(RESULTS.variant_tensors("{variants}", "{block}")),
-        RESULTS.variant_table("{variants}", "{block}"),
+        kept(RUN.variant_tensors("{variants}", "{block}")),
+        RUN.variant_table("{variants}", "{block}"),
     log:
         LOGS / "variants" / "{variants}" / "block_{block}.log",
     wildcard_constraints:
-        variants=any_of(set(SETTINGS.variants) - set(CHAINS) - set(DROPS)),
+        variants=any_of(set(SETTINGS.variants) - set(SEQUENTIAL) - set(MODULES)),
     resources:
         gpu=gpus,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
+        key=key(lambda wildcards: KEYS.variants(wildcards.variants)),
     message:
         "Variants {wildcards.variants}: block {wildcards.block}"
     shell:
-        "{params.python:q} scripts/variants.py {params.common:q} --name {wildcards.variants:q}"
-        " --block {wildcards.block} --settings {params.settings:q} --log {log:q}"
+        "{params.python:q} scripts/stage.py variants {params.common:q} --key {params.key:q}"
+        " --name {wildcards.variants:q} --block {wildcards.block} --method {params.settings:q} --log {log:q}"
 
 
-rule variants_chain:
+rule variants_sequential:
     input:
-        RESULTS.model_manifest,
-        RESULTS.layers,
-        RESULTS.tokens("calibration"),
-        chain_before,
-        code=code("variants_chain.py"),
+        RUN.model_manifest,
+        RUN.layers,
+        RUN.tokens("calibration"),
+        block_before,
     output:
-        kept(RESULTS.variant_tensors("{variants}", "{block}")),
-        RESULTS.variant_table("{variants}", "{block}"),
-        temp(RESULTS.chain_state("{variants}", "{block}")),
-        manifest_path(RESULTS.chain_state("{variants}", "{block}")),
+        kept(RUN.variant_tensors("{variants}", "{block}")),
+        RUN.variant_table("{variants}", "{block}"),
+        temp(RUN.chain_state("{variants}", "{block}")),
+        manifest_path(RUN.chain_state("{variants}", "{block}")),
     log:
         LOGS / "variants" / "{variants}" / "block_{block}.log",
     wildcard_constraints:
-        variants=any_of(CHAINS),
+        variants=any_of(SEQUENTIAL),
     threads: MANY_THREADS
     resources:
         gpu=gpus,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
+        key=key(lambda wildcards: KEYS.variants(wildcards.variants)),
     message:
         "Variants {wildcards.variants}: block {wildcards.block}, after those before it"
     shell:
-        "{params.python:q} scripts/variants_chain.py {params.common:q} --name {wildcards.variants:q}"
-        " --block {wildcards.block} --settings {params.settings:q} --log {log:q}"
+        "{params.python:q} scripts/stage.py variants_sequential {params.common:q} --key {params.key:q}"
+        " --name {wildcards.variants:q} --block {wildcards.block} --method {params.settings:q} --log {log:q}"
 
 
-rule variants_drop:
+rule variants_modules:
     input:
-        RESULTS.model_manifest,
-        RESULTS.layers,
-        code=code("variants_drop.py"),
+        RUN.model_manifest,
+        RUN.layers,
     output:
-        RESULTS.module_table("{variants}"),
+        RUN.module_table("{variants}"),
     log:
         LOGS / "variants" / "{variants}" / "modules.log",
     wildcard_constraints:
-        variants=any_of(DROPS),
+        variants=any_of(MODULES),
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
+        key=key(lambda wildcards: KEYS.variants(wildcards.variants)),
     message:
         "Variants {wildcards.variants}: modules that may be dropped"
     shell:
-        "{params.python:q} scripts/variants_drop.py {params.common:q} --name {wildcards.variants:q}"
-        " --settings {params.settings:q} --log {log:q}"
+        "{params.python:q} scripts/stage.py variants_modules {params.common:q} --key {params.key:q}"
+        " --name {wildcards.variants:q} --method {params.settings:q} --log {log:q}"

@@ -1,0 +1,159 @@
+"""Run one stage from a command line: its arguments are the parameters of the stage's function.
+
+What all stages share is here too: the log, threads, leased devices, and errors told in one line.
+"""
+
+import argparse
+import importlib
+import inspect
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+from evopress.artifacts.atomic import explain, is_lack_of_space_or_access
+from evopress.artifacts.damage import set_aside
+from evopress.artifacts.paths import Run
+from evopress.compression.base import Method
+from evopress.compression.methods import METHODS
+from evopress.config.base import parse_json
+from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
+from evopress.search.base import Strategy
+from evopress.search.strategies import STRATEGIES
+from evopress.util.errors import DamagedError, EvopressError
+from evopress.util.leases import leased
+from evopress.util.progress import log, setup_logging
+from evopress.workflow.stages import STAGES
+
+PLUGINS = {Method: METHODS, Strategy: STRATEGIES}
+"""Registries by the base class that a parameter is annotated with."""
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Run the stage that the command line names and leave the process: with 0, or with 1 and an error of one line.
+
+    The devices that the stage uses are its own while it runs. SIGTERM (a scheduler's time limit, a cancelled run)
+    unwinds the stack, so that temporary files are removed.
+    """
+    try:
+        parsed, options = parse(arguments)
+        setup_logging(parsed.log)
+        signal.signal(signal.SIGTERM, _leave)
+        context = StageContext(parsed.run, parsed.compute, parsed.trust_remote_code, parsed.key)
+        with leased(parsed.compute.device, _devices(parsed.stage, context, options)):
+            _set_threads(parsed.compute.threads)
+            _function(parsed.stage)(context, **options)
+    except DamagedError as error:
+        _fail(set_aside(error))
+    except EvopressError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if isinstance(error, OSError) and is_lack_of_space_or_access(error):
+            _fail(_advice(error))
+        log.exception("unexpected failure")
+        raise
+    sys.exit(0)
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """What all stages share, and the options of the stage that is named, by parameter of its function.
+
+    Raises:
+        ConfigError: settings are wrong.
+    """
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--run", required=True, type=lambda text: Run(Path(text)), help="folder of the run")
+    shared.add_argument("--compute", default=ComputeSettings(), type=_compute, help="the `compute` settings as JSON")
+    shared.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    shared.add_argument("--key", default="", help="digest of all that the result depends on, kept with it")
+    shared.add_argument("--log", type=Path, help="file to log to")
+    parser = argparse.ArgumentParser(prog="scripts/stage.py", description=__doc__)
+    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    named = parser.parse_args(arguments[:1]).stage
+    function = _function(named)
+    about = (inspect.getdoc(function) or "").split("\n\n")[0]
+    own = argparse.ArgumentParser(prog=f"scripts/stage.py {named}", description=about, parents=[shared])
+    hints = get_type_hints(function, include_extras=True)
+    names = [name for name in inspect.signature(function).parameters if name != "context"]
+    for name in names:
+        _add_option(own, name, hints[name])
+    parsed = own.parse_args(arguments[1:])
+    parsed.stage = named
+    return parsed, {name: getattr(parsed, name) for name in names}
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, kind: Any) -> None:
+    """An option for a parameter: numbers and texts as they are, several of them in a row, settings as JSON."""
+    option = f"--{name.replace('_', '-')}"
+    if get_origin(kind) in (tuple, list, Sequence):
+        parser.add_argument(option, nargs="*", required=True, type=get_args(kind)[0])
+    elif kind in (int, str):
+        parser.add_argument(option, required=True, type=kind)
+    else:
+        parser.add_argument(option, required=True, type=lambda text: _settings(kind, text, name), help="as JSON")
+
+
+def _settings(kind: Any, text: str, where: str) -> Any:
+    """Settings of a kind: of a plug-in, of a section, or of a union of sections."""
+    for base, registry in PLUGINS.items():
+        if isinstance(kind, type) and issubclass(kind, base):
+            return parse_json(registry, text, where)
+    return parse_json(kind, text, where)
+
+
+def _compute(text: str) -> ComputeSettings:
+    return parse_json(ComputeSettings, text, "compute")
+
+
+def _function(stage: str) -> Callable[..., None]:
+    found = STAGES[stage]
+    return getattr(importlib.import_module(found.module), found.function)
+
+
+def _devices(stage: str, context: StageContext, options: dict[str, Any]) -> int:
+    """Devices that the stage uses: one, or one for each process of a search."""
+    strategies = [option for option in options.values() if isinstance(option, Strategy)]
+    processes = strategies[0].workers(context.compute.processes) if strategies else 1
+    return processes * STAGES[stage].gpu
+
+
+def _advice(error: OSError) -> str:
+    """What to do where something else than an artifact could not be written: a log, a temporary file, a cache."""
+    path = Path(error.filename or tempfile.gettempdir())
+    about = str(explain(error, path))
+    if ".cache" in path.parts or path.is_relative_to(os.path.expanduser("~")):  # noqa: PTH111 (Path's raises for a user without an entry)
+        return f"{about}; if there is no home folder to write to, set XDG_CACHE_HOME to one that can be written"
+    return about
+
+
+def _fail(message: str) -> NoReturn:
+    log.error("%s", message)
+    _print_unless_logged_there(f"error: {message}")
+    sys.exit(1)
+
+
+def _print_unless_logged_there(line: str) -> None:
+    """Where the log goes to a file alone (bars have the terminal), the terminal still needs to hear of an error."""
+    if all(isinstance(handler, logging.FileHandler) for handler in log.handlers):
+        print(line, file=sys.stderr)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads:
+        import torch  # only here: reading the arguments must not take seconds
+
+        torch.set_num_threads(threads)
