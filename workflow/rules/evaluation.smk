@@ -1,15 +1,19 @@
-# Held-out perplexity and KL, and lm-eval tasks, of the dense model and of every stitched one.
+# Held-out perplexity and KL, and lm-eval tasks, of the dense model and of every compressed one.
 
-DENSE_HIDDEN = [RESULTS.dense_hidden(dataset) for dataset in EVALUATION_SETS]
+DENSE_HIDDEN = [RUN.dense_hidden(dataset) for dataset in EVALUATION_SETS]
+
+
+def model_of(wildcards):
+    """Manifest of the model that a search has made."""
+    return RUN.export_manifest(wildcards.search, "huggingface")
 
 
 rule perplexity_dense:
     input:
-        RESULTS.model_manifest,
-        [RESULTS.tokens(dataset) for dataset in EVALUATION_SETS],
-        code=code("perplexity.py"),
+        RUN.model_manifest,
+        [RUN.tokens(dataset) for dataset in EVALUATION_SETS],
     output:
-        RESULTS.perplexity(DENSE),
+        RUN.perplexity(DENSE),
         DENSE_HIDDEN,
         [manifest_path(hidden) for hidden in DENSE_HIDDEN],
     log:
@@ -20,21 +24,21 @@ rule perplexity_dense:
     params:
         **SCRIPT,
         datasets=EVALUATION_SETS,
+        key=key(lambda wildcards: KEYS.evaluation("perplexity", DENSE)),
     message:
         "Perplexity of the dense model"
     shell:
-        "{params.python:q} scripts/perplexity.py {params.common:q} --search dense"
-        " --datasets {params.datasets:q} --log {log:q}"
+        "{params.python:q} scripts/stage.py perplexity {params.common:q} --key {params.key:q}"
+        " --search dense --datasets {params.datasets:q} --log {log:q}"
 
 
 rule perplexity:
     input:
-        RESULTS.stitched_manifest("{search}"),
-        [RESULTS.tokens(dataset) for dataset in EVALUATION_SETS],
+        model_of,
+        [RUN.tokens(dataset) for dataset in EVALUATION_SETS],
         with_manifest(*DENSE_HIDDEN),
-        code=code("perplexity.py"),
     output:
-        RESULTS.perplexity("{search}"),
+        RUN.perplexity("{search}"),
     log:
         LOGS / "evaluation" / "{search}" / "perplexity.log",
     threads: MANY_THREADS
@@ -43,21 +47,21 @@ rule perplexity:
     params:
         **SCRIPT,
         datasets=EVALUATION_SETS,
+        key=key(lambda wildcards: KEYS.evaluation("perplexity", wildcards.search)),
     message:
         "Perplexity of {wildcards.search}"
     shell:
-        "{params.python:q} scripts/perplexity.py {params.common:q} --search {wildcards.search:q}"
-        " --datasets {params.datasets:q} --log {log:q}"
+        "{params.python:q} scripts/stage.py perplexity {params.common:q} --key {params.key:q}"
+        " --search {wildcards.search:q} --datasets {params.datasets:q} --log {log:q}"
 
 
 rule tasks_dense:
     input:
-        RESULTS.model_manifest,
+        RUN.model_manifest,
         TASK_FILES,
-        code=code("tasks.py"),
     output:
-        RESULTS.tasks(DENSE),
-        RESULTS.tasks_json(DENSE),
+        RUN.tasks(DENSE),
+        RUN.tasks_json(DENSE),
     log:
         LOGS / "evaluation" / DENSE / "tasks.log",
     threads: MANY_THREADS
@@ -66,21 +70,21 @@ rule tasks_dense:
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.tasks_slice(SETTINGS),
+        key=key(lambda wildcards: KEYS.evaluation("tasks", DENSE)),
     message:
         "Tasks with the dense model"
     shell:
-        "{params.python:q} scripts/tasks.py {params.common:q} --search dense"
-        " --settings {params.settings:q} --log {log:q}"
+        "{params.python:q} scripts/stage.py tasks {params.common:q} --key {params.key:q}"
+        " --search dense --settings {params.settings:q} --log {log:q}"
 
 
 rule tasks:
     input:
-        RESULTS.stitched_manifest("{search}"),
+        model_of,
         TASK_FILES,
-        code=code("tasks.py"),
     output:
-        RESULTS.tasks("{search}"),
-        RESULTS.tasks_json("{search}"),
+        RUN.tasks("{search}"),
+        RUN.tasks_json("{search}"),
     log:
         LOGS / "evaluation" / "{search}" / "tasks.log",
     threads: MANY_THREADS
@@ -89,8 +93,9 @@ rule tasks:
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.tasks_slice(SETTINGS),
+        key=key(lambda wildcards: KEYS.evaluation("tasks", wildcards.search)),
     message:
         "Tasks with {wildcards.search}"
     shell:
-        "{params.python:q} scripts/tasks.py {params.common:q} --search {wildcards.search:q}"
-        " --settings {params.settings:q} --log {log:q}"
+        "{params.python:q} scripts/stage.py tasks {params.common:q} --key {params.key:q}"
+        " --search {wildcards.search:q} --settings {params.settings:q} --log {log:q}"
