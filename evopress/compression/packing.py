@@ -100,7 +100,7 @@ class IntegerFormat:
         return cls(int(match[1]), int(match[2]), match[3] is not None)
 
     def encode(self, codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
-        """Pack codes (uint8 [rows, columns]), scales (float16 or float32 [rows, groups]) and zeros (uint8, likewise)."""
+        """Pack codes (uint8 [rows, columns]), scales (float16 or float32 [rows, groups]) and zeros (uint8)."""
         parts = {"codes": pack(codes, self.bits), "scales": scales.contiguous()}
         if not self.symmetric:
             parts["zeros"] = pack(zeros, self.bits)

@@ -22,6 +22,7 @@ from evopress.workflow.code_dependencies import code_closure
 from evopress.workflow.devices import devices_of_job, devices_of_search
 from evopress.workflow.loading import combined, read_yaml
 from evopress.workflow.settings import Settings
+from evopress.config.tasks import require_tasks
 from evopress.compression.settings import needs_chain
 from evopress.util.errors import EvopressError
 from evopress.models.block_count import count_blocks
@@ -47,6 +48,7 @@ try:
     SEARCH_FILES = {name: files.search_files(made, f"searches.{name}") for name, made in SETTINGS.searches.items()}
     TEXT_FILES = {name: files.text_files(text) for name, text in slices.texts(SETTINGS).items()}
     if workflow.is_main_process:
+        require_tasks(SETTINGS.evaluation.tasks)
         require_settings(unrecorded(slices.expected_slices(SETTINGS, RESULTS, BLOCKS)), RESULTS.root)
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
