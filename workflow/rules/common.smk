@@ -26,6 +26,8 @@ from evopress.config.tasks import require_tasks
 from evopress.compression.settings import needs_chain
 from evopress.util.errors import EvopressError
 from evopress.models.block_count import count_blocks
+from evopress.plan.memory import Memory
+from evopress.plan.model_config import model_config
 
 
 def unrecorded(artifacts):
@@ -43,6 +45,7 @@ try:
     SETTINGS = Settings.load(VALUES)
     RESULTS = Run(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
+    MODEL_CONFIG = model_config(SETTINGS.model, RESULTS)
     MODEL_FILES = files.model_files(SETTINGS.model)
     TASK_FILES = files.task_files(SETTINGS.evaluation.tasks)
     SEARCH_FILES = {name: files.search_files(made, f"searches.{name}") for name, made in SETTINGS.searches.items()}
@@ -53,6 +56,7 @@ try:
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
 
+MEMORY = Memory(SETTINGS, MODEL_CONFIG)
 ASKED_ALONE = "EVOPRESS_ASKED_ALONE"  # set where this is parsed to find out what some variants alone need
 LOGS = RESULTS.root / "logs"
 SEARCHES = list(SETTINGS.searches)
@@ -119,6 +123,32 @@ def gpus(wildcards):
 def gpus_of_search(wildcards):
     """A GPU for each process of a search."""
     return devices_of_search(SETTINGS.searches[wildcards.search], SETTINGS.compute)
+
+
+def threads_of_search(wildcards):
+    """Many for a search that judges candidates; others only look at tables, and need no GPU either."""
+    return MANY_THREADS if SETTINGS.searches[wildcards.search].workers(1) else 1
+
+
+def memory_of_chain(wildcards, attempt):
+    """MB of a job; where rules do not say, the profile of a cluster does."""
+    return MEMORY.chain(attempt)
+
+
+def memory_of_hessians(wildcards, attempt):
+    return MEMORY.hessians(attempt)
+
+
+def memory_of_search(wildcards, attempt):
+    return MEMORY.search(wildcards.search, attempt)
+
+
+def memory_of_study(wildcards, attempt):
+    return MEMORY.study(attempt)
+
+
+def memory_of_evaluation(wildcards, attempt):
+    return MEMORY.evaluation(attempt)
 
 
 def kept(tensors):
