@@ -78,7 +78,8 @@ def run(
         _fail(str(error))
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only end in a traceback
-        print("interrupted", file=sys.stderr)
+        log.error("interrupted")
+        _print_unless_logged_there("interrupted")
         sys.exit(INTERRUPTED)
     except Exception as error:
         if isinstance(error, OSError) and is_lack_of_space_or_access(error):

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from evopress.compression.gptq import check_group_size, gptq
+from evopress.compression.gptq import gptq
 from evopress.compression.grid import scale_exponent
 from evopress.compression.packing import IntegerFormat
 from evopress.compression.settings import CompressionSettings, GptqSettings
 from evopress.compression.sparsity import sparse_variants
 from evopress.compression.variant import Variant
+from evopress.config.group_size import check_group_size
 from evopress.util.progress import log
 
 _BYTES_PER_CODE = 12

@@ -12,6 +12,7 @@ from evopress.config.compute import ComputeSettings
 from evopress.config.data import DataSettings
 from evopress.config.evaluation import EvaluationSettings
 from evopress.config.model import ModelSettings
+from evopress.config.names import equal_names
 from evopress.config.studies import MonotonicitySettings, StudiesSettings, require_text
 from evopress.config.texts import unusable_texts
 from evopress.search.settings import SearchSettings
@@ -90,6 +91,14 @@ def _without_removed_texts(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _problems(settings: Settings) -> Iterator[str]:
+    yield from equal_names(
+        {
+            "data.evaluation": [*ROLES, *settings.data.evaluation],
+            "variants": settings.variants,
+            "searches": [DENSE, *settings.searches],
+            "studies.monotonicity": settings.studies.monotonicity,
+        }
+    )
     for name in settings.data.evaluation:
         if name in ROLES:
             yield f"data.evaluation.{name}: the name is taken by data.{name}; choose another"

@@ -16,7 +16,7 @@ LLAMA = {"hidden_size": 4096, "dtype": "bfloat16"}
 
 def memory(folder, config=LLAMA, data=None, **sections):
     (folder / str(len(list(folder.iterdir())))).mkdir()
-    texts = {"calibration": text(4096), "search": text(4096), "evaluation": {"held": text(4096)}} | (data or {})
+    texts = {"calibration": text(1 << 20), "search": text(1 << 20), "evaluation": {"held": text(4096)}} | (data or {})
     path = write_settings(max(folder.iterdir()), "7B", data=texts, **sections)
     return Memory(load_settings([path]), config)
 

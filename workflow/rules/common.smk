@@ -11,6 +11,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
+from snakemake.logging import logger
 from snakemake.persistence.file import FilePersistence
 
 from evopress.util.accelerators import usable_devices
@@ -25,7 +26,9 @@ from evopress.workflow.settings import Settings
 from evopress.config.tasks import require_tasks
 from evopress.compression.settings import needs_chain
 from evopress.util.errors import EvopressError
+from evopress.failures import BriefErrors, quiet_interrupts, why_failed
 from evopress.models.block_count import count_blocks
+from evopress.plan.foreseen import require_fit
 from evopress.plan.memory import Memory
 from evopress.plan.model_config import model_config
 
@@ -51,12 +54,18 @@ try:
     SEARCH_FILES = {name: files.search_files(made, f"searches.{name}") for name, made in SETTINGS.searches.items()}
     TEXT_FILES = {name: files.text_files(text) for name, text in slices.texts(SETTINGS).items()}
     if workflow.is_main_process:
+        require_fit(SETTINGS, MODEL_CONFIG)
         require_tasks(SETTINGS.evaluation.tasks)
         require_settings(unrecorded(slices.expected_slices(SETTINGS, RESULTS, BLOCKS)), RESULTS.root)
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
 
 MEMORY = Memory(SETTINGS, MODEL_CONFIG)
+if workflow.is_main_process and not any(isinstance(each, BriefErrors) for each in logger.filters):
+    logger.addFilter(BriefErrors())
+    quiet_interrupts()
+
+
 ASKED_ALONE = "EVOPRESS_ASKED_ALONE"  # set where this is parsed to find out what some variants alone need
 LOGS = RESULTS.root / "logs"
 SEARCHES = list(SETTINGS.searches)
