@@ -3,12 +3,13 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.compression.hessian import accumulate_hessians
 from evopress.compression.settings import HessianSettings
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.compression.hessian import accumulate_hessians
+
     accumulate_hessians(
         arguments.results,
         arguments.settings,

@@ -5,11 +5,12 @@ from argparse import Namespace
 from evopress.cli.script import argument_parser, run
 from evopress.config.base import parse_json
 from evopress.config.studies import ReportedStudies
-from evopress.report.page import write_report
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.report.page import write_report
+
     write_report(arguments.results, arguments.searches, arguments.studies)
 
 

@@ -4,11 +4,12 @@ from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.config.studies import ConvergenceSettings
-from evopress.studies.measure_convergence import measure_convergence
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.studies.measure_convergence import measure_convergence
+
     measure_convergence(arguments.results, arguments.settings)
 
 

@@ -4,11 +4,12 @@ from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.compression.methods import METHODS
-from evopress.compression.variants import make_variants
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.compression.variants import make_variants
+
     make_variants(arguments.results, arguments.name, arguments.settings, arguments.compute, arguments.block)
 
 

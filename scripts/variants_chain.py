@@ -3,12 +3,13 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.compression.chain import make_chained_variants
 from evopress.compression.methods import METHODS
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.compression.chain import make_chained_variants
+
     make_chained_variants(
         arguments.results,
         arguments.name,

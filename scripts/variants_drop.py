@@ -3,12 +3,13 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.compression.drop import make_module_table
 from evopress.compression.settings import DropSettings
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.compression.drop import make_module_table
+
     make_module_table(arguments.results, arguments.name, arguments.settings)
 
 

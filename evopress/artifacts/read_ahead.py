@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _LENGTH_BYTES = 8
@@ -20,13 +21,14 @@ class ReadAhead:
         self.places = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
 
     def ask(self, names: list[str]) -> None:
-        """Have the kernel read tensors into its cache; returns at once. Does nothing where there is no such call."""
+        """Have the kernel read tensors into its cache; returns at once. Does nothing where the system cannot."""
         if not hasattr(os, "posix_fadvise"):
             return
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             for name in names:
                 begin, end = self.places[name]
-                os.posix_fadvise(descriptor, self.start + begin, end - begin, os.POSIX_FADV_WILLNEED)
+                with suppress(OSError):  # file systems that keep no cache
+                    os.posix_fadvise(descriptor, self.start + begin, end - begin, os.POSIX_FADV_WILLNEED)
         finally:
             os.close(descriptor)

@@ -1,5 +1,6 @@
 """safetensors files with a manifest (sha256, bytes, provenance) beside each."""
 
+import errno
 import hashlib
 import json
 import os
@@ -50,7 +51,7 @@ def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str,
         raise os_error(error) from error
 
 
-def os_error(error: SafetensorError) -> OSError:
+def os_error(error: Exception) -> OSError:
     """What the system said, which safetensors tells only in words."""
     number = re.search(r"os error (\d+)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
@@ -139,4 +140,19 @@ def read_tensors(
             wanted = stream.keys() if names is None else names
             return {name: stream.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:
-        raise damaged(path, error, path, manifest_path(path)) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: SafetensorError | OSError) -> ArtifactError:
+    """The error for a safetensors file that could not be read: it is damaged, unless only the system was unable."""
+    number = os_error(error).errno
+    if number == errno.ENODEV:
+        return ArtifactError(
+            f"{path}: cannot be mapped into memory, which this file system does not do; move the results to another"
+        )
+    if number in (errno.ENOMEM, errno.EMFILE, errno.ENFILE) or (
+        isinstance(error, FileNotFoundError) and path.exists()  # what safetensors says of any file it cannot open
+    ):
+        reason = os.strerror(number) if number else "it is there, but cannot be opened"
+        return ArtifactError(f"{path}: cannot be read ({reason}); check permissions, `ulimit -n` and `ulimit -v`")
+    return damaged(path, error, path, manifest_path(path))

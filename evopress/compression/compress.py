@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from evopress.compression.gptq import gptq
+from evopress.compression.grid import scale_exponent
 from evopress.compression.packing import IntegerFormat
 from evopress.compression.settings import CompressionSettings, GptqSettings
 from evopress.compression.sparsity import sparse_variants
 from evopress.compression.variant import Variant
+from evopress.config.group_size import check_group_size
+from evopress.util.progress import log
 
 _BYTES_PER_CODE = 12
 """Peak memory of a sweep per level and weight: the float32 panel, a temporary of its size, codes and their copies."""
@@ -40,6 +43,7 @@ def _gptq_variants(
     """Quantize the layers, stacked by rows, in one sweep for all bit-widths."""
     stacked = torch.cat(list(weights.values())).float()
     rows, columns = stacked.shape
+    exponents = _to_usual_units(weights, stacked, hessian, settings)
     quantized = gptq(
         stacked,
         hessian,
@@ -60,7 +64,10 @@ def _gptq_variants(
         energy = float(energies[own].sum())
         for index, bits in enumerate(settings.bits):
             form = IntegerFormat(bits, settings.group_size or columns, settings.symmetric)
-            parts = form.encode(quantized.codes[index, own], quantized.scales[index, own], quantized.zeros[index, own])
+            scales = quantized.scales[index, own]
+            if exponents[layer]:
+                scales = scales.float() * 2.0 ** -exponents[layer]
+            parts = form.encode(quantized.codes[index, own], scales, quantized.zeros[index, own])
             variants.append(
                 Variant(
                     layer=layer,
@@ -75,3 +82,23 @@ def _gptq_variants(
                 )
             )
     return variants
+
+
+def _to_usual_units(
+    weights: Mapping[str, Tensor], stacked: Tensor, hessian: Tensor, settings: GptqSettings
+) -> dict[str, int]:
+    """Multiply each layer's rows of ``stacked`` by a power of two where float16 would not hold its scales.
+
+    Relative errors stay what they are.
+
+    Returns:
+        The exponent by layer; 0 for the usual ones, which are left alone.
+    """
+    group = check_group_size(settings.group_size, stacked.shape[1])
+    exponents = {}
+    for layer, rows in zip(weights, stacked.split([len(weight) for weight in weights.values()]), strict=True):
+        exponents[layer] = scale_exponent(rows, hessian.diagonal(), settings.bits, group)
+        if exponents[layer]:
+            rows.mul_(2.0 ** exponents[layer])
+            log.info("%s: weights outside of what float16 scales hold; its scales are float32", layer)
+    return exponents

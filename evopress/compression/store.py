@@ -10,12 +10,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.damage import damaged
-from evopress.artifacts.paths import Run, manifest_path
+from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.read_ahead import ReadAhead
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table
-from evopress.artifacts.tensors import verify
+from evopress.artifacts.tensors import unreadable, verify
 from evopress.compression.packing import decode, tensor_name
 from evopress.util.errors import ArtifactError
 
@@ -109,7 +108,7 @@ class VariantStore:
             try:
                 stream = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise damaged(path, error, path, manifest_path(path)) from error
+                raise unreadable(path, error) from error
             parts: dict[tuple[str, str], list[str]] = {}
             for name in stream.keys():  # noqa: SIM118 (not a mapping)
                 layer, level, part = name.rsplit("/", 2)

@@ -15,10 +15,10 @@ from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import read_tensors, verify, write_tensors
 from evopress.compression.compress import Variant, compress
-from evopress.compression.gptq import check_group_size
 from evopress.compression.packing import tensor_name
 from evopress.compression.settings import CompressionSettings, GptqSettings
 from evopress.config.compute import ComputeSettings
+from evopress.config.group_size import check_group_size
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.verify import require_intact
 from evopress.util.device import resolve_device

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import torch
 
 from evopress.artifacts.paths import Run
+from evopress.config.command_line import snakemake_command
 from evopress.plan.judging import device_type, memory_needed
 from evopress.plan.search import SearchWork, search_work
 from evopress.plan.shape import ModelShape, shape_of
@@ -28,13 +30,14 @@ and token. Shares of block work are expectations over mutations; where layers of
 less is shared. Sizes marked ? hang on text whose length is not set."""
 
 
-def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = ()) -> str:
+def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), configs: Sequence[Path] = ()) -> str:
     """Text of the plan; downloads nothing but the model's config.
 
     Args:
         settings: the run.
         run: its folder; a model that is prepared there is read.
         device_memory_gb: accelerators to plan searches for; none is the device of the settings.
+        configs: files that the settings are from, for the command that fetches the model.
 
     Raises:
         ConfigError: the settings do not fit the model.
@@ -42,7 +45,7 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = ()) -
     """
     shape = shape_of(settings.model, run)
     if shape is None:
-        return _without_shape(settings, run)
+        return _without_shape(settings, snakemake_command(run.model_manifest, configs))
     variants = {name: variant_table(shape, made, f"variants.{name}") for name, made in settings.variants.items()}
     device = device_type(settings.compute.device)
     here = replace(shape, dtype=working_dtype(shape.dtype, torch.device(device)))
@@ -84,8 +87,8 @@ def _searches(
     }
 
 
-def _without_shape(settings: Settings, run: Run) -> str:
-    """What can be said of a model that has not been fetched yet."""
+def _without_shape(settings: Settings, command: str) -> str:
+    """What can be said of a model that has not been fetched yet; ``command`` fetches it."""
     rows = [["tokens judged", "a generation", "in all", ""]]
     for name, search in settings.searches.items():
         if isinstance(search, EvolutionSettings | RandomSettings):
@@ -96,5 +99,5 @@ def _without_shape(settings: Settings, run: Run) -> str:
     rows += [[f"  text {name}", "", amount(text.tokens or float("nan")), ""] for name, text in texts(settings).items()]
     return (
         "The shape of this model is known only once it has been fetched, so memory, disk and work are not.\n"
-        f"Fetch it and plan again:\n    snakemake --cores all {run.model_manifest}\n\n" + columns(rows)
+        f"Fetch it and plan again:\n    {command}\n\n" + columns(rows)
     )

@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from evopress.compression.drop import module_table
-from evopress.compression.gptq import check_group_size
 from evopress.compression.grid import SCALE_DTYPE
 from evopress.compression.packing import packed_bytes
 from evopress.compression.settings import (
@@ -18,6 +17,7 @@ from evopress.compression.settings import (
     VariantSettings,
 )
 from evopress.compression.sparsity_levels import pattern_levels, unstructured_levels
+from evopress.config.group_size import check_group_size
 from evopress.plan.shape import ModelShape
 from evopress.util.errors import CompressionError, ConfigError
 

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C has ended, as shells have it."""
+
 
 class EvopressError(Exception):
     """Base of every error that is reported as one line, without a traceback."""

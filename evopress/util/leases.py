@@ -121,18 +121,25 @@ def _try_lock(path: Path) -> int | None:
     try:
         descriptor = _open(path)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be opened to lease a device ({error.strerror}); set {FOLDER_VARIABLE} to a folder that "
-            "all who use the devices can write to"
-        ) from error
+        raise _unusable(path, "opened", error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), path.stat()):  # else it was removed: the lock is worth nothing
             return descriptor
     except (BlockingIOError, FileNotFoundError):
         pass
+    except OSError as error:  # of file systems that cannot lock
+        os.close(descriptor)
+        raise _unusable(path, "locked", error) from error
     os.close(descriptor)
     return None
+
+
+def _unusable(path: Path, done: str, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path}: cannot be {done} to lease a device ({error.strerror}); set {FOLDER_VARIABLE} to a folder that all "
+        "who use the devices can write to"
+    )
 
 
 def _open(path: Path) -> int:
@@ -146,7 +153,8 @@ def _open(path: Path) -> int:
         except FileNotFoundError:
             with suppress(FileExistsError):
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-                os.fchmod(descriptor, 0o666)
+                with suppress(PermissionError):  # file systems that keep no modes
+                    os.fchmod(descriptor, 0o666)
                 return descriptor
         except PermissionError:  # between the two calls above, in another process?
             if attempt == _ATTEMPTS - 1:

@@ -14,6 +14,7 @@ from evopress.config.compute import ComputeSettings
 from evopress.config.data import DataSettings
 from evopress.config.evaluation import EvaluationSettings
 from evopress.config.model import ModelSettings
+from evopress.config.names import equal_names
 from evopress.config.plugins import Registry
 from evopress.config.studies import MonotonicitySettings, StudiesSettings, require_text
 from evopress.config.texts import unusable_texts
@@ -117,6 +118,14 @@ def _without_removed_texts(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _problems(settings: Settings) -> Iterator[str]:
+    yield from equal_names(
+        {
+            "data.evaluation": [*ROLES, *settings.data.evaluation],
+            "variants": settings.variants,
+            "searches": [DENSE, *settings.searches],
+            "studies.monotonicity": settings.studies.monotonicity,
+        }
+    )
     for name in settings.data.evaluation:
         if name in ROLES:
             yield f"data.evaluation.{name}: the name is taken by data.{name}; choose another"

@@ -228,3 +228,23 @@ def test_an_archive_of_other_settings_is_named(tmp_path: Path) -> None:
         archive.write_bytes(content)
         with pytest.raises(ArtifactError, match="no readable provenance"):
             require_settings([(archive, '{"a": 1}')], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ({"searches": {"Q3": FLAT}}, "searches.Q3: differs from 'q3' in case alone"),
+        ({"searches": {"Dense": FLAT}}, "searches.Dense: differs from 'dense' in case alone"),
+        ({"variants": {"GPTQ": {"method": "gptq"}}}, "variants.GPTQ: differs from 'gptq' in case alone"),
+        ({"data": {"evaluation": {"Held": TEXT}}}, "data.evaluation.Held: differs from 'held' in case alone"),
+        ({"data": {"evaluation": {"SEARCH": TEXT}}}, "data.evaluation.SEARCH: differs from 'search' in case alone"),
+    ],
+)
+def test_names_that_some_file_systems_take_for_the_same_are_refused(overlay: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(overlay)
+    assert str(caught.value).startswith(message) and len(str(caught.value).splitlines()) == 1
+
+
+def test_names_may_differ_in_more_than_case_and_across_sections() -> None:
+    load({"searches": {"gptq": FLAT, "q3b": FLAT}, "variants": {"held": {"method": "gptq"}}})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
+from snakemake.logging import logger
 from snakemake.persistence.file import FilePersistence
 
 from evopress.util.accelerators import usable_devices
@@ -22,9 +23,14 @@ from evopress.workflow.code_dependencies import code_closure
 from evopress.workflow.devices import devices_of_job, devices_of_search
 from evopress.workflow.loading import combined, read_yaml
 from evopress.workflow.settings import Settings
+from evopress.config.tasks import require_tasks
 from evopress.compression.settings import needs_chain
 from evopress.util.errors import EvopressError
+from evopress.util.failures import BriefErrors, quiet_interrupts, why_failed
 from evopress.models.block_count import count_blocks
+from evopress.plan.foreseen import require_fit
+from evopress.plan.memory import Memory
+from evopress.plan.model_config import model_config
 
 
 def unrecorded(artifacts):
@@ -42,14 +48,23 @@ try:
     SETTINGS = Settings.load(VALUES)
     RESULTS = Run(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
+    MODEL_CONFIG = model_config(SETTINGS.model, RESULTS)
     MODEL_FILES = files.model_files(SETTINGS.model)
     TASK_FILES = files.task_files(SETTINGS.evaluation.tasks)
     SEARCH_FILES = {name: files.search_files(made, f"searches.{name}") for name, made in SETTINGS.searches.items()}
     TEXT_FILES = {name: files.text_files(text) for name, text in slices.texts(SETTINGS).items()}
     if workflow.is_main_process:
+        require_fit(SETTINGS, MODEL_CONFIG)
+        require_tasks(SETTINGS.evaluation.tasks)
         require_settings(unrecorded(slices.expected_slices(SETTINGS, RESULTS, BLOCKS)), RESULTS.root)
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
+
+MEMORY = Memory(SETTINGS, MODEL_CONFIG)
+if workflow.is_main_process and not any(isinstance(each, BriefErrors) for each in logger.filters):
+    logger.addFilter(BriefErrors())
+    quiet_interrupts()
+
 
 ASKED_ALONE = "EVOPRESS_ASKED_ALONE"  # set where this is parsed to find out what some variants alone need
 LOGS = RESULTS.root / "logs"
@@ -117,6 +132,32 @@ def gpus(wildcards):
 def gpus_of_search(wildcards):
     """A GPU for each process of a search."""
     return devices_of_search(SETTINGS.searches[wildcards.search], SETTINGS.compute)
+
+
+def threads_of_search(wildcards):
+    """Many for a search that judges candidates; others only look at tables, and need no GPU either."""
+    return MANY_THREADS if SETTINGS.searches[wildcards.search].workers(1) else 1
+
+
+def memory_of_chain(wildcards, attempt):
+    """MB of a job; where rules do not say, the profile of a cluster does."""
+    return MEMORY.chain(attempt)
+
+
+def memory_of_hessians(wildcards, attempt):
+    return MEMORY.hessians(attempt)
+
+
+def memory_of_search(wildcards, attempt):
+    return MEMORY.search(wildcards.search, attempt)
+
+
+def memory_of_study(wildcards, attempt):
+    return MEMORY.study(attempt)
+
+
+def memory_of_evaluation(wildcards, attempt):
+    return MEMORY.evaluation(attempt)
 
 
 def kept(tensors):

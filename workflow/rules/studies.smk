@@ -93,6 +93,7 @@ rule study_monotonicity:
     threads: MANY_THREADS
     resources:
         gpu=gpus,
+        mem_mb=memory_of_study,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.monotonicity_slice(SETTINGS, wildcards.study),
