@@ -9,6 +9,8 @@ from evopress.config.base import Name, Section, UserPath
 
 Role = Literal["calibration", "search", "evaluation"]
 """What a text is used for; the named sources give each role text of its own."""
+StartToken = Literal["document", "window", "none"]
+"""Where start tokens stand: before every document, before every document and every window, or nowhere."""
 
 
 class _Text(Section):
@@ -17,6 +19,11 @@ class _Text(Section):
     )
     sequence_length: int = Field(2048, ge=2, description="Tokens per sequence.")
     seed: int = Field(0, ge=0, description="Seed of the choice and order of text; evaluation keeps the text's order.")
+    bos: StartToken | None = Field(
+        None,
+        description="Start token before each `document`, also before each `window`, or `none`; null is window for Gemma "
+        "and wherever the tokenizer adds it to a text, else none.",
+    )
 
     @model_validator(mode="after")
     def _check_whole_sequences(self) -> "_Text":

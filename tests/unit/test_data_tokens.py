@@ -214,6 +214,7 @@ def test_rows_of_different_length_are_damage(run, folder):
     from evopress.artifacts.tables import write_table
 
     frame = pd.DataFrame({"sequence": [0, 1], "documents": [["a"], ["a"]], "tokens": [[1, 2], [3]]})
+    frame["starts"] = [[], []]
     write_table(frame, run.tokens("search"), TOKENS, Provenance("calibration", "{}", "abc"))
     with pytest.raises(ArtifactError, match="differ in length"):
         read_tokens(run, "search")
