@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from evopress.artifacts.paths import Run
+from evopress.config.data import leaks
 from evopress.plan.judging import device_type, memory_needed
 from evopress.plan.search import SearchWork, search_work
 from evopress.plan.shape import ModelShape, shape_of
@@ -42,7 +43,7 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = ()) -
     """
     shape = shape_of(settings.model, run)
     if shape is None:
-        return _without_shape(settings, run)
+        return "\n\n".join([*_warnings(settings), _without_shape(settings, run)])
     variants = {name: variant_table(shape, made, f"variants.{name}") for name, made in settings.variants.items()}
     device = device_type(settings.compute.device)
     here = replace(shape, dtype=working_dtype(shape.dtype, torch.device(device)))
@@ -57,7 +58,13 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = ()) -
     for name in own:
         title = f"search {name}, {own[name].generations} generations"
         parts.append(search_table(title, {device: works[name] for device, works in by_device.items()}))
-    return "\n\n".join([*parts, _NOTES])
+    return "\n\n".join([*parts, *_warnings(settings), _NOTES])
+
+
+def _warnings(settings: Settings) -> list[str]:
+    """What makes results of this run worse or better than they look, as one paragraph or none."""
+    found = leaks(settings.data)
+    return ["\n".join(f"Warning: {sentence}" for sentence in found)] if found else []
 
 
 def _shortage(settings: Settings, shape: ModelShape, memory_gb: float) -> str:

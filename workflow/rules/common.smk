@@ -11,6 +11,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
+from snakemake.logging import logger
 from snakemake.persistence.file import FilePersistence
 
 from evopress.util.accelerators import usable_devices
@@ -19,6 +20,7 @@ from evopress.artifacts.paths import DENSE, Run, manifest_path, text_path
 from evopress.workflow import files
 from evopress.workflow import slices
 from evopress.workflow.code_dependencies import code_closure
+from evopress.config.data import leaks
 from evopress.workflow.devices import devices_of_job, devices_of_search
 from evopress.workflow.loading import combined, read_yaml
 from evopress.workflow.settings import Settings
@@ -47,6 +49,8 @@ try:
     SEARCH_FILES = {name: files.search_files(made, f"searches.{name}") for name, made in SETTINGS.searches.items()}
     TEXT_FILES = {name: files.text_files(text) for name, text in slices.texts(SETTINGS).items()}
     if workflow.is_main_process:
+        for sentence in leaks(SETTINGS.data):
+            logger.warning(f"Warning: {sentence}")
         require_settings(unrecorded(slices.expected_slices(SETTINGS, RESULTS, BLOCKS)), RESULTS.root)
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
