@@ -54,6 +54,8 @@ class Encoder:
     def _words(self, document: AnyDocument) -> str:
         if not isinstance(document, Conversation):
             return document.text
+        if not document.messages:
+            return ""
         text = render(self.tokenizer, document.messages, document.name)
         # Most templates begin with the start token, which is added (or not) as to any document.
         return text.removeprefix(str(self.tokenizer.bos_token)) if self.tokenizer.bos_token else text

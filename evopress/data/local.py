@@ -143,7 +143,7 @@ def messages_of(value: object, where: str) -> list[dict[str, object]]:
     Raises:
         DataError: these are no messages.
     """
-    if value is None:
+    if value is None or value == []:
         return []
     if not _like_messages(value):
         raise DataError(

@@ -1,9 +1,8 @@
 """Random pieces from all over local files, at a cost that follows what is asked for rather than the size of the files.
 
-Each file is parted into slots of nearly equal size, which are visited in random order. A document belongs to the slot in
-which it begins. One that is longer than a window takes is no whole: it gives passages from all over it, of each of
-which one window is taken, so that a long document is not all that a small sample sees. Reading goes on only while
-tokens are wanted, from slot to slot.
+Each file is parted into slots of nearly equal size, which are visited in random order. A document belongs to the slot
+in which it begins. Of one that takes much more than a window, there are passages in slots of their own, each good for
+one window, so that a long document is not all that a small sample sees. Slots are read only while tokens are wanted.
 """
 
 import bisect

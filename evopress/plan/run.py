@@ -17,7 +17,7 @@ from evopress.plan.text import amount, columns, describe_model, search_table, st
 from evopress.plan.variants import variant_table
 from evopress.search.settings import EvolutionSettings, RandomSettings
 from evopress.util.device import working_dtype
-from evopress.workflow.settings import Settings
+from evopress.workflow.settings import ROLES, Settings
 from evopress.workflow.slices import texts
 
 USABLE = 0.9
@@ -58,12 +58,19 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = ()) -
     for name in own:
         title = f"search {name}, {own[name].generations} generations"
         parts.append(search_table(title, {device: works[name] for device, works in by_device.items()}))
-    return "\n\n".join([*parts, *_warnings(settings), _NOTES])
+    return "\n\n".join([*parts, *_warnings(settings, shape), _NOTES])
 
 
-def _warnings(settings: Settings) -> list[str]:
+def _warnings(settings: Settings, shape: ModelShape | None = None) -> list[str]:
     """What makes results of this run worse or better than they look, as one paragraph or none."""
     found = leaks(settings.data)
+    if shape is not None and shape.positions:
+        found += [
+            f"data.{name if name in ROLES else f'evaluation.{name}'}.sequence_length: {text.sequence_length} tokens "
+            f"are more than the {shape.positions} positions that the model knows"
+            for name, text in texts(settings).items()
+            if text.sequence_length > shape.positions
+        ]
     return ["\n".join(f"Warning: {sentence}" for sentence in found)] if found else []
 
 

@@ -60,7 +60,7 @@ class ModelEvaluator:
 
     @torch.inference_mode()
     def sums(self, distinct: NDArray[np.int16], minibatch: Minibatch) -> NDArray[np.float64]:
-        """Sums over the positions that count of each sequence, [2, C, S], of ``distinct`` [C, units] in lexicographic order.
+        """Sums over the positions that count, [2, C, S], of ``distinct`` [C, units] in lexicographic order.
 
         First fitness, then the errors of final hidden states, which are NaN without a run of the dense model.
         """
@@ -107,7 +107,7 @@ class ModelEvaluator:
                     yield slice(head, min(head + part, candidates)), slice(first, min(first + step, end)), length
 
     def _score(self, finals: list[Tensor], ids: Tensor, rows: Tensor) -> NDArray[np.float64]:
-        """Sums over the positions that count of each sequence, [2, C, S]; the dense logits are made once for all candidates."""
+        """Sums over the positions that count, [2, C, S]; the dense logits are made once for all candidates."""
         model, (sequences, length) = self.blocks.model, ids.shape
         flat = [final.flatten(0, 1) for final in finals]
         dense = None if self.dense is None else self.dense[rows, :length].flatten(0, 1)
