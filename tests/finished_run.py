@@ -64,6 +64,7 @@ def write_tokens(
     seed: int = 0,
     fingerprint: str = FINGERPRINT,
     starts: list[list[int]] | None = None,
+    settings: object = None,
 ) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(VOCABULARY, (sequences, length), generator=generator)
@@ -75,7 +76,7 @@ def write_tokens(
             "starts": starts or [[]] * sequences,
         }
     )
-    write_table(frame, run.tokens(dataset), TOKENS, provenance({"source": "file"}, fingerprint))
+    write_table(frame, run.tokens(dataset), TOKENS, provenance(settings or {"source": "file"}, fingerprint))
     return tokens
 
 

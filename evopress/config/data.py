@@ -27,8 +27,8 @@ class _Text(Section):
     seed: int = Field(0, ge=0, description="Seed of the choice and order of text; evaluation keeps the text's order.")
     bos: StartToken | None = Field(
         None,
-        description="Start token before each `document`, also before each `window`, or `none`; null is window for Gemma "
-        "and wherever the tokenizer adds it to a text, else none.",
+        description="Start token before each `document`, also before each `window`, or `none`; null is window for "
+        "Gemma and wherever the tokenizer adds it to a text, else none.",
     )
 
     @model_validator(mode="after")

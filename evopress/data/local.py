@@ -24,6 +24,9 @@ class Column(NamedTuple):
     """Whether it holds conversations, as lists of messages with `role` and `content`."""
 
 
+TEXT = Column()
+
+
 def find_files(path: str) -> list[Path]:
     """Files that ``path`` (a file, a folder, searched with its subfolders, or a glob pattern) stands for, sorted.
 
@@ -63,7 +66,7 @@ def named_files(path: str) -> list[tuple[str, Path]]:
     return [(str(file.relative_to(root)) if root else file.name, file) for file in find_files(path)]
 
 
-def read_files(path: str, column: Column = Column(), most: int | None = None) -> Iterator[AnyDocument]:
+def read_files(path: str, column: Column = TEXT, most: int | None = None) -> Iterator[AnyDocument]:
     """Documents of all files in order; rows without text are passed over.
 
     Args:

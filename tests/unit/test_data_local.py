@@ -32,7 +32,7 @@ def test_a_folder_is_read_in_order_with_names_that_find_the_line(folder):
     ]
 
 
-@pytest.mark.parametrize(("name"), [("w.txt", "one\r\n"), ("w.jsonl", '{"text": "one\\n"}\r\n')])
+@pytest.mark.parametrize(("name", "text"), [("w.txt", "one\r\n"), ("w.jsonl", '{"text": "one\\n"}\r\n')])
 def test_the_byte_order_mark_of_windows_is_no_text(name, text, tmp_path):
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert [document.text for document in read_files(str(tmp_path / name))] == ["one\n"]

@@ -12,7 +12,7 @@ from test_data_tokens import byte_tokenizer
 from evopress.config.data import FileText
 from evopress.data import sampling, sources
 from evopress.data.documents import Conversation, Passage
-from evopress.data.local import Column, named_files, read_files
+from evopress.data.local import TEXT, Column, named_files, read_files
 from evopress.data.sampling import sampled, shuffled_range
 from evopress.data.sources import open_corpus
 from evopress.data.tokens import make_windows
@@ -38,7 +38,7 @@ def write(path, rows):
     return path
 
 
-def drawn(path, length=64, tokens=256, seed=0, column=Column()):
+def drawn(path, length=64, tokens=256, seed=0, column=TEXT):
     return list(sampled(named_files(str(path)), column, length, tokens, np.random.default_rng(seed)))
 
 
