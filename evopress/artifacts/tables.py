@@ -33,6 +33,11 @@ TOKENS = pa.schema(
         pa.field("sequence", pa.int32()),
         pa.field("documents", pa.list_(pa.string()), metadata={"about": "documents that the tokens come from"}),
         pa.field("tokens", pa.list_(pa.int32())),
+        pa.field(
+            "starts",
+            pa.list_(pa.int32()),
+            metadata={"about": "positions of start tokens, which no token before them is to predict"},
+        ),
     ]
 )
 

@@ -1,5 +1,6 @@
 """Rows of the Hugging Face hub's data sets, with patience for a network that fails."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ class Split:
     files: str | None = None
     revision: str | None = None
     streaming: bool = True
+    seed: int | None = None
+    """Chooses the order of the rows, or where they are streamed, of the files that hold them; None keeps it."""
 
 
 WIKITEXT2 = "Salesforce/wikitext", "wikitext-2-raw-v1", "b08601e04326c79dfdd32d625aee71d232d685c3"
@@ -62,7 +65,7 @@ def open_split(split: Split) -> Rows:
     """Open a split; rows are dictionaries by column."""
     from datasets import load_dataset
 
-    return load_dataset(
+    rows = load_dataset(
         location(split.id),
         name=split.name,
         data_files=None if split.files is None else {split.split: split.files},
@@ -72,6 +75,9 @@ def open_split(split: Split) -> Rows:
         # A card states the sizes of whole splits, which some of their files never have.
         verification_mode="basic_checks" if split.files is None else "no_checks",
     )
+    if split.seed is None:
+        return rows
+    return rows.shuffle(split.seed, buffer_size=1) if split.streaming else rows.shuffle(split.seed)
 
 
 def read_rows(
@@ -94,7 +100,7 @@ def read_rows(
             return
         except Exception as error:
             if not is_transient(error):
-                raise DataError(f"{_title(split)}: cannot be read: {error}; check its id, name and split") from error
+                raise DataError(f"{_title(split)}: {_lasting(error)}") from error
             if failures == len(WAITS):
                 raise DataError(
                     f"{_title(split)}: the hub did not answer in {len(WAITS) + 1} attempts ({error!r}); "
@@ -103,6 +109,40 @@ def read_rows(
             log.warning("%s: %r; next attempt in %.0f s", _title(split), error, WAITS[failures])
             sleep(WAITS[failures])
             failures += 1
+
+
+def _lasting(error: BaseException) -> str:
+    """What is wrong where another attempt would not help, and what to do."""
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled
+
+    chain, link = [], error.__cause__ or error.__context__
+    while link is not None:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    links = [error, *chain]
+    offline = OfflineModeIsEnabled.__name__  # `datasets` only names it
+    if any(isinstance(each, OfflineModeIsEnabled) or offline in str(each) for each in links) or _cache_alone(error):
+        return (
+            f"not in the cache, and {_forbidding()} forbids to fetch it; unset it where there is a network, and either "
+            "bring the cache from there (HF_HOME), or the text as files for source: file"
+        )
+    if any(isinstance(each, GatedRepoError) or "gated" in str(each) for each in links):
+        return f"gated; accept its conditions on the hub and log in with `hf auth login` ({error})"
+    return f"cannot be read: {error}; check its id, name and split"
+
+
+def _cache_alone(error: BaseException) -> bool:
+    """Whether `datasets` looked in its cache alone, as without a network."""
+    from datasets import config
+
+    missing = isinstance(error, (FileNotFoundError, ConnectionError)) or "find cache" in str(error)
+    return bool(config.HF_HUB_OFFLINE) and missing
+
+
+def _forbidding() -> str:
+    """The variable that forbids the network."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next((name for name in names if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), names[0])
 
 
 def _title(split: Split) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from evopress.artifacts.paths import Run
 from evopress.config.command_line import snakemake_command
+from evopress.config.data import leaks
 from evopress.plan.judging import device_type, memory_needed
 from evopress.plan.search import SearchWork, search_work
 from evopress.plan.shape import ModelShape, shape_of
@@ -18,7 +19,7 @@ from evopress.plan.text import amount, columns, describe_model, search_table, st
 from evopress.plan.variants import variant_table
 from evopress.search.settings import EvolutionSettings, RandomSettings
 from evopress.util.device import working_dtype
-from evopress.workflow.settings import Settings
+from evopress.workflow.settings import ROLES, Settings
 from evopress.workflow.slices import texts
 
 USABLE = 0.9
@@ -45,7 +46,8 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
     """
     shape = shape_of(settings.model, run)
     if shape is None:
-        return _without_shape(settings, snakemake_command(run.model_manifest, configs))
+        advice = snakemake_command(run.model_manifest, configs)
+        return "\n\n".join([*_warnings(settings), _without_shape(settings, advice)])
     variants = {name: variant_table(shape, made, f"variants.{name}") for name, made in settings.variants.items()}
     device = device_type(settings.compute.device)
     here = replace(shape, dtype=working_dtype(shape.dtype, torch.device(device)))
@@ -60,7 +62,20 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
     for name in own:
         title = f"search {name}, {own[name].generations} generations"
         parts.append(search_table(title, {device: works[name] for device, works in by_device.items()}))
-    return "\n\n".join([*parts, _NOTES])
+    return "\n\n".join([*parts, *_warnings(settings, shape), _NOTES])
+
+
+def _warnings(settings: Settings, shape: ModelShape | None = None) -> list[str]:
+    """What makes results of this run worse or better than they look, as one paragraph or none."""
+    found = leaks(settings.data)
+    if shape is not None and shape.positions:
+        found += [
+            f"data.{name if name in ROLES else f'evaluation.{name}'}.sequence_length: {text.sequence_length} tokens "
+            f"are more than the {shape.positions} positions that the model knows"
+            for name, text in texts(settings).items()
+            if text.sequence_length > shape.positions
+        ]
+    return ["\n".join(f"Warning: {sentence}" for sentence in found)] if found else []
 
 
 def _shortage(settings: Settings, shape: ModelShape, memory_gb: float) -> str:

@@ -39,6 +39,8 @@ class ModelShape:
     """Parameters outside the blocks: embedding, head, last norm; tied ones once."""
     inside: int
     """Parameters of all blocks."""
+    positions: int | None = None
+    """Tokens of the longest sequence that the model was made for, where its config says so."""
 
     @property
     def itemsize(self) -> int:
@@ -103,6 +105,7 @@ def shape_from_config(config: Any, dtype: torch.dtype, *, trust_remote_code: boo
         dtype=dtype,
         outside=sizes.outside,
         inside=sizes.inside,
+        positions=getattr(text, "max_position_embeddings", None),
     )
 
 

@@ -15,6 +15,7 @@ from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.tables import PERPLEXITY, TRACE, read_table
 from evopress.compression.measure import DROP, Measure, average, measure_of, of_modules
 from evopress.config.studies import ReportedStudies
+from evopress.data.held_out import recorded_leaks
 from evopress.models.modules import KINDS
 from evopress.report.comparison import compare
 from evopress.report.plots import level_map, search_curve
@@ -52,6 +53,7 @@ def write_report(results: Run, searches: Sequence[str], studies: ReportedStudies
     """
     facts = read_model_facts(results)
     comparison = compare(results, searches)
+    seen = recorded_leaks(results, read_table(results.perplexity(DENSE), PERPLEXITY)["dataset"])
     configurations = {search: read_configuration(results, search) for search in searches}
     values: dict[Measure, set[float]] = {}
     for configuration in configurations.values():
@@ -63,6 +65,7 @@ def write_report(results: Run, searches: Sequence[str], studies: ReportedStudies
         facts=facts,
         dense=DENSE,
         comparison=comparison,
+        leaks=seen,
         studies=list(study_sections(results, studies)),
         sections=sections,
         settings=to_yaml(recorded_settings(results, searches)),
@@ -70,7 +73,7 @@ def write_report(results: Run, searches: Sequence[str], studies: ReportedStudies
     )
     write_text(results.report, html)
     title = f"{facts.name}, compressed ({results.root})"
-    write_text(results.summary, summary(comparison, results, title, searches))
+    write_text(results.summary, summary(comparison, results, title, searches, seen))
 
 
 def recorded_settings(results: Run, searches: Sequence[str]) -> dict[str, Any]:

@@ -142,6 +142,20 @@ def test_summary_fits_the_terminal_and_says_where_things_lie(run):
     assert f"report         {run.report}" in lines and f"model evo      {run.stitched('evo')}" in lines
 
 
+def test_text_that_is_not_held_out_is_named(run):
+    write_report(run, SEARCHES)
+    assert "neither calibration nor search has seen" in run.report.read_text()
+    text = {"source": "file", "path": "mine.txt"}
+    write_tokens(run, "calibration", settings={**text, "tokens": 2048})
+    write_tokens(run, "novels", settings=text)
+    write_report(run, SEARCHES)
+    told = (
+        "Warning: data.evaluation.novels reads the same text as data.calibration (mine.txt): its result is not held out"
+    )
+    assert told in run.report.read_text() and told in run.summary.read_text().splitlines()
+    assert "neither calibration nor search has seen" not in run.report.read_text()
+
+
 def test_many_columns_are_cut_into_tables_that_fit():
     comparison = Comparison()
     for number in range(20):

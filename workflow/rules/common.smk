@@ -20,6 +20,7 @@ from evopress.artifacts.paths import DENSE, Run, manifest_path, text_path
 from evopress.workflow import files
 from evopress.workflow import slices
 from evopress.workflow.code_dependencies import code_closure
+from evopress.config.data import leaks
 from evopress.workflow.devices import devices_of_job, devices_of_search
 from evopress.workflow.loading import combined, read_yaml
 from evopress.workflow.settings import Settings
@@ -56,6 +57,8 @@ try:
     if workflow.is_main_process:
         require_fit(SETTINGS, MODEL_CONFIG)
         require_tasks(SETTINGS.evaluation.tasks)
+        for sentence in leaks(SETTINGS.data):
+            logger.warning(f"Warning: {sentence}")
         require_settings(unrecorded(slices.expected_slices(SETTINGS, RESULTS, BLOCKS)), RESULTS.root)
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
