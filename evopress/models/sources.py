@@ -25,6 +25,7 @@ from evopress.models.checkpoint import Checkpoint
 from evopress.models.dequantize import dequantize
 from evopress.models.hub import fetch_snapshot
 from evopress.models.link import link_folder
+from evopress.models.portable import make_portable
 from evopress.models.skeleton import load_config
 from evopress.models.structure import layer_table
 from evopress.models.verify import tensor_digests
@@ -46,6 +47,7 @@ def prepare_model(settings: ModelSettings, run: Run) -> None:
     run.model_manifest.unlink(missing_ok=True)
     with atomic_folder(run.model) as folder, _errors_named(folder, settings):
         origin = _fill(settings, folder)
+        make_portable(folder, trust_remote_code=settings.trust_remote_code)
         config = load_config(folder, trust_remote_code=settings.trust_remote_code)
         held = sum(Checkpoint(folder).elements().values())
         built_on_meta(config, held, trust_remote_code=settings.trust_remote_code)
