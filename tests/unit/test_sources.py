@@ -358,7 +358,7 @@ def test_hub_model_that_is_not_cached(tmp_path: Path, folder: Path, run: Run, mo
 
 
 def test_hub_is_asked_again_until_it_answers(tmp_path: Path) -> None:
-    answers = [TimeoutError("timed out"), LocalEntryNotFoundError("cannot connect"), str(tmp_path / "abc123")]
+    answers = [TimeoutError("timed out"), LocalEntryNotFoundError("cannot connect"), *[str(tmp_path / "abc123")] * 2]
     asked, waited = [], []
 
     def download(name: str, **options: object) -> str:
@@ -370,7 +370,7 @@ def test_hub_is_asked_again_until_it_answers(tmp_path: Path) -> None:
 
     folder, commit = fetch_snapshot(HubModel(id="a/b", revision="v1"), download=download, sleep=waited.append)
     assert (folder, commit) == (tmp_path / "abc123", "abc123")
-    assert asked == [("a/b", "v1")] * 3
+    assert asked == [("a/b", "v1")] * 3 + [("a/b", "abc123")], "weights of another commit than the config's"
     assert waited == [2.0, 4.0]
 
 
@@ -401,17 +401,28 @@ def test_hub_errors_that_waiting_does_not_mend() -> None:
         fetch_snapshot(HubModel(id="a/b"), download=full_disk, sleep=never)
 
 
-def test_pickled_weights_are_never_asked_of_the_hub() -> None:
-    asked: list[str] = []
+def test_files_of_the_index_are_asked_of_the_hub_and_pickled_weights_never(tmp_path: Path) -> None:
+    names = ["model.safetensors-00001-of-00002.safetensors", "weights[2].safetensors", "training_args.bin"]
+    index = {"weight_map": dict(zip("abc", names, strict=True))}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "README.md").write_text("---\nlicense_link: OUR-CONDITIONS.dat\n---\n")
+    asked: list[tuple[list[str], list[str]]] = []
 
     def download(_: str, **options: list[str]) -> str:
-        asked.extend(options["allow_patterns"])
-        return "/cache/abc"
+        asked.append((options["allow_patterns"], options["ignore_patterns"] or []))
+        return str(tmp_path)
+
+    def fetched(name: str) -> bool:
+        return any(
+            any(fnmatch(name, pattern) for pattern in wanted) and not any(fnmatch(name, pattern) for pattern in others)
+            for wanted, others in asked
+        )
 
     fetch_snapshot(HubModel(id="a/b"), download=download)
-    names = ["pytorch_model.bin", "model.pt", "training_args.bin", "consolidated.00.pth", "x.pkl", "modeling.py"]
-    assert not [name for name in names if any(fnmatch(name, pattern) for pattern in asked)]
-    assert any(fnmatch("model-00001-of-00002.safetensors", pattern) for pattern in asked)
+    assert all(map(fetched, ["model.safetensors", *names[:2], "LICENSE", "Notice.txt", "USE_POLICY.md", "README.md"]))
+    assert fetched("OUR-CONDITIONS.dat") and fetched("additional_chat_templates/tool_use.jinja")
+    never = ["pytorch_model.bin", "model.pt", "training_args.bin", "consolidated.00.pth", "x.pkl", "modeling.py"]
+    assert not [name for name in [*never, "license.py", "LICENSE.pkl", "other.safetensors"] if fetched(name)]
 
 
 # Number of blocks before anything is prepared
