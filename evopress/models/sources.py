@@ -23,6 +23,7 @@ from evopress.models.blockwise import BlockwiseModel
 from evopress.models.buildable import built_on_meta
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.dequantize import dequantize
+from evopress.models.gguf_header import read_gguf_header
 from evopress.models.hub import fetch_snapshot
 from evopress.models.link import link_folder
 from evopress.models.skeleton import load_config
@@ -124,12 +125,12 @@ def _fill(settings: ModelSettings, folder: Path) -> dict[str, Any]:
 
 def _fill_from_gguf(settings: GgufModel, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     path = Path(settings.path)
-    if not path.is_file():
-        raise ModelError(f"{path}: missing; check model.path")
+    read_gguf_header(path)  # says what is wrong before a digest could
     if settings.sha256 is not None:
         check_digest(path, settings.sha256, "model.sha256")
-    dequantize(path, folder, dtype)
-    return {"path": str(path.resolve()), "gguf_sha256": sha256(path)}
+    first, *others = dequantize(path, folder, dtype)
+    origin: dict[str, Any] = {"path": str(path.resolve()), "gguf_sha256": sha256(first)}
+    return {**origin, "other_parts_sha256": {part.name: sha256(part) for part in others}} if others else origin
 
 
 def _check_tokenizer(folder: Path, trust_remote_code: bool) -> None:
