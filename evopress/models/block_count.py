@@ -30,6 +30,13 @@ def count_blocks(settings: ModelSettings) -> int:
     raise ConfigError("model.blocks: set the number of transformer blocks; a wheel cannot be read beforehand")
 
 
+def not_a_folder(path: Path) -> str:
+    """What to say of a file that is given as the folder of a model."""
+    if path.suffix.lower() == ".gguf":
+        return "is a GGUF file, not a folder; write `source: gguf`"
+    return "is a file, not a folder; give the folder that holds config.json and the weights"
+
+
 def _from_gguf(path: Path) -> int:
     from evopress.models.gguf_header import read_gguf_header
 
@@ -45,6 +52,8 @@ def _from_config(path: Path) -> int:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path}: missing; is this a folder in the Hugging Face layout?") from None
+    except NotADirectoryError:
+        raise ModelError(f"{path.parent}: {not_a_folder(path.parent)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged, not JSON ({error}); fetch the model again") from error
     for section in (config.get("text_config"), config) if isinstance(config, dict) else ():

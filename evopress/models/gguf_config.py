@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gguf as library
 import torch
 from transformers import AutoConfig
 
 from evopress.models import gguf_rope
 from evopress.models.gguf_header import GgufHeader, read_gguf_header
+from evopress.models.gguf_weights import read_tensor
 from evopress.util.errors import ModelError, UnsupportedArchitectureError, brief
 
 _RMS, _LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
@@ -39,7 +39,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Values at which a key changes nothing."""
 _IGNORED = {"vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length", "use_parallel_residual"}
-"""Told by tensors, or notes on how the model was made. The original length counts only beside a scaling that uses it."""
+"""Told by tensors, or notes on how the model was made; the original length counts only beside a scaling that uses it."""
 
 _PER_BLOCK = {"attention.sliding_window_pattern"}
 
@@ -58,7 +58,7 @@ class _Source:
 
     def has(self, *parts: str) -> bool:
         """Whether a tensor of some block is called so."""
-        return any(name.endswith(parts) for name in self.header.shapes if name.startswith("blk."))
+        return any(name.endswith(parts) for name in self.header.tensors if name.startswith("blk."))
 
     @property
     def head_size(self) -> int:
@@ -98,7 +98,15 @@ def read_config(path: Path) -> Any:
         raise UnsupportedArchitectureError(
             f"{name}: this architecture is not supported from GGUF ({known} are); give the model's safetensors"
         )
-    source = _Source(header, _keys(header), _read_factors(path))
+    source = _Source(
+        header,
+        _keys(header),
+        {
+            name: read_tensor(path, header.tensors[name]).reshape(-1).tolist()
+            for name in gguf_rope.FACTORS
+            if name in header.tensors
+        },
+    )
     try:
         return _config(_FAMILIES[name], source)
     except UnsupportedArchitectureError as error:
@@ -113,21 +121,13 @@ def _check_kind(header: GgufHeader, path: Path) -> None:
     kind = header.metadata.get("general.type", "model")
     if kind != "model":
         raise ModelError(f"{path}: holds no whole model (general.type is {kind!r}); give the file of the model itself")
-    if "token_embd.weight" not in header.shapes:
+    if "token_embd.weight" not in header.tensors:
         raise ModelError(f"{path}: has no tensor token_embd.weight; it holds no whole model")
 
 
 def _keys(header: GgufHeader) -> dict[str, Any]:
     prefix = f"{header.architecture}."
     return {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
-
-
-def _read_factors(path: Path) -> dict[str, list[float]]:
-    tensors = [tensor for tensor in library.GGUFReader(path).tensors if tensor.name in gguf_rope.FACTORS]
-    return {
-        tensor.name: library.dequantize(tensor.data, tensor.tensor_type).reshape(-1).astype(float).tolist()
-        for tensor in tensors
-    }
 
 
 def _config(family: _Family, source: _Source) -> Any:
@@ -140,8 +140,8 @@ def _config(family: _Family, source: _Source) -> Any:
     values[family.norm[1]] = keys.pop(family.norm[0])
     values["head_dim"] = keys.pop("attention.key_length", values["hidden_size"] // heads)
     _check_heads(family, source)
-    values["vocab_size"] = source.header.shapes["token_embd.weight"][0]
-    values["tie_word_embeddings"] = "output.weight" not in source.header.shapes
+    values["vocab_size"] = source.header.tensors["token_embd.weight"].shape[0]
+    values["tie_word_embeddings"] = "output.weight" not in source.header.tensors
     for name, key in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
         values[f"{name}_token_id"] = source.header.metadata.get(f"tokenizer.ggml.{key}_token_id")
     _add_rope(family, source)

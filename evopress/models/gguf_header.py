@@ -7,7 +7,7 @@ and not in an endless loop or a huge allocation. It imports nothing heavy.
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,19 +38,33 @@ _TYPES = {
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """A tensor of a GGUF file, and where it lies."""
+
+    kind: int
+    """Number of its type, in the gguf library's `GGMLQuantizationType`."""
+    shape: tuple[int, ...]
+    """In the order of torch: the last dimension lies together."""
+    start: int
+    """First byte in the file."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
 class GgufHeader:
     """What a GGUF file says of itself, and holds."""
 
     metadata: Mapping[str, Any]
     """By key; arrays of texts or of more than 16,384 numbers, and texts of more than 64 KB, are given by their number
     of elements or bytes, unless they were asked for."""
-    shapes: Mapping[str, tuple[int, ...]]
-    """Of each tensor by name, in the order of torch: the last dimension lies together."""
+    tensors: Mapping[str, GgufTensor]
+    """By name."""
 
     @property
     def elements(self) -> int:
         """Numbers in all tensors."""
-        return sum(map(math.prod, self.shapes.values()))
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
     def architecture(self) -> str:
@@ -173,16 +187,13 @@ def _read(reader: _Reader) -> GgufHeader:
             raise ValueError(f"has {key!r} twice")
         metadata[key] = reader.value(key)
     _check_blocks(metadata, tensors)
-    places: dict[str, tuple[int, int]] = {}
-    shapes = {}
+    found: dict[str, GgufTensor] = {}
     for _ in range(tensors):
         name = reader.name()
-        if name in places:
+        if name in found:
             raise ValueError(f"has tensor {name!r} twice")
-        shapes[name], size, offset = _tensor(reader, name)
-        places[name] = (offset, size)
-    _check_places(places, reader, metadata.get(_ALIGNMENT, _DEFAULT_ALIGNMENT))
-    return GgufHeader(metadata, shapes)
+        found[name] = _tensor(reader, name)
+    return GgufHeader(metadata, _placed(found, reader, metadata.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)))
 
 
 def _check_blocks(metadata: Mapping[str, Any], tensors: int) -> None:
@@ -194,8 +205,8 @@ def _check_blocks(metadata: Mapping[str, Any], tensors: int) -> None:
             raise ValueError(f"gives {key} as {value!r}, with {tensors} tensors")
 
 
-def _tensor(reader: _Reader, name: str) -> tuple[tuple[int, ...], int, int]:
-    """Shape, bytes and offset of a tensor."""
+def _tensor(reader: _Reader, name: str) -> GgufTensor:
+    """A tensor, with its first byte counted from where all tensors begin."""
     count = reader.scalar("I")
     if count > _MAX_DIMENSIONS:
         raise ValueError(f"gives tensor {name!r} {count} dimensions")
@@ -206,20 +217,21 @@ def _tensor(reader: _Reader, name: str) -> tuple[tuple[int, ...], int, int]:
     block, size = _TYPES[kind]
     if 0 in dimensions or (dimensions[0] if dimensions else 1) % block:
         raise ValueError(f"gives tensor {name!r} the shape {dimensions}, which its type cannot have")
-    return tuple(reversed(dimensions)), math.prod(dimensions) // block * size, offset
+    return GgufTensor(kind, tuple(reversed(dimensions)), offset, math.prod(dimensions) // block * size)
 
 
-def _check_places(places: Mapping[str, tuple[int, int]], reader: _Reader, alignment: Any) -> None:
-    """Tensors lie in the file, aligned, and none within another."""
+def _placed(tensors: Mapping[str, GgufTensor], reader: _Reader, alignment: Any) -> dict[str, GgufTensor]:
+    """Tensors with their first bytes counted from that of the file, in which they lie aligned and apart."""
     if not isinstance(alignment, int) or not 8 <= alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
         raise ValueError(f"asks for an alignment of {alignment!r} bytes")
     start = -(-reader.stream.tell() // alignment) * alignment
-    for name, (offset, size) in places.items():
-        if start + offset + size > reader.size:
+    for name, tensor in tensors.items():
+        if start + tensor.start + tensor.size > reader.size:
             raise ValueError(f"puts tensor {name!r} behind its end (cut short?)")
-        if offset % alignment:
+        if tensor.start % alignment:
             raise ValueError(f"puts tensor {name!r} where it is not aligned")
-    ordered = sorted(places.items(), key=lambda item: item[1])
-    for (name, (offset, size)), (other, (following, _)) in pairwise(ordered):
-        if offset + size > following:
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size))
+    for (name, tensor), (other, following) in pairwise(ordered):
+        if tensor.start + tensor.size > following.start:
             raise ValueError(f"puts tensors {name!r} and {other!r} in one place")
+    return {name: replace(tensor, start=start + tensor.start) for name, tensor in tensors.items()}

@@ -19,6 +19,7 @@ from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, write_table
 from evopress.artifacts.tensors import os_error, sha256
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings, PypiModel
+from evopress.models.block_count import not_a_folder
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.buildable import built_on_meta
 from evopress.models.checkpoint import Checkpoint
@@ -107,6 +108,8 @@ def check_finite(model: BlockwiseModel) -> None:
 def _fill(settings: ModelSettings, folder: Path) -> dict[str, Any]:
     """Write the source's files to ``folder``; returns what pins them down."""
     if isinstance(settings, FolderModel):
+        if Path(settings.path).is_file():
+            raise ModelError(f"{settings.path}: {not_a_folder(Path(settings.path))}")
         link_folder(Path(settings.path), folder, settings.dtype, code=settings.trust_remote_code)
         return {"path": str(Path(settings.path).resolve())}
     if isinstance(settings, HubModel):
