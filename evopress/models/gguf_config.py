@@ -39,7 +39,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Values at which a key changes nothing."""
 _IGNORED = {"vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length", "use_parallel_residual"}
-"""Told by tensors, or notes on how the model was made; the original length counts only beside a scaling that uses it."""
+"""Told by tensors, or notes on how the model was made; the original length counts only where a scaling takes it out."""
 
 _PER_BLOCK = {"attention.sliding_window_pattern"}
 
