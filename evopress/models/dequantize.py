@@ -15,7 +15,7 @@ from evopress.models.gguf_config import read_config
 from evopress.models.gguf_header import GgufHeader, read_gguf_header
 from evopress.models.gguf_parts import join, parts_of
 from evopress.models.gguf_tokenizer import save_tokenizer
-from evopress.models.gguf_weights import check_all_used, read_weights
+from evopress.models.gguf_weights import read_weights, refuse_left_over
 from evopress.models.skeleton import skeleton_of
 from evopress.util.errors import ModelError, brief
 
@@ -74,7 +74,7 @@ def _by_transformers(gguf: Path, header: GgufHeader, dtype: torch.dtype) -> Any:
     except Exception as error:  # foreign parsers meet foreign data
         raise ModelError(f"{gguf}: damaged or cut short ({brief(error)}); fetch it again") from error
     model, info = loaded
-    check_all_used(gguf, header, set(header.tensors) - set(info["unexpected_keys"]))
+    refuse_left_over(gguf, header.architecture, info["unexpected_keys"])
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{gguf}: lacks {missing[0]}; the file is incomplete, fetch it again")
     return _without_quantization(model, dtype)

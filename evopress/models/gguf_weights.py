@@ -33,7 +33,7 @@ def read_weights(path: Path, header: GgufHeader, model: Any, dtype: torch.dtype)
     """
     expected = model.state_dict()
     stored = stored_names(expected, header.architecture, model.config.num_hidden_layers)
-    check_all_used(path, header, stored.values())
+    refuse_left_over(path, header.architecture, set(header.tensors) - {*stored.values(), *FACTORS})
     weights = {}
     for name, parameter in expected.items():
         key = stored.get(name, name)
@@ -58,20 +58,24 @@ def stored_names(names: Iterable[str], architecture: str, blocks: int) -> dict[s
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     mapping = gguf.get_tensor_name_map(kinds[architecture], blocks)
     found = {name: mapping.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
+    if (
+        "lm_head.weight" in found
+    ):  # also where the architecture ties it to the embedding, and a file holds it all the same
+        found["lm_head.weight"] = "output.weight"
     return {name: key for name, key in found.items() if key is not None}
 
 
-def check_all_used(path: Path, header: GgufHeader, used: Iterable[str]) -> None:
-    """Check that no tensor of the file is left over.
+def refuse_left_over(path: Path, architecture: str, names: Iterable[str]) -> None:
+    """Refuse tensors that have no place in the model.
 
     Raises:
-        UnsupportedArchitectureError: one is; it is named.
+        UnsupportedArchitectureError: there are some; the first is named.
     """
-    if unused := sorted(set(header.tensors) - set(used) - set(FACTORS)):
+    if unused := sorted(names):
         more = f" and {len(unused) - 1} more tensors" if len(unused) > 1 else ""
         raise UnsupportedArchitectureError(
-            f"{path}: holds {unused[0]}{more}, for which {header.architecture} has no place in transformers; give the "
-            "model's safetensors"
+            f"{path}: holds {unused[0]}{more}, for which {architecture} has no place in transformers; give the model's "
+            "safetensors"
         )
 
 
