@@ -30,6 +30,13 @@ def count_blocks(settings: ModelSettings) -> int:
     raise ConfigError("model.blocks: set the number of transformer blocks; a wheel cannot be read beforehand")
 
 
+def other_layout(folder: Path) -> str:
+    """What to say of a folder that has no config.json."""
+    if files := sorted(folder.glob("*.gguf")):
+        return f"the folder holds a GGUF file: write `source: gguf` with the path of {files[0].name}"
+    return "is this a folder in the Hugging Face layout?"
+
+
 def not_a_folder(path: Path) -> str:
     """What to say of a file that is given as the folder of a model."""
     if path.suffix.lower() == ".gguf":
@@ -51,7 +58,7 @@ def _from_config(path: Path) -> int:
     try:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path}: missing; is this a folder in the Hugging Face layout?") from None
+        raise ModelError(f"{path}: missing; {other_layout(path.parent)}") from None
     except NotADirectoryError:
         raise ModelError(f"{path.parent}: {not_a_folder(path.parent)}") from None
     except (OSError, ValueError, RecursionError) as error:

