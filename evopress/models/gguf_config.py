@@ -98,17 +98,10 @@ def read_config(path: Path) -> Any:
         raise UnsupportedArchitectureError(
             f"{name}: this architecture is not supported from GGUF ({known} are); give the model's safetensors"
         )
-    source = _Source(
-        header,
-        _keys(header),
-        {
-            name: read_tensor(path, header.tensors[name]).reshape(-1).tolist()
-            for name in gguf_rope.FACTORS
-            if name in header.tensors
-        },
-    )
     try:
-        return _config(_FAMILIES[name], source)
+        held = [name for name in gguf_rope.FACTORS if name in header.tensors]
+        factors = {name: read_tensor(path, header.tensors[name]).reshape(-1).tolist() for name in held}
+        return _config(_FAMILIES[name], _Source(header, _keys(header), factors))
     except UnsupportedArchitectureError as error:
         raise UnsupportedArchitectureError(f"{path}: {name}.{error}; give the model's safetensors") from error
     except KeyError as error:
@@ -165,8 +158,11 @@ def _check_heads(family: _Family, source: _Source) -> None:
 def _add_rope(family: _Family, source: _Source) -> None:
     """Set `rope_parameters`, from header and factors."""
     base, context = source.keys.pop("rope.freq_base", gguf_rope.BASE), source.values["max_position_embeddings"]
-    rope = _with_factors(source, base, context)
     turned = source.keys.pop("rope.dimension_count", source.head_size)
+    for name, factors in source.factors.items():
+        if 2 * len(factors) != turned:
+            raise UnsupportedArchitectureError(f"rope.dimension_count: is {turned}, and {name} has {len(factors)}")
+    rope = _with_factors(source, base, context)
     if family.partial:
         rope["partial_rotary_factor"] = turned / source.head_size
     elif turned != source.head_size:

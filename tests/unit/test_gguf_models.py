@@ -246,6 +246,12 @@ def test_factors_of_no_known_kind_are_honoured(tmp_path: Path, folder: Path) -> 
     same_logits(folder, model)
 
 
+def test_factors_of_another_number_of_frequencies_are_refused(tmp_path: Path, folder: Path) -> None:
+    write(tmp_path / "tiny.gguf", llama(), tensors={"rope_freqs.weight": torch.ones(8)})
+    with pytest.raises(UnsupportedArchitectureError, match=r"dimension_count: is 8, and rope_freqs\.weight has 8"):
+        dequantize(tmp_path / "tiny.gguf", folder, torch.float32)
+
+
 def test_factors_of_published_models_are_recognized() -> None:
     """Llama 3.1 has 64 frequencies over a base of 500,000."""
     published = {**LLAMA3, "rope_theta": 5e5, "factor": 32.0, "original_max_position_embeddings": 8192}

@@ -330,8 +330,8 @@ def test_errors_of_a_wheel_name_the_file_in_it(tmp_path: Path, run: Run, monkeyp
     writer.close()
     settings = wheel_settings(tmp_path, tmp_path / "other.gguf", monkeypatch)
     refused(settings, run, "falcon: this architecture is not supported", UnsupportedArchitectureError)
-    writer = tmp_path / "other.gguf"
-    writer.write_bytes(writer.read_bytes()[:-1000])
+    other = tmp_path / "other.gguf"
+    other.write_bytes(other.read_bytes()[:-1000])
     settings = wheel_settings(tmp_path, tmp_path / "other.gguf", monkeypatch)
     refused(settings, run, r"^tinymodel==1\.0/tinymodel/llama\.gguf: no usable GGUF file")
 
