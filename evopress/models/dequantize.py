@@ -1,6 +1,8 @@
 """A GGUF file turned into an ordinary Hugging Face folder."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from evopress.models.buildable import built_on_meta
 from evopress.models.gguf_config import read_config
-from evopress.models.gguf_header import GgufHeader, read_gguf_header
-from evopress.models.gguf_parts import join, parts_of
+from evopress.models.gguf_header import GgufHeader
+from evopress.models.gguf_parts import join, parts_of, whole_header
 from evopress.models.gguf_tokenizer import save_tokenizer
 from evopress.models.gguf_weights import read_weights, refuse_left_over
 from evopress.models.skeleton import skeleton_of
@@ -25,7 +27,7 @@ _SHARD = "5GB"
 def dequantize(gguf: Path, folder: Path, dtype: torch.dtype) -> list[Path]:
     """Write weights in ``dtype``, config, tokenizer with chat template, and generation config to ``folder``.
 
-    Takes memory for the weights, and disk space for a copy of a file that is split into parts.
+    Takes memory for the weights.
 
     Returns:
         The files that were read: ``gguf``, which is the first part where there are several.
@@ -36,25 +38,13 @@ def dequantize(gguf: Path, folder: Path, dtype: torch.dtype) -> list[Path]:
             for; the tensor or the key of the header is named.
     """
     disable_progress_bar()  # of transformers, whose bars would fill the log
-    parts = parts_of(gguf)
-    if len(parts) == 1:
-        _dequantize(gguf, folder, dtype)
-        return parts
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".joined.") as scratch:
-        joined = join(parts, Path(scratch, gguf.name))
-        try:
-            _dequantize(joined, folder, dtype)
-        except ModelError as error:
-            raise type(error)(str(error).replace(str(joined), str(gguf))) from error
-    return parts
-
-
-def _dequantize(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
-    header = read_gguf_header(gguf)
-    config = read_config(gguf)
+    header, config = whole_header(gguf), read_config(gguf)
     built_on_meta(config, header.elements)
-    model = _by_transformers(gguf, header, dtype) if is_gguf_arch_supported(header.architecture) else None
-    if model is None:
+    parts = parts_of(gguf)
+    if is_gguf_arch_supported(header.architecture):
+        with _one_file(parts, folder) as whole:
+            model = _by_transformers(whole, header, dtype)
+    else:
         model = skeleton_of(config, dtype)
         model.load_state_dict(read_weights(gguf, header, model, dtype), strict=False, assign=True)
         model.tie_weights()
@@ -62,6 +52,17 @@ def _dequantize(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
     model.generation_config.eos_token_id = _ends(header) or model.generation_config.eos_token_id
     model.generation_config.save_pretrained(folder)
     save_tokenizer(gguf, folder, config.get_text_config().vocab_size)
+    return parts
+
+
+@contextmanager
+def _one_file(parts: list[Path], folder: Path) -> Iterator[Path]:
+    """What transformers can read: the parts joined, for as long as it takes."""
+    if len(parts) == 1:
+        yield parts[0]
+        return
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".joined.") as scratch:
+        yield join(parts, Path(scratch, parts[0].name))
 
 
 def _by_transformers(gguf: Path, header: GgufHeader, dtype: torch.dtype) -> Any:

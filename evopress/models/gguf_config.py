@@ -13,7 +13,8 @@ import torch
 from transformers import AutoConfig
 
 from evopress.models import gguf_rope
-from evopress.models.gguf_header import GgufHeader, read_gguf_header
+from evopress.models.gguf_header import GgufHeader
+from evopress.models.gguf_parts import whole_header
 from evopress.models.gguf_weights import read_tensor
 from evopress.util.errors import ModelError, UnsupportedArchitectureError, brief
 
@@ -88,7 +89,7 @@ def read_config(path: Path) -> Any:
         ModelError: the file is damaged, or lacks a key.
         UnsupportedArchitectureError: it cannot be read from GGUF, or a key asks for what it cannot do; it is named.
     """
-    header = read_gguf_header(path)
+    header = whole_header(path)
     _check_kind(header, path)
     name = header.architecture
     if name in _BY_TRANSFORMERS:
@@ -100,7 +101,7 @@ def read_config(path: Path) -> Any:
         )
     try:
         held = [name for name in gguf_rope.FACTORS if name in header.tensors]
-        factors = {name: read_tensor(path, header.tensors[name]).reshape(-1).tolist() for name in held}
+        factors = {name: read_tensor(header.tensors[name]).reshape(-1).tolist() for name in held}
         return _config(_FAMILIES[name], _Source(header, _keys(header), factors))
     except UnsupportedArchitectureError as error:
         raise UnsupportedArchitectureError(f"{path}: {name}.{error}; give the model's safetensors") from error

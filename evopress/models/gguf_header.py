@@ -41,6 +41,8 @@ _TYPES = {
 class GgufTensor:
     """A tensor of a GGUF file, and where it lies."""
 
+    path: Path
+    """The file."""
     kind: int
     """Number of its type, in the gguf library's `GGMLQuantizationType`."""
     shape: tuple[int, ...]
@@ -76,6 +78,7 @@ class GgufHeader:
 class _Reader:
     """Little-endian values from a stream, never more than the file holds."""
 
+    path: Path
     stream: BinaryIO
     size: int
     whole: str | None = None
@@ -165,7 +168,7 @@ def read_gguf_header(path: Path, *, whole: str | None = None) -> GgufHeader:
         raise ModelError(f"{path}: is a folder, not a GGUF file; write `source: folder`, or name the file in it")
     try:
         with path.open("rb") as stream:
-            return _read(_Reader(stream, path.stat().st_size, whole))
+            return _read(_Reader(path, stream, path.stat().st_size, whole))
     except FileNotFoundError:
         raise ModelError(f"{path}: missing; check the path of the GGUF file") from None
     except (OSError, ValueError, struct.error) as error:
@@ -186,7 +189,8 @@ def _read(reader: _Reader) -> GgufHeader:
         if key in metadata:
             raise ValueError(f"has {key!r} twice")
         metadata[key] = reader.value(key)
-    _check_blocks(metadata, tensors)
+    if not isinstance(metadata.get(SPLIT_COUNT), int) or metadata[SPLIT_COUNT] <= 1:  # else others hold most tensors
+        check_blocks(metadata, tensors)
     found: dict[str, GgufTensor] = {}
     for _ in range(tensors):
         name = reader.name()
@@ -196,10 +200,12 @@ def _read(reader: _Reader) -> GgufHeader:
     return GgufHeader(metadata, _placed(found, reader, metadata.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)))
 
 
-def _check_blocks(metadata: Mapping[str, Any], tensors: int) -> None:
-    """A model with more blocks than weights would be built at length, and in vain."""
-    if isinstance(metadata.get(SPLIT_COUNT), int) and metadata[SPLIT_COUNT] > 1:
-        return  # most weights lie in other files; what is joined of them is checked again
+def check_blocks(metadata: Mapping[str, Any], tensors: int) -> None:
+    """Refuse more blocks than tensors: such a model would be built at length, and in vain.
+
+    Raises:
+        ValueError: there are more.
+    """
     for key, value in metadata.items():
         if key.endswith(".block_count") and not (isinstance(value, int) and 0 <= value <= tensors):
             raise ValueError(f"gives {key} as {value!r}, with {tensors} tensors")
@@ -217,7 +223,7 @@ def _tensor(reader: _Reader, name: str) -> GgufTensor:
     block, size = _TYPES[kind]
     if 0 in dimensions or (dimensions[0] if dimensions else 1) % block:
         raise ValueError(f"gives tensor {name!r} the shape {dimensions}, which its type cannot have")
-    return GgufTensor(kind, tuple(reversed(dimensions)), offset, math.prod(dimensions) // block * size)
+    return GgufTensor(reader.path, kind, tuple(reversed(dimensions)), offset, math.prod(dimensions) // block * size)
 
 
 def _placed(tensors: Mapping[str, GgufTensor], reader: _Reader, alignment: Any) -> dict[str, GgufTensor]:

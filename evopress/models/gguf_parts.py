@@ -1,13 +1,19 @@
 """A GGUF file that was split into parts (`model-00001-of-00003.gguf`), joined again."""
 
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import gguf
 
-from evopress.models.gguf_header import SPLIT_COUNT, SPLIT_TENSORS, read_gguf_header
+from evopress.models.gguf_header import (
+    SPLIT_COUNT,
+    SPLIT_TENSORS,
+    GgufHeader,
+    GgufTensor,
+    check_blocks,
+    read_gguf_header,
+)
 from evopress.util.errors import ModelError
 
 _SPLIT_NUMBER = "split.no"
@@ -44,15 +50,39 @@ def parts_of(path: Path) -> list[Path]:
     return parts
 
 
-def join(parts: list[Path], target: Path) -> Path:
-    """Write one GGUF file with the header of the first part, without its `split.*`, and the tensors of all.
+def whole_header(path: Path) -> GgufHeader:
+    """The header of a model's first file, with the tensors of all its parts.
 
     Raises:
-        ModelError: a tensor lies in two parts, or there are fewer than the header says.
+        ModelError: as ``parts_of``; or a tensor lies in two parts, or there are fewer than the header says.
     """
+    parts = parts_of(path)
+    first = read_gguf_header(path)
+    if len(parts) == 1:
+        return first
+    tensors: dict[str, GgufTensor] = {}
+    for part in parts:
+        held = read_gguf_header(part).tensors
+        if twice := sorted(set(held) & set(tensors)):
+            raise ModelError(f"{path}: {twice[0]} lies in two of the parts; they do not belong together")
+        tensors.update(held)
+    promised = first.metadata.get(SPLIT_TENSORS, len(tensors))
+    if promised != len(tensors):
+        raise ModelError(
+            f"{path}: promises {promised} tensors ({SPLIT_TENSORS}), and its parts hold {len(tensors)}; fetch them "
+            "again"
+        )
+    try:
+        check_blocks(first.metadata, len(tensors))
+    except ValueError as error:
+        raise ModelError(f"{path}: no usable GGUF file: it {error}; fetch it again") from error
+    return GgufHeader(first.metadata, tensors)
+
+
+def join(parts: list[Path], target: Path) -> Path:
+    """Write one GGUF file with the header of the first part, without its `split.*`, and the tensors of all."""
     readers = [gguf.GGUFReader(part) for part in parts]
     tensors = [tensor for reader in readers for tensor in reader.tensors]
-    _check_tensors(parts[0], [tensor.name for tensor in tensors])
     writer = gguf.GGUFWriter(target, read_gguf_header(parts[0]).architecture)
     for field in readers[0].fields.values():
         if not field.name.startswith(("GGUF.", "split.")) and field.name != gguf.Keys.General.ARCHITECTURE:
@@ -67,17 +97,6 @@ def join(parts: list[Path], target: Path) -> Path:
         writer.write_tensor_data(tensor.data)
     writer.close()
     return target
-
-
-def _check_tensors(first: Path, names: list[str]) -> None:
-    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
-    if times > 1:
-        raise ModelError(f"{first}: {name} lies in two of the parts; they do not belong together")
-    promised = read_gguf_header(first).metadata.get(SPLIT_TENSORS, len(names))
-    if promised != len(names):
-        raise ModelError(
-            f"{first}: promises {promised} tensors ({SPLIT_TENSORS}), and its parts hold {len(names)}; fetch them again"
-        )
 
 
 def _copy(field: Any, writer: gguf.GGUFWriter) -> None:

@@ -22,8 +22,8 @@ def read_weights(path: Path, header: GgufHeader, model: Any, dtype: torch.dtype)
     """Every weight of ``model`` in ``dtype``, by its name there; those that are tied to another are left out.
 
     Args:
-        path: the file.
-        header: its header.
+        path: the file, for messages.
+        header: its header, with the tensors of all parts.
         model: of transformers, whose weights may be on the meta device.
         dtype: of the result.
 
@@ -79,13 +79,13 @@ def refuse_left_over(path: Path, architecture: str, names: Iterable[str]) -> Non
         )
 
 
-def read_tensor(path: Path, tensor: GgufTensor) -> torch.Tensor:
+def read_tensor(tensor: GgufTensor) -> torch.Tensor:
     """A tensor in float32.
 
     Raises:
         NotImplementedError: its type cannot be unpacked.
     """
-    raw: Any = np.memmap(path, np.uint8, "r", tensor.start, (tensor.size,))
+    raw: Any = np.memmap(tensor.path, np.uint8, "r", tensor.start, (tensor.size,))
     kind = gguf.GGMLQuantizationType(tensor.kind)
     if kind.name in _PLAIN:
         values = raw.view(_PLAIN[kind.name]).astype(np.float32)
@@ -97,7 +97,7 @@ def read_tensor(path: Path, tensor: GgufTensor) -> torch.Tensor:
 
 def _read_named(path: Path, header: GgufHeader, key: str) -> torch.Tensor:
     try:
-        return read_tensor(path, header.tensors[key])
+        return read_tensor(header.tensors[key])
     except (NotImplementedError, KeyError, ValueError) as error:
         kind = gguf.GGMLQuantizationType(header.tensors[key].kind).name
         raise ModelError(

@@ -13,6 +13,7 @@ from gguf_files import LAYER, RMS
 
 from evopress.models.block_count import count_blocks
 from evopress.models.dequantize import dequantize
+from evopress.models.gguf_config import read_config
 from evopress.models.gguf_rope import from_factors
 from evopress.models.sources import GgufModel
 from evopress.util.errors import ModelError, UnsupportedArchitectureError
@@ -358,7 +359,11 @@ def split(path: Path, count: int, tensors: int | None = None) -> list[Path]:
     reader = gguf.GGUFReader(path)
     parts = [path.with_name(f"tiny-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
     for number, part in enumerate(parts):
-        writer = gguf.GGUFWriter(part, "llama") if number == 0 else gguf.GGUFWriter(part, "")
+        writer = (
+            gguf.GGUFWriter(part, reader.fields["general.architecture"].contents())
+            if number == 0
+            else gguf.GGUFWriter(part, "")
+        )
         for key in list(reader.fields.values()) if number == 0 else []:
             if not key.name.startswith("GGUF.") and key.name != "general.architecture":
                 kind = key.types[0]
@@ -378,9 +383,11 @@ def split(path: Path, count: int, tensors: int | None = None) -> list[Path]:
     return parts
 
 
-def test_split_files_are_joined(tmp_path: Path, folder: Path) -> None:
-    model = write(tmp_path / "whole.gguf", llama())
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
+def test_split_files_are_joined(name: str, tmp_path: Path, folder: Path) -> None:
+    model = write(tmp_path / "whole.gguf", CASES[name])
     parts = split(tmp_path / "whole.gguf", 3)
+    assert read_config(parts[0]).num_hidden_layers == 3
     assert count_blocks(GgufModel(path=str(parts[0]))) == 3
     assert dequantize(parts[0], folder, torch.float32) == parts
     same_logits(folder, model)
