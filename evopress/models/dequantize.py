@@ -43,7 +43,7 @@ def dequantize(gguf: Path, folder: Path, dtype: torch.dtype) -> list[Path]:
     parts = parts_of(gguf)
     if is_gguf_arch_supported(header.architecture):
         with _one_file(parts, folder) as whole:
-            model = _by_transformers(whole, header, dtype)
+            model = _by_transformers(gguf, whole, header, dtype)
     else:
         model = skeleton_of(config, dtype)
         model.load_state_dict(read_weights(gguf, header, model, dtype), strict=False, assign=True)
@@ -65,13 +65,15 @@ def _one_file(parts: list[Path], folder: Path) -> Iterator[Path]:
         yield join(parts, Path(scratch, parts[0].name))
 
 
-def _by_transformers(gguf: Path, header: GgufHeader, dtype: torch.dtype) -> Any:
-    """The model as transformers reads it, with every tensor of the file and nothing that is not in it."""
+def _by_transformers(gguf: Path, whole: Path, header: GgufHeader, dtype: torch.dtype) -> Any:
+    """The model as transformers reads it from ``whole``, with every tensor and nothing that is not in the file."""
     # Where the package `kernels` is installed, weights would stay packed unless this is said.
     options: Any = {"quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
     loaded: Any
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            whole.parent, gguf_file=whole.name, dtype=torch.float32, **options
+        )
     except Exception as error:  # foreign parsers meet foreign data
         raise ModelError(f"{gguf}: damaged or cut short ({brief(error)}); fetch it again") from error
     model, info = loaded

@@ -312,8 +312,10 @@ def _of_transformers(path: Path, header: GgufHeader, honoured: set[str]) -> Any:
                 "safetensors"
             )
     try:
-        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     except KeyError as error:
         raise ModelError(f"{path}: its header lacks {error.args[0]}; convert the model again") from error
     except Exception as error:  # foreign parsers meet foreign data
         raise ModelError(f"{path}: its config cannot be read ({brief(error)}); fetch it again") from error
+    config.tie_word_embeddings = "output.weight" not in header.tensors  # which may lie in another part
+    return config
