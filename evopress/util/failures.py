@@ -29,7 +29,8 @@ class BriefErrors(logging.Filter):
         of_a_job = hasattr(record, "jobid") and hasattr(record, "input") and record.levelno >= logging.ERROR
         of_its_command = "CalledProcessError" in message
         if of_a_job:
-            record.input = [str(path) for path in record.input or [] if not str(path).endswith(".py")]
+            inputs = record.__dict__["input"] or []
+            record.__dict__["input"] = [path for path in map(str, inputs) if not path.endswith(".py")]
         return not (of_its_command or (self.interrupted and of_a_job))
 
 

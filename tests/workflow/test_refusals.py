@@ -68,7 +68,7 @@ def with_(settings: dict[str, Any], *path: str, value: Any) -> dict[str, Any]:
         (("data", "search", "tokens"), 4096, "data.search: "),
         (
             ("data", "evaluation", "Search"),
-            {"source": "python_docs", "tokens": 512},
+            {"source": "python_docs", "tokens": 512, "sequence_length": 32},
             "data.evaluation.Search: differs from 'search' in case alone",
         ),
     ],
