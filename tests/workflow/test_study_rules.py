@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
+from evopress.artifacts.study_tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 from planning import REPOSITORY, Checkout
 from test_incremental import edited, replaced
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.study_tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 from evopress.artifacts.tables import read_table
 from evopress.workflow.reference import rows
 from evopress.workflow.settings import Settings

@@ -15,16 +15,16 @@ from snakemake.persistence.file import FilePersistence
 
 from evopress.util.accelerators import usable_devices
 from evopress.artifacts.origin import require_settings
-from evopress.artifacts.paths import DENSE, Run, manifest_path, text_path
+from evopress.artifacts.paths import DENSE, Run, manifest_path
 from evopress.workflow import files
 from evopress.workflow import slices
 from evopress.workflow.code_dependencies import code_closure
 from evopress.workflow.devices import devices_of_job, devices_of_search
 from evopress.workflow.loading import combined, read_yaml
-from evopress.workflow.settings import Settings
 from evopress.compression.settings import needs_chain
 from evopress.util.errors import EvopressError
 from evopress.models.block_count import count_blocks
+from studies.run import StudiedSettings, studied_slices
 
 
 def unrecorded(artifacts):
@@ -39,7 +39,7 @@ try:
     # Snakemake merges its config files into `config` key by key; a section whose kind changes must be replaced whole.
     asked = workflow.config_settings
     VALUES = combined([*map(read_yaml, asked.configfiles), asked.config])
-    SETTINGS = Settings.load(VALUES)
+    SETTINGS = StudiedSettings.load(VALUES)
     RESULTS = Run(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
     MODEL_FILES = files.model_files(SETTINGS.model)
@@ -47,7 +47,8 @@ try:
     SEARCH_FILES = {name: files.search_files(made, f"searches.{name}") for name, made in SETTINGS.searches.items()}
     TEXT_FILES = {name: files.text_files(text) for name, text in slices.texts(SETTINGS).items()}
     if workflow.is_main_process:
-        require_settings(unrecorded(slices.expected_slices(SETTINGS, RESULTS, BLOCKS)), RESULTS.root)
+        expected = [*slices.expected_slices(SETTINGS, RESULTS, BLOCKS), *studied_slices(SETTINGS, RESULTS)]
+        require_settings(unrecorded(expected), RESULTS.root)
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
 
@@ -88,9 +89,9 @@ SCRIPT = {"python": interpreter, "common": common}
 MANY_THREADS = 16  # for jobs that run alone; Snakemake gives no more than `--cores`
 
 
-def code(script):
+def code(script, folder="scripts"):
     """The script and the modules it uses: inputs of its rule, so that an edit reruns it."""
-    return code_closure(Path("scripts") / script)
+    return code_closure(Path(folder) / script)
 
 
 def with_manifest(*tensors):

@@ -3,8 +3,8 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.config.studies import ReportedStudies
-from evopress.studies.compare_searches import compare_searches
+from studies.comparison import compare_searches
+from studies.settings import ReportedStudies
 
 
 def main(arguments: Namespace) -> None:

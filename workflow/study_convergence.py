@@ -3,8 +3,8 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.config.studies import ConvergenceSettings
-from evopress.studies.measure_convergence import measure_convergence
+from studies.convergence import measure_convergence
+from studies.settings import ConvergenceSettings
 
 
 def main(arguments: Namespace) -> None:

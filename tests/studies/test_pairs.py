@@ -5,13 +5,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-
 from evopress.artifacts.study_tables import CONVERGENCE
-from evopress.artifacts.tables import TRACE
 from evopress.config.studies import MonotonicitySettings, require_text
-from evopress.report.comparison import Cell, Column, Comparison
-from evopress.search.evolution.initial import even_candidate
-from evopress.search.space import Level, Space, Unit
 from evopress.studies.comparison import as_comparison, group_table, mean_and_spread
 from evopress.studies.convergence import Case, bit_space, cases, convergence_table, fits, generations_to_optimum
 from evopress.studies.monotonicity import (
@@ -25,6 +20,11 @@ from evopress.studies.monotonicity import (
     unit_errors,
 )
 from evopress.studies.progress import best_so_far
+
+from evopress.artifacts.tables import TRACE
+from evopress.report.comparison import Cell, Column, Comparison
+from evopress.search.evolution.initial import even_candidate
+from evopress.search.space import Level, Space, Unit
 
 KL, TASK = Column("KL", "novels", 4, "low"), Column("quiz", "acc", 3, "high")
 

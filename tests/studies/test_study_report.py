@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from evopress.artifacts.study_tables import COMPARISON, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
+from evopress.config.studies import ConvergenceSettings, ReportedStudies
+from evopress.report.study_plots import comparison_figure, progress_figure
+from evopress.studies.compare_searches import compare_searches
+from evopress.studies.measure_convergence import measure_convergence
 from finished_run import make_results, provenance, write_configuration, write_tokens
 from test_report import _measure, _Page, _trace
 
 from evopress.artifacts.paths import Run, text_path
-from evopress.artifacts.study_tables import COMPARISON, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 from evopress.artifacts.tables import EFFORT, TRACE, VARIANTS, read_table, write_table
-from evopress.config.studies import ConvergenceSettings, ReportedStudies
 from evopress.report.page import write_report
-from evopress.report.study_plots import comparison_figure, progress_figure
-from evopress.studies.compare_searches import compare_searches
-from evopress.studies.measure_convergence import measure_convergence
 from evopress.util.errors import ArtifactError
 
 GROUPS = {"uniform": ("uniform",), "evo": ("evo-seed0", "evo-seed1")}

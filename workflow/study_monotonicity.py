@@ -3,8 +3,8 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.config.studies import MonotonicitySettings
-from evopress.studies.measure_monotonicity import measure_monotonicity
+from studies.monotonicity import measure_monotonicity
+from studies.settings import MonotonicitySettings
 
 
 def main(arguments: Namespace) -> None:
