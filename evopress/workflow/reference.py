@@ -1,4 +1,7 @@
-"""What is derived from the settings classes, for workflow/reference.py: config/schema.json and config/README.md's tables."""
+"""What is derived from the settings classes: config/schema.json and the reference in config/README.md.
+
+``python workflow/reference.py`` writes both.
+"""
 
 import json
 import re
