@@ -14,7 +14,7 @@ from evopress.search.settings import (
 )
 
 
-class Choice(Protocol):
+class LevelChoice(Protocol):
     """Settings of what picks levels from variants: a search, or an experiment."""
 
     @property
@@ -26,7 +26,7 @@ class Choice(Protocol):
         """Budget, as the family of the variants counts it."""
 
 
-def level_problems(where: str, search: Choice, variants: Mapping[str, VariantSettings]) -> Iterator[str]:
+def level_problems(where: str, search: LevelChoice, variants: Mapping[str, VariantSettings]) -> Iterator[str]:
     """Why a search, or an experiment, cannot pick from its variants.
 
     Args:
@@ -65,7 +65,7 @@ def level_problems(where: str, search: Choice, variants: Mapping[str, VariantSet
         )
 
 
-def _depth_problems(where: str, search: Choice, made: DropSettings) -> Iterator[str]:
+def _depth_problems(where: str, search: LevelChoice, made: DropSettings) -> Iterator[str]:
     name, target = search.variants, search.target
     if isinstance(search, UniformSettings | OwlSettings):
         yield (

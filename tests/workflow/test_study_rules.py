@@ -1,6 +1,7 @@
 """Studies through the workflow: run on the tiny model, asked what runs again, and every ready config planned."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from test_incremental import edited, replaced
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import read_table
 from evopress.workflow.reference import rows
-from studies.paths import candidates_path, comparison_path, convergence_path, pairs_path
+from studies.paths import candidates_path, comparison_path, convergence_path, pairs_path, sections_path
 from studies.run import StudiedSettings
 from studies.tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 
@@ -141,6 +142,25 @@ def test_edited_code_of_a_study_repeats_it(
     with edited(studied.root / name, b"\n"):
         planned = studied.plan(study, targets=TARGETS) - {*TARGETS}
     assert planned == expected | {"study_report", "report"}
+
+
+@pytest.mark.parametrize(
+    ("path_of", "expected"),
+    [
+        (sections_path, {"study_report", "report"}),
+        (convergence_path, {"study_convergence", "study_report", "report"}),
+    ],
+)
+def test_what_a_failed_study_has_left_undone_is_missed(
+    studied: Checkout, study: dict[str, Any], path_of: Callable[[Run], Path], expected: set[str]
+) -> None:
+    """Snakemake removes the outputs of a job that fails, while the report of the run before is still there."""
+    path = path_of(Run(studied.root / "results/tiny"))
+    aside = path.rename(path.with_suffix(".aside"))
+    try:
+        assert studied.plan(study) == expected
+    finally:
+        aside.rename(path)
 
 
 def test_a_target_without_its_settings_says_where_they_are(finished: Checkout, settings: dict[str, Any]) -> None:

@@ -232,12 +232,12 @@ def unfinished():
     yield from (path for path in large_results() if not path.exists() and not records.metadata(IOFile(path)))
 
 
-def studied(tables, section, others=(RESULTS.report, RESULTS.summary)):
+def studied(tables, section, reported=True):
     """What a study's target asks for; an error where the settings do not name what is to be studied."""
 
     def inputs(wildcards):
         if not tables:
             raise WorkflowError(f"{section} names nothing to study; add --configfile config/studies/<target>.yaml")
-        return [*tables, *others]
+        return [*tables, *([*STUDY_SECTIONS, RESULTS.report, RESULTS.summary] if reported else [])]
 
     return inputs

@@ -40,7 +40,7 @@ rule monotonicity:
 rule convergence:
     # Without the report, which would fetch and measure a model.
     input:
-        studied(CONVERGENCE_TABLES, "studies.convergence", others=()),
+        studied(CONVERGENCE_TABLES, "studies.convergence", reported=False),
 
 
 rule study_comparison:
