@@ -158,7 +158,8 @@ def test_what_a_failed_study_has_left_undone_is_missed(
     path = path_of(Run(studied.root / "results/tiny"))
     aside = path.rename(path.with_suffix(".aside"))
     try:
-        assert studied.plan(study) == expected
+        planned = studied.plan(study)
+        assert {job for job in planned if not job.startswith("card ")} == expected  # no target above has made cards
     finally:
         aside.rename(path)
 
