@@ -1,7 +1,9 @@
 """Parquet tables with a fixed schema, a checksum and provenance."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -129,6 +131,13 @@ TASKS = pa.schema(
     ]
 )
 
+SECTIONS = pa.schema(
+    [
+        pa.field("title", pa.string(), metadata={"about": "heading in the report"}),
+        pa.field("html", pa.string(), metadata={"about": "what stands below it (report/sections.py)"}),
+    ]
+)
+
 _PROVENANCE = PROVENANCE_KEY.encode()
 _DIGEST = b"evopress.sha256"
 """Key, in the file's own metadata, of the sha256 of the whole file with this digest's place filled with zeros.
@@ -197,6 +206,15 @@ def read_provenance(path: Path) -> Provenance:
         return Provenance.loads(metadata[_PROVENANCE].decode())
     except (KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: no readable provenance ({error!r}); delete it and run again") from error
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Settings that made a table, as it records them.
+
+    Raises:
+        ArtifactError: it has no readable provenance.
+    """
+    return json.loads(read_provenance(path).settings)
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:

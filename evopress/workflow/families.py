@@ -2,23 +2,32 @@
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from typing import Protocol
 
 from evopress.compression.settings import DropSettings, GptqSettings, VariantSettings, pattern_sparsity
-from evopress.config.studies import MonotonicitySettings
 from evopress.search.settings import (
     BruteSettings,
     DpSettings,
     OwlSettings,
     ScoresSettings,
-    SearchSettings,
     UniformSettings,
 )
 
 
-def level_problems(
-    where: str, search: SearchSettings | MonotonicitySettings, variants: Mapping[str, VariantSettings]
-) -> Iterator[str]:
-    """Why a search, or a study, cannot pick from its variants.
+class LevelChoice(Protocol):
+    """Settings of what picks levels from variants: a search, or an experiment."""
+
+    @property
+    def variants(self) -> str:
+        """Name of the variants."""
+
+    @property
+    def target(self) -> float:
+        """Budget, as the family of the variants counts it."""
+
+
+def level_problems(where: str, search: LevelChoice, variants: Mapping[str, VariantSettings]) -> Iterator[str]:
+    """Why a search, or an experiment, cannot pick from its variants.
 
     Args:
         where: dotted path of its settings.
@@ -56,7 +65,7 @@ def level_problems(
         )
 
 
-def _depth_problems(where: str, search: SearchSettings | MonotonicitySettings, made: DropSettings) -> Iterator[str]:
+def _depth_problems(where: str, search: LevelChoice, made: DropSettings) -> Iterator[str]:
     name, target = search.variants, search.target
     if isinstance(search, UniformSettings | OwlSettings):
         yield (

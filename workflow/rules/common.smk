@@ -16,14 +16,13 @@ from snakemake.persistence.file import FilePersistence
 
 from evopress.util.accelerators import usable_devices
 from evopress.artifacts.origin import require_settings
-from evopress.artifacts.paths import DENSE, Run, manifest_path, text_path
+from evopress.artifacts.paths import DENSE, Run, manifest_path
 from evopress.workflow import files
 from evopress.workflow import slices
 from evopress.workflow.code_dependencies import code_closure
 from evopress.config.data import leaks
 from evopress.workflow.devices import devices_of_job, devices_of_search
 from evopress.workflow.loading import combined, read_yaml
-from evopress.workflow.settings import Settings
 from evopress.config.tasks import require_tasks
 from evopress.compression.settings import needs_chain
 from evopress.util.errors import EvopressError
@@ -32,6 +31,7 @@ from evopress.models.block_count import count_blocks
 from evopress.plan.foreseen import require_fit
 from evopress.plan.memory import Memory
 from evopress.plan.model_config import model_config
+from studies.run import StudiedSettings, studied_slices
 
 
 def unrecorded(artifacts):
@@ -46,7 +46,7 @@ try:
     # Snakemake merges its config files into `config` key by key; a section whose kind changes must be replaced whole.
     asked = workflow.config_settings
     VALUES = combined([*map(read_yaml, asked.configfiles), asked.config])
-    SETTINGS = Settings.load(VALUES)
+    SETTINGS = StudiedSettings.load(VALUES)
     RESULTS = Run(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
     MODEL_CONFIG = model_config(SETTINGS.model, RESULTS)
@@ -59,7 +59,8 @@ try:
         require_tasks(SETTINGS.evaluation.tasks)
         for sentence in leaks(SETTINGS.data):
             logger.warning(f"Warning: {sentence}")
-        require_settings(unrecorded(slices.expected_slices(SETTINGS, RESULTS, BLOCKS)), RESULTS.root)
+        expected = [*slices.expected_slices(SETTINGS, RESULTS, BLOCKS), *studied_slices(SETTINGS, RESULTS)]
+        require_settings(unrecorded(expected), RESULTS.root)
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
 
@@ -106,9 +107,9 @@ SCRIPT = {"python": interpreter, "common": common}
 MANY_THREADS = 16  # for jobs that run alone; Snakemake gives no more than `--cores`
 
 
-def code(script):
+def code(script, folder="scripts"):
     """The script and the modules it uses: inputs of its rule, so that an edit reruns it."""
-    return code_closure(Path("scripts") / script)
+    return code_closure(Path(folder) / script)
 
 
 def with_manifest(*tensors):
@@ -275,12 +276,12 @@ def unfinished():
     yield from (path for path in large_results() if not path.exists() and not records.metadata(IOFile(path)))
 
 
-def studied(tables, section, others=(RESULTS.report, RESULTS.summary)):
+def studied(tables, section, reported=True):
     """What a study's target asks for; an error where the settings do not name what is to be studied."""
 
     def inputs(wildcards):
         if not tables:
             raise WorkflowError(f"{section} names nothing to study; add --configfile config/studies/<target>.yaml")
-        return [*tables, *others]
+        return [*tables, *([*STUDY_SECTIONS, RESULTS.report, RESULTS.summary] if reported else [])]
 
     return inputs

@@ -3,13 +3,12 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.config.studies import ReportedStudies
+from studies.comparison import compare_searches
+from studies.settings import ReportedStudies
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    from evopress.studies.compare_searches import compare_searches
-
     compare_searches(arguments.results, arguments.settings.groups)
 
 

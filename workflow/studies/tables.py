@@ -2,6 +2,9 @@
 
 import pyarrow as pa
 
+Rows = list[list[str]]
+"""A table as text: the first row names the columns."""
+
 COMPARISON = pa.schema(
     [
         pa.field(

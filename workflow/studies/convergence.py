@@ -12,12 +12,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from evopress.artifacts.study_tables import CONVERGENCE
+from evopress.artifacts.atomic import write_text
+from evopress.artifacts.paths import Run
+from evopress.artifacts.provenance import Provenance
+from evopress.artifacts.tables import write_table
+from evopress.plan.text import columns
 from evopress.search.evolution.generations import State, next_generation
 from evopress.search.evolution.selection import Judgement, Step
 from evopress.search.minibatch import Minibatch
 from evopress.search.space import Level, Space, Unit
+from evopress.util.progress import progress
+from studies.paths import convergence_path, text_path
+from studies.settings import ConvergenceSettings
+from studies.tables import CONVERGENCE, Rows
 
+NO_MODEL = ""
+"""Fingerprint in the provenance of what was made without a model."""
 DRAWN = "min(U(1,3), U(1,3))"
 """Name of the paper's mutation, which draws the number of switches of each offspring."""
 
@@ -51,6 +61,21 @@ class Case:
     def bound(self) -> float:
         """k(n - k)/lambda."""
         return self.kept * (self.units - self.kept) / self.offspring
+
+
+def measure_convergence(run: Run, settings: ConvergenceSettings) -> None:
+    """Write the table of all runs, and its fits as text beside it.
+
+    Raises:
+        ArtifactError: they cannot be written.
+    """
+    runs = list(cases(settings.units, settings.kept, settings.offspring, settings.switches, settings.runs))
+    with progress("convergence", len(runs), "runs") as bar:
+        table = convergence_table(runs, bar.advance)
+    path = convergence_path(run)
+    write_table(table, path, CONVERGENCE, Provenance("convergence", settings.model_dump_json(), NO_MODEL))
+    title = "Generations to the optimum of linear objectives, against k(n - k)/lambda"
+    write_text(text_path(path), f"{title}\n\n{columns(convergence_rows(table))}\n")
 
 
 def bit_space(units: int, kept: int) -> Space:
@@ -123,3 +148,19 @@ def fits(table: pd.DataFrame) -> pd.DataFrame:
         exponent = float(np.polyfit(np.log(x), np.log(np.maximum(y, 0.5)), 1)[0])
         rows.append((switches, slope, r2, exponent, len(means)))
     return pd.DataFrame(rows, columns=["switches", "slope", "r2", "exponent", "cases"])
+
+
+def convergence_rows(table: pd.DataFrame) -> Rows:
+    """One row of text for each kind of mutation.
+
+    Args:
+        table: columns of CONVERGENCE.
+    """
+    header = ["switches", "cases", "slope", "R²", "exponent"]
+    return [
+        header,
+        *(
+            [fit["switches"], f"{fit['cases']}", f"{fit['slope']:.2f}", f"{fit['r2']:.3f}", f"{fit['exponent']:.2f}"]
+            for fit in fits(table).to_dict("records")
+        ),
+    ]

@@ -3,13 +3,12 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.config.studies import ConvergenceSettings
+from studies.convergence import measure_convergence
+from studies.settings import ConvergenceSettings
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    from evopress.studies.measure_convergence import measure_convergence
-
     measure_convergence(arguments.results, arguments.settings)
 
 

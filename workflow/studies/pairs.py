@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from evopress.artifacts.study_tables import MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 from evopress.search.evolution.initial import even_candidate, initial_candidates
 from evopress.search.evolution.mutation import mutate
 from evopress.search.space import Candidate, Space
 from evopress.search.strategies.knapsack import least_error
+from studies.tables import MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 
 Judge = Callable[[NDArray[np.int16]], NDArray[np.float64]]
 """Candidates [C, units] to the mean fitness of each on each sequence of a text, [C, S]; lower is better."""

@@ -1,10 +1,10 @@
 """Ready studies compare searches that judge equally many tokens: counted by the engine on a made-up objective."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
-from test_config import REPOSITORY
 
 from evopress.search.evolution.selection import Judgement
 from evopress.search.minibatch import Minibatch, draw_minibatch
@@ -16,6 +16,7 @@ from evopress.search.strategies.random import draws
 from evopress.workflow.loading import read_yaml
 from evopress.workflow.settings import Settings, lay_over
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 BLOCKS = 30
 SIZES = (331776, 110592, 110592, 331776, 884736, 884736, 884736)
 """Weights of the layers of a block of the embedded model."""

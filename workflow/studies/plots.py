@@ -11,8 +11,7 @@ from matplotlib.ticker import NullFormatter
 
 from evopress.artifacts.paths import DENSE
 from evopress.report.plots import ACCENT, INK, STYLE, to_svg
-from evopress.studies.convergence import fits
-from evopress.studies.progress import best_so_far
+from studies.convergence import fits
 
 MOST_PANELS = 4
 """Quantities that the comparison's figure has room for."""
@@ -63,6 +62,28 @@ def progress_figure(traces: Mapping[str, Sequence[pd.DataFrame]], fitness: Mappi
             axes.legend(frameon=False)
             _grid(axes)
         return to_svg(figure)
+
+
+def best_so_far(trace: pd.DataFrame) -> pd.DataFrame:
+    """Least fitness of the accepted candidates up to each generation, by the tokens judged until its end.
+
+    Fitness is that of the last selection step, where the parent has part; starts that were compared on less text are
+    passed over. Where the last step sees the whole search text, all values are on the same tokens; otherwise a lucky
+    draw of tokens shows as progress.
+
+    Args:
+        trace: columns of TRACE.
+
+    Returns:
+        Columns generation, tokens, best: one row for each generation that accepted a candidate.
+    """
+    spent = trace.groupby("generation")["tokens"].sum().cumsum()
+    accepted = trace[trace["accepted"]]
+    text = accepted["sequences"].map(len)
+    best = accepted[text == text.max()].groupby("generation")["fitness"].min().cummin()
+    curve = best.rename("best").reset_index()
+    curve["tokens"] = curve["generation"].map(spent)
+    return curve[["generation", "tokens", "best"]]
 
 
 def convergence_figure(table: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""Studies of the method itself, beside the compression of a model."""
+"""Settings of the studies: the section `studies` of a run's settings, and what each stage is given of it."""
 
 from typing import Annotated, Literal
 

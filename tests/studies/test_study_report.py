@@ -7,17 +7,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from finished_run import make_results, provenance, write_configuration, write_tokens
-from test_report import _measure, _Page, _trace
+from report_page import Page, measure, trace
 
-from evopress.artifacts.paths import Run, text_path
-from evopress.artifacts.study_tables import COMPARISON, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
+from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import EFFORT, TRACE, VARIANTS, read_table, write_table
-from evopress.config.studies import ConvergenceSettings, ReportedStudies
 from evopress.report.page import write_report
-from evopress.report.study_plots import comparison_figure, progress_figure
-from evopress.studies.compare_searches import compare_searches
-from evopress.studies.measure_convergence import measure_convergence
 from evopress.util.errors import ArtifactError
+from studies.comparison import compare_searches
+from studies.convergence import measure_convergence
+from studies.paths import candidates_path, comparison_path, pairs_path, sections_path, text_path
+from studies.plots import comparison_figure, progress_figure
+from studies.report import write_sections
+from studies.settings import ConvergenceSettings, ReportedStudies
+from studies.tables import COMPARISON, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 
 GROUPS = {"uniform": ("uniform",), "evo": ("evo-seed0", "evo-seed1")}
 STUDIES = ReportedStudies(groups=GROUPS, convergence=True, monotonicity=("bits",))
@@ -30,13 +32,13 @@ def run(tmp_path: Path) -> Run:
     run = make_results(tmp_path)
     write_tokens(run, "novels")
     write_table(pd.DataFrame(columns=VARIANTS.names), run.variant_table("gptq", 0), VARIANTS, provenance())
-    _measure(run, "dense", 10.0, 0.0, 0.9)
+    measure(run, "dense", 10.0, 0.0, 0.9)
     for number, search in enumerate(SEARCHES):
         write_configuration(run, search, level=None if number else "3")
-        write_table(_trace()[: None if number else 0], run.trace(search), TRACE, provenance())
+        write_table(trace()[: None if number else 0], run.trace(search), TRACE, provenance())
         effort = pd.DataFrame([(2000 * number, 1.5)], columns=EFFORT.names)
         write_table(effort, run.effort(search), EFFORT, provenance())
-        _measure(run, search, 20.0 - 4 * number, 0.5 - 0.1 * number, 0.6)
+        measure(run, search, 20.0 - 4 * number, 0.5 - 0.1 * number, 0.6)
     compare_searches(run, GROUPS)
     measure_convergence(run, ConvergenceSettings(units=(4, 6), kept=(0.5,), offspring=(1, 2), runs=2))
     _write_monotonicity(run)
@@ -47,28 +49,29 @@ def _write_monotonicity(run: Run) -> None:
     made = provenance({"fitness": "perplexity"})
     candidates = [(0, -1, 1.0, 5, 3.0, [0]), (1, -1, 2.0, 5, 2.0, [1]), (2, 1, 1.5, 6, 1.9, [2])]
     frame = pd.DataFrame(candidates, columns=MONOTONICITY_CANDIDATES.names)
-    write_table(frame, run.monotonicity_candidates("bits"), MONOTONICITY_CANDIDATES, made)
+    write_table(frame, candidates_path(run, "bits"), MONOTONICITY_CANDIDATES, made)
     pair = ("errors", 0, 1, 1.0, 2.0, math.log(20), math.log(10), 0.7, 0.1, 7.0, 32, True)
     frame = pd.DataFrame([pair], columns=MONOTONICITY_PAIRS.names)
-    write_table(frame, run.monotonicity_pairs("bits"), MONOTONICITY_PAIRS, made)
+    write_table(frame, pairs_path(run, "bits"), MONOTONICITY_PAIRS, made)
 
 
 def test_comparison_of_a_run_has_mean_spread_and_effort(run: Run) -> None:
-    table = read_table(run.comparison, COMPARISON).set_index(["search", "quantity", "of"])
+    table = read_table(comparison_path(run), COMPARISON).set_index(["search", "quantity", "of"])
     assert table.loc[("evo", "perplexity", "novels"), ["mean", "spread", "n"]].tolist() == pytest.approx(
         [14, 8**0.5, 2]
     )
     assert table.loc[("uniform", "KL", "letters"), "mean"] == 1.0
     assert table.loc[("evo", "tokens", "judged, thousands"), "mean"] == 3.0
     assert table.loc[("evo", "time", "s"), "n"] == 2 and ("dense", "time", "s") not in table.index
-    lines = text_path(run.comparison).read_text().splitlines()
+    lines = text_path(comparison_path(run)).read_text().splitlines()
     assert any(line.startswith("evo ") and "14.00 ±2.83*" in line for line in lines)
 
 
 def test_report_shows_every_study(run: Run) -> None:
-    write_report(run, SEARCHES, STUDIES)
+    write_sections(run, STUDIES)
+    write_report(run, SEARCHES, [sections_path(run)])
     text = run.report.read_text()
-    page = _Page(text)
+    page = Page(text)
     assert page.fetched == [] and "script" not in page.tags
     titles = re.findall("<h2>(.*?)</h2>", text)
     assert titles[:4] == ["Comparison", "Comparison over seeds", "Monotonicity: bits", "Convergence"]
@@ -94,14 +97,14 @@ def test_names_cannot_break_out_of_a_figure() -> None:
     rows = [(name, "KL", name, "low", 4, 1.0, math.nan, 1), ("other", "KL", name, "low", 4, 2.0, 0.1, 2)]
     for svg in (
         comparison_figure(pd.DataFrame(rows, columns=COMPARISON.names)),
-        progress_figure({name: [_trace()]}, {name: name}),
+        progress_figure({name: [trace()]}, {name: name}),
     ):
-        assert "<img" not in svg and "&lt;img src=x&gt;&amp;" in svg and _Page(svg).tags.count("svg") == 1
+        assert "<img" not in svg and "&lt;img src=x&gt;&amp;" in svg and Page(svg).tags.count("svg") == 1
 
 
 def test_a_study_of_another_model_is_refused(run: Run) -> None:
     other = provenance({"groups": {}}, fingerprint="e" * 64)
-    table = read_table(run.comparison, COMPARISON)
-    write_table(table, run.comparison, COMPARISON, other)
+    table = read_table(comparison_path(run), COMPARISON)
+    write_table(table, comparison_path(run), COMPARISON, other)
     with pytest.raises(ArtifactError, match=r"comparison\.parquet: was made for another model"):
-        write_report(run, SEARCHES, STUDIES)
+        write_sections(run, STUDIES)

@@ -3,13 +3,12 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.config.studies import MonotonicitySettings
+from studies.monotonicity import measure_monotonicity
+from studies.settings import MonotonicitySettings
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    from evopress.studies.measure_monotonicity import measure_monotonicity
-
     measure_monotonicity(
         arguments.results,
         arguments.name,

@@ -1,6 +1,5 @@
 """What the report says of the studies of a run."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +10,20 @@ from markupsafe import Markup
 
 from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
-from evopress.artifacts.study_tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
-from evopress.artifacts.tables import TRACE, read_provenance, read_table
-from evopress.config.studies import ReportedStudies
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.tables import SECTIONS, TRACE, read_provenance, read_table, settings_of, write_table
 from evopress.report.comparison import Comparison
-from evopress.report.study_plots import comparison_figure, convergence_figure, errors_figure, progress_figure
-from evopress.studies.comparison import as_comparison
-from evopress.studies.words import Rows, convergence_rows, measured, monotonicity_findings, monotonicity_rows, value
+from evopress.report.plots import FITNESS
+from evopress.report.sections import environment
+from studies.comparison import as_comparison
+from studies.convergence import convergence_rows
+from studies.monotonicity import measured, monotonicity_findings, monotonicity_rows, value
+from studies.paths import candidates_path, comparison_path, convergence_path, pairs_path, sections_path
+from studies.plots import comparison_figure, convergence_figure, errors_figure, progress_figure
+from studies.settings import ReportedStudies
+from studies.tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS, Rows
 
-FITNESS = {"kl": "KL (nats)", "topk_kl": "top-k KL (nats)", "perplexity": "log perplexity (nats)"}
-"""What values of fitness in a trace are."""
+TEMPLATE = Path(__file__).with_suffix(".html.j2")
 WITHIN_BUDGET = ("evolution", "random")
 """Strategies whose accepted candidates all meet the budget, so that their fitness tells how far they have come."""
 _COMPARED = (
@@ -65,33 +68,31 @@ class StudySection:
     figures: list[Shown] = field(default_factory=list)
 
 
-def study_sections(run: Run, studies: ReportedStudies) -> Iterator[StudySection]:
-    """Read the tables of all studies and draw their figures.
+def write_sections(run: Run, studies: ReportedStudies) -> None:
+    """Write what the report shows of the studies: their tables as HTML, with figures.
 
     Raises:
-        ArtifactError: a table is missing, damaged or of another model.
+        ArtifactError: a table is missing, damaged or of another model, or the sections cannot be written.
     """
+    page = environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
+    rows = [(study.title, page.render(study=study)) for study in _sections(run, studies)]
+    provenance = Provenance("study_report", studies.model_dump_json(), read_model_fingerprint(run))
+    write_table(pd.DataFrame(rows, columns=SECTIONS.names), sections_path(run), SECTIONS, provenance)
+
+
+def _sections(run: Run, studies: ReportedStudies) -> Iterator[StudySection]:
     if studies.groups:
         yield _comparison(run, studies)
     for name in studies.monotonicity:
         yield _monotonicity(run, name)
     if studies.convergence:
-        table = read_table(run.convergence, CONVERGENCE)
+        table = read_table(convergence_path(run), CONVERGENCE)
         figure = _shown(convergence_figure(table), "Every run, on logarithmic axes.")
         yield StudySection("Convergence", _CONVERGED, rows=convergence_rows(table), figures=[figure])
 
 
-def settings_of(path: Path) -> dict[str, Any]:
-    """Settings that made a table, as it records them.
-
-    Raises:
-        ArtifactError: it has no readable provenance.
-    """
-    return json.loads(read_provenance(path).settings)
-
-
 def _comparison(run: Run, studies: ReportedStudies) -> StudySection:
-    table = _table(run, run.comparison, COMPARISON)
+    table = _table(run, comparison_path(run), COMPARISON)
     figures = [_shown(comparison_figure(table), _SPREAD)]
     traces: dict[str, list[pd.DataFrame]] = {}
     fitness: dict[str, str] = {}
@@ -106,9 +107,9 @@ def _comparison(run: Run, studies: ReportedStudies) -> StudySection:
 
 
 def _monotonicity(run: Run, name: str) -> StudySection:
-    candidates = _table(run, run.monotonicity_candidates(name), MONOTONICITY_CANDIDATES)
-    pairs = _table(run, run.monotonicity_pairs(name), MONOTONICITY_PAIRS)
-    fitness = settings_of(run.monotonicity_pairs(name))["fitness"]
+    candidates = _table(run, candidates_path(run, name), MONOTONICITY_CANDIDATES)
+    pairs = _table(run, pairs_path(run, name), MONOTONICITY_PAIRS)
+    fitness = settings_of(pairs_path(run, name))["fitness"]
     shown = candidates.assign(fitness=[value(mean, fitness) for mean in candidates["fitness"]])
     figure = errors_figure(shown, pairs, name, measured(fitness))
     text = f"{_MONOTONE} {monotonicity_findings(candidates, pairs)}"
