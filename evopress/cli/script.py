@@ -12,7 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from evopress.artifacts.atomic import explain, is_lack_of_space_or_access
-from evopress.artifacts.damage import set_aside
+from evopress.artifacts.manifest import set_aside
 from evopress.artifacts.paths import Run
 from evopress.config.base import parse_json
 from evopress.config.compute import ComputeSettings

@@ -19,7 +19,7 @@ from evopress.artifacts.stitched import model_folder
 from evopress.artifacts.tables import TASKS, write_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.evaluation import TaskSettings
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model
 from evopress.util.device import resolve_device, working_dtype
 from evopress.util.progress import log
 
@@ -43,7 +43,7 @@ def evaluate_tasks(
     """
     folder = model_folder(run, search)
     if search == DENSE:
-        require_intact(run)
+        check_model(run)
     outcome: dict[str, Any] = {}
     if settings.names:
         outcome = _run(lambda: _load(str(folder), resolve_device(compute.device), trust_remote_code), settings, search)

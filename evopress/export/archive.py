@@ -19,10 +19,9 @@ from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
 from evopress.artifacts.tables import read_provenance
 from evopress.artifacts.tensors import save, tensor_digest
 from evopress.compression.packing import decode
-from evopress.compression.store import VariantStore
 from evopress.export.run import read_dropped, stitched_layout, stored_choices
 from evopress.models.checkpoint import Checkpoint
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model, check_weight
 from evopress.search.configuration import read_configuration
 from evopress.util.errors import ArtifactError
 from evopress.util.progress import log
@@ -46,16 +45,20 @@ def write_archive(run: Run, search: str, *, trust_remote_code: bool = False) -> 
     configuration = read_configuration(run, search)
     checkpoint = Checkpoint(run.model)
     layout = stitched_layout(run, checkpoint, read_dropped(run, configuration), trust_remote_code=trust_remote_code)
-    require_intact(run)
+    digests = check_model(run)
     choices = {
         name: choice
         for name, choice in stored_choices(checkpoint, configuration, run.configuration(search)).items()
         if name in layout.names and name not in layout.zeroed
     }
-    stores = {name: VariantStore(run, name) for name in sorted({choice.variants for choice in choices.values()})}
+    stores = {
+        name: VariantStore(run, name, verify=True) for name in sorted({choice.variants for choice in choices.values()})
+    }
     unpacked = checkpoint.read([name for name in layout.names if name not in choices])
     tensors = {
-        layout.names[name]: torch.zeros_like(dense) if name in layout.zeroed else dense
+        layout.names[name]: torch.zeros_like(dense)
+        if name in layout.zeroed
+        else check_weight(run, digests, name, dense)
         for name, dense in unpacked.items()
     }
     packed: dict[str, dict[str, object]] = {}

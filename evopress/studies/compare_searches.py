@@ -4,9 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run, text_path
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.study_tables import COMPARISON
 from evopress.artifacts.tables import EFFORT, read_provenance, read_table, write_table
 from evopress.report.comparison import Cell, Comparison, compare

@@ -10,8 +10,7 @@ import torch
 from finished_run import make_results
 from safetensors.torch import load_file, save_file
 
-from evopress.artifacts.damage import damaged, set_aside
-from evopress.artifacts.manifest import load_manifest, manifest_text
+from evopress.artifacts.manifest import damaged, load_manifest, manifest_text, set_aside
 from evopress.artifacts.paths import manifest_path
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, read_table, write_table
