@@ -20,7 +20,7 @@ from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
 from evopress.artifacts.tables import read_provenance
 from evopress.artifacts.tensors import save, tensor_digest
 from evopress.compression.packing import decode
-from evopress.export.run import read_dropped, stitched_layout, stored_choices
+from evopress.export.run import open_stores, read_dropped, stitched_layout, stored_choices
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.verify import check_model, check_weight
 from evopress.search.configuration import read_configuration

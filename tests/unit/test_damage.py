@@ -1,4 +1,4 @@
-"""What is damaged is noticed when docs/integrity.md says so, and what is damaged is set aside without harm to anything else."""
+"""What is damaged is noticed when docs/integrity.md says so, and is set aside without harm to anything else."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import torch
 from finished_run import make_results
 from safetensors.torch import load_file, save_file
 
-from evopress.artifacts.manifest import damaged, load_manifest, manifest_text, set_aside
-from evopress.artifacts.paths import manifest_path
+from evopress.artifacts.manifest import damaged, file_facts, load_manifest, manifest_text, set_aside
+from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import check_tensors, read_tensors, verify_tensors, write_tensors
