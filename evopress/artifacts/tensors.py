@@ -124,22 +124,27 @@ def _compare(path: Path, difference: Callable[[Path, dict[str, Any]], str]) -> d
     manifest = read_manifest(path)
     if not path.exists():
         raise ArtifactError(f"{path}: missing; run the stage that writes it")
-    while reason := difference(path, manifest):
+    while reason := _told(difference, path, manifest):
         before, manifest = manifest, read_manifest(path)
         if manifest == before:  # else another writer has replaced both between the two looks
             raise damaged(path, reason, path, manifest_path(path))
     return manifest
 
 
+def _told(difference: Callable[[Path, dict[str, Any]], str], path: Path, manifest: dict[str, Any]) -> str:
+    """What ``difference`` says, or the library that cannot read the file (torch's mapping has errors of its own)."""
+    try:
+        return difference(path, manifest)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        return str(error)
+
+
 def _difference(path: Path, manifest: Mapping[str, Any]) -> str:
     """How size or header differ from the manifest; empty where they do not. The library checks that the two fit."""
     if (size := path.stat().st_size) != manifest["bytes"]:
         return f"holds {size} bytes instead of {manifest['bytes']}"
-    try:
-        with safe_open(path, framework="pt") as stream:
-            names = set(stream.keys())
-    except (SafetensorError, OSError) as error:
-        return str(error)
+    with safe_open(path, framework="pt") as stream:
+        names = set(stream.keys())
     return "" if names == manifest["tensors"].keys() else "holds other tensors than its manifest says"
 
 

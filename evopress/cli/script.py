@@ -16,7 +16,6 @@ from evopress.artifacts.manifest import set_aside
 from evopress.artifacts.paths import Run
 from evopress.config.base import parse_json
 from evopress.config.compute import ComputeSettings
-from evopress.util.allocator import keep_freed_memory
 from evopress.util.errors import DamagedError, EvopressError
 from evopress.util.leases import leased
 from evopress.util.progress import setup_logging
@@ -63,7 +62,6 @@ def run(
         arguments = parser.parse_args()
         setup_logging(arguments.log)
         signal.signal(signal.SIGTERM, _leave)
-        keep_freed_memory()
         _set_threads(arguments.compute.threads)
         with leased(arguments.compute.device, devices(arguments) if callable(devices) else devices):
             stage(arguments)

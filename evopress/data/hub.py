@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from evopress.util.errors import DataError
-from evopress.util.progress import log
-from evopress.util.retry import WAITS, is_transient
+from evopress.util.retry import WAITS, is_transient, patiently
 
 Rows = Iterable[dict[str, Any]]
 
@@ -84,25 +84,30 @@ def read_rows(
     Raises:
         DataError: the data set cannot be found or read, or the hub stays away.
     """
-    done, failures = 0, 0
-    while True:
+    title, done = _title(split), 0
+    rows: Iterator[dict[str, Any]] | None = None
+
+    def next_row() -> dict[str, Any] | None:
+        nonlocal rows
         try:
-            for number, row in enumerate(open_rows(split)):
-                if number >= done:
-                    done, failures = number + 1, 0
-                    yield row
-            return
-        except Exception as error:
-            if not is_transient(error):
-                raise DataError(f"{_title(split)}: cannot be read: {error}; check its id, name and split") from error
-            if failures == len(WAITS):
-                raise DataError(
-                    f"{_title(split)}: the hub did not answer in {len(WAITS) + 1} attempts ({error!r}); "
-                    "try again later, or use source: file"
-                ) from error
-            log.warning("%s: %r; next attempt in %.0f s", _title(split), error, WAITS[failures])
-            sleep(WAITS[failures])
-            failures += 1
+            rows = rows or islice(open_rows(split), done, None)
+            return next(rows, None)
+        except Exception:
+            rows = None
+            raise
+
+    def lasting(error: Exception) -> DataError | None:
+        lost = is_transient(error)
+        return None if lost else DataError(f"{title}: cannot be read: {error}; check its id, name and split")
+
+    def away(attempts: int, reason: str) -> DataError:
+        return DataError(
+            f"{title}: the hub did not answer in {attempts} attempts ({reason}); try again later, or use source: file"
+        )
+
+    while (row := patiently(next_row, WAITS, title, lasting, away, sleep=sleep)) is not None:
+        done += 1
+        yield row
 
 
 def _title(split: Split) -> str:

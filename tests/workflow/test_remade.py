@@ -1,6 +1,6 @@
 """An artifact that is cut short, or has a bit changed: the job that reads it names it and sets it aside, Snakemake
-plans to make it again, and the end is the same as if it had never been damaged. A changed bit in a large tensor is found
-by `evopress verify`, or by the export that the tensor goes into.
+plans to make it again, and the end is the same as if it had never been damaged. A changed bit in a large tensor is
+found by `evopress verify`, or by the export that the tensor goes into.
 """
 
 import random
