@@ -8,6 +8,7 @@ unchanged, and where they differ it is hashed again.
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ def tensor_digests(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def mark_links(folder: Path) -> None:
-    """Give each link to weights the modification time of its file; to be called before these are hashed."""
-    for link in _links(folder):
-        time = link.stat().st_mtime_ns
-        os.utime(link, ns=(time, time), follow_symlinks=False)
+    """Give each link to weights the modification time of its file; to be called before these are hashed.
+
+    A link that cannot take it (another user's, or on a file system that keeps no such times) is hashed by each job.
+    """
+    _mark({link: link.stat().st_mtime_ns for link in _links(folder)})
 
 
 def check_model(run: Run) -> dict[str, str]:
@@ -53,12 +55,10 @@ def check_model(run: Run) -> dict[str, str]:
     touched = [link for link in _links(run.model) if link.lstat().st_mtime_ns != link.stat().st_mtime_ns]
     if touched:
         log.info("%s: has another time than when it was hashed; hashing the weights again", touched[0].resolve())
+        times = {link: link.stat().st_mtime_ns for link in touched}
         for error in _damaged_tensors(run, manifest):
             raise error
-        try:
-            mark_links(run.model)
-        except OSError as reason:  # of another user: then each job hashes
-            log.info("%s: keeps its time (%s)", touched[0], reason.strerror)
+        _mark(times)
     return manifest.get("tensors", {})
 
 
@@ -91,6 +91,12 @@ def _damaged_tensors(run: Run, manifest: Mapping[str, Any]) -> list[DamagedError
     found = tensor_digests(Checkpoint(run.model))
     reason = differing(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     return [damaged(run.model, reason, run.model_manifest)] if reason else []
+
+
+def _mark(times: Mapping[Path, int]) -> None:
+    for link, time in times.items():
+        with suppress(OSError):
+            os.utime(link, ns=(time, time), follow_symlinks=False)
 
 
 def _links(folder: Path) -> list[Path]:

@@ -124,6 +124,7 @@ def _try_lock(path: Path) -> BaseFileLock | None:
     """
     lock = FileLock(path, blocking=False, mode=0o666, fallback_to_soft=False, thread_local=False)
     try:
+        path.parent.stat()  # filelock would make the folder, for this user alone
         lock.acquire()
     except Timeout:
         return None
