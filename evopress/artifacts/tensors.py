@@ -164,17 +164,14 @@ def differing(names: Iterable[str]) -> str:
     return f"{', '.join(named[:3])}{more} differ{'s' * (len(named) == 1)} from the checksum" if named else ""
 
 
-def read_tensors(
-    path: Path, names: Iterable[str] | None = None, *, device: str = "cpu", check: bool = True
-) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, names: Iterable[str] | None = None, *, device: str = "cpu") -> dict[str, torch.Tensor]:
     """Read tensors, all or those named, after checking size and header of the file against its manifest.
 
     Raises:
         ArtifactError: missing, or without a tensor that was asked for.
         DamagedError: cut short, or of another size or header.
     """
-    if check:
-        check_tensors(path)
+    check_tensors(path)
     try:
         with safe_open(path, framework="pt", device=device) as stream:
             wanted = stream.keys() if names is None else names

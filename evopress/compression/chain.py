@@ -95,7 +95,7 @@ def _read_state(path: Path, provenance: Provenance, facts: Mapping[str, object])
     manifest = check_tensors(path)
     if Provenance(**manifest["provenance"]) != provenance or manifest["facts"] != facts:
         raise ArtifactError(f"{path}: belongs to another model, other settings or other tokens; delete it, run again")
-    return read_tensors(path, [_STATE], check=False)[_STATE]
+    return read_tensors(path, [_STATE])[_STATE]
 
 
 def _weights(

@@ -44,7 +44,7 @@ def make_variants(run: Run, name: str, settings: CompressionSettings, compute: C
 
     def hessian(group: str) -> Tensor:
         """X^T X of an input group, [columns, columns]."""
-        return read_tensors(run.hessian(block), [group], check=False)[group]  # checked above
+        return read_tensors(run.hessian(block), [group])[group]
 
     variants = compress_layers(run, f"variants {name}, block {block}", settings, compute, layers, hessian)
     facts = {"hessians": json.loads(calibrated.settings), "tokens": manifest["facts"].get("tokens")}

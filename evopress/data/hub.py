@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
-from evopress.util.errors import DataError
+from evopress.util.errors import DataError, brief
+from evopress.util.progress import log
 from evopress.util.retry import WAITS, is_transient, patiently
 
 Rows = Iterable[dict[str, Any]]
@@ -77,24 +78,14 @@ def open_split(split: Split) -> Rows:
 def read_rows(
     split: Split, open_rows: Callable[[Split], Rows] = open_split, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a split in order; after a lost connection it is opened again and goes on at the same row.
+    """Rows of a split in order; after a lost connection it is opened again at once and goes on at the same row.
 
-    A row that arrives starts the waits again.
+    Where that fails, it is tried again, ever later. A row that arrives starts the waits anew.
 
     Raises:
         DataError: the data set cannot be found or read, or the hub stays away.
     """
     title, done = _title(split), 0
-    rows: Iterator[dict[str, Any]] | None = None
-
-    def next_row() -> dict[str, Any] | None:
-        nonlocal rows
-        try:
-            rows = rows or islice(open_rows(split), done, None)
-            return next(rows, None)
-        except Exception:
-            rows = None
-            raise
 
     def lasting(error: Exception) -> DataError | None:
         lost = is_transient(error)
@@ -105,9 +96,27 @@ def read_rows(
             f"{title}: the hub did not answer in {attempts} attempts ({reason}); try again later, or use source: file"
         )
 
-    while (row := patiently(next_row, WAITS, title, lasting, away, sleep=sleep)) is not None:
-        done += 1
-        yield row
+    def opened() -> Iterator[dict[str, Any]]:
+        return _rows_from(done, open_rows(split))
+
+    while True:
+        rows = patiently(opened, WAITS, title, lasting, away, sleep=sleep)
+        try:
+            for row in rows:
+                done += 1
+                yield row
+            return
+        except Exception as error:
+            if (final := lasting(error)) is not None:
+                raise final from error
+            log.warning("%s: lost the connection at row %d (%s); opening it again", title, done, brief(error))
+
+
+def _rows_from(number: int, rows: Rows) -> Iterator[dict[str, Any]]:
+    """Rows from ``number`` on, of which the first has arrived."""
+    left = islice(rows, number, None)
+    first = list(islice(left, 1))
+    return chain(first, left)
 
 
 def _title(split: Split) -> str:

@@ -107,7 +107,7 @@ def _block_scores(run: Run, space: Space, block: int, device: torch.device) -> l
     layers = read_table(run.layers, LAYERS).set_index("name")
     path = run.hessian(block)
     require_same_model(run, Provenance(**check_tensors(path)["provenance"]), path)
-    hessians = read_tensors(path, set(layers.loc[names, "input_group"]), check=False)
+    hessians = read_tensors(path, set(layers.loc[names, "input_group"]))
     weights = Checkpoint(run.model).read([f"{name}.weight" for name in names], device=device, dtype=torch.float32)
     norms = {group: hessian.diagonal().clamp(min=0.0).sqrt().to(device) for group, hessian in hessians.items()}
     return [weights[f"{name}.weight"].abs() * norms[str(layers.loc[name, "input_group"])] for name in names]
