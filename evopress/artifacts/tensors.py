@@ -20,7 +20,7 @@ from evopress.artifacts.atomic import atomic_files
 from evopress.artifacts.manifest import damaged, load_manifest, manifest_text
 from evopress.artifacts.paths import manifest_path
 from evopress.artifacts.provenance import Provenance
-from evopress.util.errors import ArtifactError
+from evopress.util.errors import ArtifactError, brief
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
@@ -136,7 +136,7 @@ def _told(difference: Callable[[Path, dict[str, Any]], str], path: Path, manifes
     try:
         return difference(path, manifest)
     except (SafetensorError, OSError, RuntimeError) as error:
-        return str(error)
+        return brief(error)
 
 
 def _difference(path: Path, manifest: Mapping[str, Any]) -> str:
