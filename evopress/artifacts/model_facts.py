@@ -6,8 +6,7 @@ from typing import Any
 
 import yaml
 
-from evopress.artifacts.damage import damaged
-from evopress.artifacts.manifest import load_manifest
+from evopress.artifacts.manifest import damaged, load_manifest
 from evopress.artifacts.paths import Run
 
 CARD = "README.md"

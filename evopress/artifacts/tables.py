@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evopress.artifacts.atomic import atomic_file
-from evopress.artifacts.damage import damaged
+from evopress.artifacts.manifest import damaged
 from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
 from evopress.util.errors import ArtifactError
 

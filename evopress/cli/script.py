@@ -15,11 +15,10 @@ from types import FrameType
 from typing import NoReturn
 
 from evopress.artifacts.atomic import explain, is_lack_of_space_or_access
-from evopress.artifacts.damage import set_aside
+from evopress.artifacts.manifest import set_aside
 from evopress.artifacts.paths import Run
 from evopress.config.base import parse_json
 from evopress.config.compute import ComputeSettings
-from evopress.util.allocator import keep_freed_memory
 from evopress.util.errors import INTERRUPTED, DamagedError, EvopressError
 from evopress.util.leases import leased
 from evopress.util.progress import setup_logging
@@ -68,7 +67,6 @@ def run(
         arguments = parser.parse_args()
         setup_logging(arguments.log)
         signal.signal(signal.SIGTERM, _leave)
-        keep_freed_memory()
         _set_threads(arguments.compute.threads)
         with leased(arguments.compute.device, devices(arguments) if callable(devices) else devices):
             stage(arguments)

@@ -4,9 +4,8 @@ from fnmatch import fnmatchcase
 
 import pandas as pd
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import LAYERS, MODULES, read_provenance, read_table, write_table
 from evopress.compression.settings import DropSettings
 from evopress.models.checkpoint import Checkpoint

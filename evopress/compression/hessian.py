@@ -14,16 +14,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import LAYERS, read_provenance, read_table
 from evopress.artifacts.tensors import read_manifest, read_tensors, write_tensors
 from evopress.compression.settings import HessianSettings
 from evopress.config.compute import ComputeSettings
 from evopress.data.tokens import read_tokens
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model
 from evopress.util.device import resolve_device
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 from evopress.util.progress import log, progress
@@ -74,7 +73,7 @@ def accumulate_hessians(
     require_same_model(run, read_provenance(run.layers), run.layers)
     tokens = shard_of(read_tokens(run, "calibration"), shard, settings.shards)
     layers = read_table(run.layers, LAYERS)
-    require_intact(run)
+    check_model(run)
     model = BlockwiseModel.from_folder(
         run.model, resolve_device(compute.device), resident=False, quick=True, trust_remote_code=trust_remote_code
     )

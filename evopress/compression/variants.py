@@ -9,18 +9,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, write_table
-from evopress.artifacts.tensors import read_tensors, verify, write_tensors
+from evopress.artifacts.tensors import check_tensors, read_tensors, write_tensors
 from evopress.compression.compress import Variant, compress
 from evopress.compression.packing import tensor_name
 from evopress.compression.settings import CompressionSettings, GptqSettings
 from evopress.config.compute import ComputeSettings
 from evopress.config.group_size import check_group_size
 from evopress.models.checkpoint import Checkpoint
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model
 from evopress.util.device import resolve_device
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 from evopress.util.progress import log, progress
@@ -38,13 +37,14 @@ def make_variants(run: Run, name: str, settings: CompressionSettings, compute: C
         ModelError: a weight cannot be read.
     """
     layers = included_layers(run, name, settings, block)
-    manifest = verify(run.hessian(block))
+    check_model(run)
+    manifest = check_tensors(run.hessian(block))
     calibrated = Provenance(**manifest["provenance"])
     require_same_model(run, calibrated, run.hessian(block))
 
     def hessian(group: str) -> Tensor:
         """X^T X of an input group, [columns, columns]."""
-        return read_tensors(run.hessian(block), [group], check=False)[group]  # verified above
+        return read_tensors(run.hessian(block), [group])[group]
 
     variants = compress_layers(run, f"variants {name}, block {block}", settings, compute, layers, hessian)
     facts = {"hessians": json.loads(calibrated.settings), "tokens": manifest["facts"].get("tokens")}
@@ -114,7 +114,6 @@ def compress_layers(
         ModelError: a weight cannot be read.
     """
     device, checkpoint = resolve_device(compute.device), Checkpoint(run.model)
-    require_intact(run, [f"{layer}.weight" for layer in layers["name"]])
     variants: list[Variant] = []
     seconds = 0.0
     with progress(description, len(layers), "layers") as bar:

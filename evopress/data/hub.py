@@ -4,11 +4,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
-from evopress.util.errors import DataError
+from evopress.util.errors import DataError, brief
 from evopress.util.progress import log
-from evopress.util.retry import WAITS, is_transient
+from evopress.util.retry import WAITS, is_transient, patiently
 
 Rows = Iterable[dict[str, Any]]
 
@@ -83,43 +84,54 @@ def open_split(split: Split) -> Rows:
 def read_rows(
     split: Split, open_rows: Callable[[Split], Rows] = open_split, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a split in order; after a lost connection it is opened again and goes on at the same row.
+    """Rows of a split in order; after a lost connection it is opened again at once and goes on at the same row.
 
-    A row that arrives starts the waits again.
+    Where that fails, it is tried again, ever later. A row that arrives starts the waits anew.
 
     Raises:
         DataError: the data set cannot be found or read, or the hub stays away.
     """
-    done, failures = 0, 0
+    title, done = _title(split), 0
+
+    def lasting(error: Exception) -> DataError | None:
+        return None if is_transient(error) else DataError(f"{title}: {_lasting(error)}")
+
+    def away(attempts: int, reason: str) -> DataError:
+        return DataError(
+            f"{title}: the hub did not answer in {attempts} attempts ({reason}); try again later, or use source: file"
+        )
+
+    def opened() -> Iterator[dict[str, Any]]:
+        return _rows_from(done, open_rows(split))
+
     while True:
+        rows = patiently(opened, WAITS, title, lasting, away, sleep=sleep)
         try:
-            for number, row in enumerate(open_rows(split)):
-                if number >= done:
-                    done, failures = number + 1, 0
-                    yield row
+            for row in rows:
+                done += 1
+                yield row
             return
         except Exception as error:
-            if not is_transient(error):
-                raise DataError(f"{_title(split)}: {_lasting(error)}") from error
-            if failures == len(WAITS):
-                raise DataError(
-                    f"{_title(split)}: the hub did not answer in {len(WAITS) + 1} attempts ({error!r}); "
-                    "try again later, or use source: file"
-                ) from error
-            log.warning("%s: %r; next attempt in %.0f s", _title(split), error, WAITS[failures])
-            sleep(WAITS[failures])
-            failures += 1
+            if (final := lasting(error)) is not None:
+                raise final from error
+            log.warning("%s: lost the connection at row %d (%s); opening it again", title, done, brief(error))
+
+
+def _rows_from(number: int, rows: Rows) -> Iterator[dict[str, Any]]:
+    """Rows from ``number`` on, of which the first has arrived."""
+    left = islice(rows, number, None)
+    first = list(islice(left, 1))
+    return chain(first, left)
 
 
 def _lasting(error: BaseException) -> str:
     """What is wrong where another attempt would not help, and what to do."""
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled
 
-    chain, link = [], error.__cause__ or error.__context__
+    links, link = [error], error.__cause__ or error.__context__
     while link is not None:
-        chain.append(link)
+        links.append(link)
         link = link.__cause__ or link.__context__
-    links = [error, *chain]
     offline = OfflineModeIsEnabled.__name__  # `datasets` only names it
     if any(isinstance(each, OfflineModeIsEnabled) or offline in str(each) for each in links) or _cache_alone(error):
         return (

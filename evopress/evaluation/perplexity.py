@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import DENSE, Run
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.stitched import model_folder
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, write_table
 from evopress.config.compute import ComputeSettings
@@ -18,7 +17,7 @@ from evopress.data.tokens import read_counted, read_tokens
 from evopress.evaluation.hidden import read_dense_hidden, write_dense_hidden
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model
 from evopress.util.device import resolve_device
 from evopress.util.errors import ModelError
 from evopress.util.metrics import kl_per_token, nll_per_token
@@ -48,7 +47,7 @@ def evaluate_perplexity(
     """
     provenance = Provenance("evaluation", json.dumps({"datasets": list(datasets)}), read_model_fingerprint(run))
     if search == DENSE:
-        require_intact(run)
+        check_model(run)
     model = BlockwiseModel.from_folder(
         model_folder(run, search),
         resolve_device(compute.device),

@@ -22,7 +22,7 @@ from evopress.artifacts.tables import TASKS, write_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.evaluation import TaskSettings
 from evopress.config.tasks import require_tasks, runs_generated_code
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model
 from evopress.util.device import resolve_device, working_dtype
 from evopress.util.errors import ConfigError
 from evopress.util.progress import log
@@ -50,7 +50,7 @@ def evaluate_tasks(
     """
     folder = model_folder(run, search)
     if search == DENSE:
-        require_intact(run)
+        check_model(run)
     outcome: dict[str, Any] = {}
     if settings.names:
         outcome = _run(lambda: _load(str(folder), resolve_device(compute.device), trust_remote_code), settings, search)

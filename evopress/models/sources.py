@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError
 
 from evopress.artifacts.atomic import atomic_folder, write_text
-from evopress.artifacts.manifest import manifest_text
+from evopress.artifacts.manifest import WEIGHTS_SUFFIX, file_facts, manifest_text, sha256
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, write_table
-from evopress.artifacts.tensors import os_error, sha256
+from evopress.artifacts.tensors import os_error
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings, PypiModel
 from evopress.models.block_count import not_a_folder
 from evopress.models.blockwise import BlockwiseModel
@@ -30,7 +30,7 @@ from evopress.models.link import link_folder
 from evopress.models.portable import make_portable
 from evopress.models.skeleton import load_config
 from evopress.models.structure import layer_table
-from evopress.models.verify import tensor_digests
+from evopress.models.verify import mark_links, tensor_digests
 from evopress.models.wheel import check_digest, fetch_gguf
 from evopress.util.errors import ConfigError, ModelError
 from evopress.util.progress import log, progress
@@ -59,11 +59,12 @@ def prepare_model(settings: ModelSettings, run: Run) -> None:
             raise ConfigError(f"model.blocks: is {settings.blocks}, but the model has {len(model.blocks)}; correct it")
         layers = layer_table(model.model)
         check_finite(model)
+        mark_links(folder)
         digests = tensor_digests(Checkpoint(folder))
         files = {
             path.relative_to(folder).as_posix(): _facts(path) for path in sorted(folder.rglob("*")) if path.is_file()
         }
-    fingerprint = _fingerprint(files)
+    fingerprint = _fingerprint(files, digests)
     manifest = {
         "source": json.loads(settings.model_dump_json()),
         "origin": origin,
@@ -149,14 +150,13 @@ def _check_tensor(name: str, tensor: torch.Tensor) -> None:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+    """What the manifest says of a file; the content of weights is hashed tensor by tensor."""
+    return {"bytes": path.stat().st_size} if path.suffix == WEIGHTS_SUFFIX else file_facts(path)
 
 
-def _fingerprint(files: dict[str, dict[str, Any]]) -> str:
+def _fingerprint(files: dict[str, dict[str, Any]], digests: dict[str, str]) -> str:
     """Digest over config.json and the weights: what decides the numbers that the model gives."""
-    decisive = {
-        name: facts["sha256"] for name, facts in files.items() if name == "config.json" or name.endswith(".safetensors")
-    }
+    decisive = {"config.json": files["config.json"]["sha256"], "tensors": digests}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

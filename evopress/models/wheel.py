@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from evopress.artifacts.tensors import sha256
+from evopress.artifacts.manifest import sha256
 from evopress.config.model import PypiModel
 from evopress.models.companions import extract_terms
 from evopress.util.errors import ModelError

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Run
+from evopress.artifacts.manifest import sha256
+from evopress.artifacts.paths import Run, manifest_path
+from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import CONFIGURATION, MODULES, read_provenance, read_table
-from evopress.artifacts.tensors import read_manifest, sha256
 from evopress.compression.measure import Measure, average, measure_of
 from evopress.compression.store import VariantStore
 from evopress.search.depth import make_depth_space, module_rows, units_from_modules
@@ -47,9 +47,7 @@ class Choices:
         return f"{len(units)} units, {self.measure} {reached:.4f} on average"
 
 
-def open_choices(
-    run: Run, variants: str, target: float, group_rule: GroupRule, where: str, *, check: bool = True
-) -> Choices:
+def open_choices(run: Run, variants: str, target: float, group_rule: GroupRule, where: str) -> Choices:
     """Open the variants of a search.
 
     Args:
@@ -58,7 +56,6 @@ def open_choices(
         target: of the search.
         group_rule: who may trade levels.
         where: dotted path of the search's settings, for messages.
-        check: whether to verify digests.
 
     Raises:
         ConfigError: the target and the levels do not allow the search.
@@ -70,11 +67,11 @@ def open_choices(
         modules = read_table(path, MODULES)
         space = make_depth_space(units_from_modules(modules, group_rule), target, where)
         return Choices(space, variants, "depth", [sha256(path)], None, modules)
-    store = VariantStore(run, variants, check=check)
+    store = VariantStore(run, variants)
     measure = measure_of(store.table)
     space = make_space(units_from_variants(store.table, group_rule), target, where, measure)
     blocks = sorted({unit.block for unit in space.units})
-    digests = [read_manifest(run.variant_tensors(variants, block))["sha256"] for block in blocks]
+    digests = [sha256(manifest_path(run.variant_tensors(variants, block))) for block in blocks]
     return Choices(space, variants, measure, digests, store)
 
 

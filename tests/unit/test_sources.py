@@ -28,7 +28,8 @@ from evopress.models.block_count import count_blocks
 from evopress.models.gguf_header import read_gguf_header
 from evopress.models.hub import fetch_snapshot
 from evopress.models.sources import model_fingerprint, prepare_model
-from evopress.util.errors import ArtifactError, ConfigError, ModelError, UnsupportedArchitectureError
+from evopress.models.verify import check_model
+from evopress.util.errors import ArtifactError, ConfigError, DamagedError, ModelError, UnsupportedArchitectureError
 
 MEMBER = "tinymodel/llama.gguf"
 
@@ -79,6 +80,18 @@ def test_folder_is_linked_and_described(folder: Path, run: Run) -> None:
     provenance = read_provenance(run.layers)
     assert provenance.model == model_fingerprint(run) == manifest["fingerprint"]
     assert provenance.settings == settings.model_dump_json()
+
+
+def test_linked_weights_that_change_later_are_noticed(folder: Path, run: Run) -> None:
+    prepare_model(FolderModel(path=str(folder)), run)
+    weights = folder / "model.safetensors"
+    assert (run.model / weights.name).lstat().st_mtime_ns == weights.stat().st_mtime_ns
+    assert check_model(run).keys() == load_file(weights).keys()
+    tensors = load_file(weights)
+    tensors["model.norm.weight"][3] += 1e-3
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(DamagedError, match=r"model\.norm\.weight differs from the checksum"):
+        check_model(run)
 
 
 def test_relative_folder_is_linked_to_its_real_place(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

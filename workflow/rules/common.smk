@@ -33,6 +33,11 @@ from evopress.plan.memory import Memory
 from evopress.plan.model_config import model_config
 from studies.run import StudiedSettings, studied_slices
 
+# Jobs keep up to 1 GB of freed memory (glibc; others ignore it): it would give blocks as large as activations and logits
+# back at once, only to have those of the next piece of work mapped and cleared page by page again.
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))  # the most that glibc takes
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
+
 
 def unrecorded(artifacts):
     """Those that exist, though Snakemake has no record of a job that made them or was about to."""

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import EFFORT, read_provenance, read_table, write_table
 from evopress.report.comparison import Cell, Column, Comparison, compare
 from evopress.report.summary import tables

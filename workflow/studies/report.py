@@ -8,9 +8,8 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import SECTIONS, TRACE, read_provenance, read_table, settings_of, write_table
 from evopress.report.comparison import Comparison
 from evopress.report.plots import FITNESS

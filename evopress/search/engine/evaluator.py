@@ -4,14 +4,14 @@ from collections.abc import Mapping
 
 import torch
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
+from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import read_provenance
 from evopress.config.compute import ComputeSettings
 from evopress.data.tokens import read_counted, read_tokens
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model
 from evopress.search.context import Context
 from evopress.search.engine.counters import Counters
 from evopress.search.engine.fitness import ModelEvaluator
@@ -63,8 +63,7 @@ def open_evaluator(context: Context, tokens: torch.Tensor, fitness: Fitness, che
         ConfigError: as `model_evaluator`.
     """
     compute, device = context.compute, resolve_device(context.compute.device)
-    if context.ranks.rank == 0:
-        require_intact(context.run)
+    check_model(context.run)
     model = BlockwiseModel.from_folder(
         context.run.model, device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
     )
