@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evopress.compression.methods import compress
+from evopress.compression.compress import compress
 from evopress.compression.packing import decode
 from evopress.compression.settings import GptqSettings
 
