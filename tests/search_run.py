@@ -14,10 +14,10 @@ from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
-from evopress.search.settings import EvolutionSettings
+from evopress.search.strategies.evolution import Evolution
 
 COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
-SETTINGS = EvolutionSettings(
+SETTINGS = Evolution(
     variants="gptq",
     target=3.0,
     generations=6,

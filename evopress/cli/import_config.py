@@ -13,8 +13,8 @@ import yaml
 
 from evopress.artifacts.paths import Run
 from evopress.cli.output import add_output_arguments, emit
+from evopress.search.configuration import parse_candidate, require_budget
 from evopress.search.text_format import read_text
-from evopress.search.text_match import match, require_budget
 from evopress.util.errors import ConfigError
 from evopress.workflow.loading import DEFAULT, combined, read_yaml
 from evopress.workflow.settings import Settings, lay_over
@@ -63,7 +63,7 @@ def _facts(settings: Settings, name: str, path: Path) -> list[str]:
     """
     from evopress.cli.configuration_facts import facts_of
     from evopress.plan.shape import shape_of  # only here: settings are checked before transformers is imported
-    from evopress.plan.space import planned_space
+    from evopress.plan.space import planned_problem
     from evopress.plan.variants import variant_table
 
     search, results = settings.searches[name], Run(Path("results") / settings.name)
@@ -76,7 +76,7 @@ def _facts(settings: Settings, name: str, path: Path) -> list[str]:
         )
     table = variant_table(shape, settings.variants[search.variants], f"variants.{search.variants}")
     where = f"searches.{name}.file: {path}"
-    space = planned_space(table, search.target, "none", f"searches.{name}")
-    candidate = match(text, space, shape.blocks, where)
-    require_budget(space, candidate, search.target, where)
-    return facts_of(space, candidate, search.target)
+    problem = planned_problem(table, search.target, "none", f"searches.{name}")
+    candidate = parse_candidate(text, problem.space, shape.blocks, where)
+    require_budget(problem, candidate, search.target, where)
+    return facts_of(problem, candidate, search.target)

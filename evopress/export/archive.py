@@ -23,7 +23,7 @@ from evopress.compression.store import VariantStore
 from evopress.export.run import read_dropped, stitched_layout, stored_choices
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.verify import require_intact
-from evopress.search.configuration import read_configuration
+from evopress.search.configuration import Configuration
 from evopress.util.errors import ArtifactError
 from evopress.util.progress import log
 
@@ -43,7 +43,7 @@ def write_archive(run: Run, search: str, *, trust_remote_code: bool = False) -> 
         ModelError: the dense checkpoint is damaged.
         UnsupportedArchitectureError: this architecture cannot do without what was dropped.
     """
-    configuration = read_configuration(run, search)
+    configuration = Configuration.read(run, search).table
     checkpoint = Checkpoint(run.model)
     layout = stitched_layout(run, checkpoint, read_dropped(run, configuration), trust_remote_code=trust_remote_code)
     require_intact(run)

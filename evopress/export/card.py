@@ -5,6 +5,7 @@ makes no model again.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -19,9 +20,10 @@ from evopress.compression.measure import of_modules
 from evopress.compression.size import Size, dense_size, size_of
 from evopress.export.depth_card import DepthFolder, depth_introduction, depth_size_rows, depth_title, modules_table
 from evopress.export.markdown import escape, fenced, markdown_table
-from evopress.export.strategies import chosen_by
 from evopress.models.checkpoint import Checkpoint
-from evopress.search.configuration import read_configuration, variants_of
+from evopress.search.configuration import Configuration
+from evopress.search.strategies import STRATEGIES
+from evopress.util.errors import ConfigError
 from evopress.util.versions import versions
 from evopress.util.yaml_text import to_yaml
 
@@ -59,7 +61,7 @@ def render_card(run: Run, search: str, folder: DepthFolder | None = None) -> str
         ArtifactError: as `write_card`.
     """
     facts = read_model_facts(run)
-    configuration = read_configuration(run, search)
+    configuration = Configuration.read(run, search).table
     settings = json.loads(read_provenance(run.configuration(search)).settings)
     size, dense = size_of(run, configuration), dense_size(Checkpoint(run.model), configuration)
     if size.depth and folder is None:
@@ -130,6 +132,14 @@ def _levels_sections(configuration: pd.DataFrame, size: Size, folder: DepthFolde
     return sections
 
 
+def _chosen_by(settings: Mapping[str, Any]) -> str:
+    """End of a sentence on levels, or on dropped modules: what a search with these settings did."""
+    try:
+        return STRATEGIES.parse(settings, "search").sentence()
+    except ConfigError:  # a strategy from outside of the package, or settings of another release
+        return f"found by the strategy {settings.get('strategy')}"
+
+
 def _introduction(
     facts: ModelFacts, search: str, settings: dict[str, Any], size: Size, folder: DepthFolder | None
 ) -> str:
@@ -142,7 +152,7 @@ def _introduction(
         if size.measure != "depth"
         else "Everything but its dropped modules is as in the original. They were "
     )
-    texts = [f"A compressed version of {origin}. {layers}{chosen_by(settings)} (search `{search}`)."]
+    texts = [f"A compressed version of {origin}. {layers}{_chosen_by(settings)} (search `{search}`)."]
     if folder:
         texts += [depth_introduction(folder)]
     if size.measure != "depth":
@@ -210,6 +220,6 @@ def _perplexity_section(run: Run, search: str) -> str:
 def _settings_section(run: Run, search: str, configuration: pd.DataFrame) -> str:
     """Settings that made the configuration and its variants, as the artifacts themselves record them."""
     made: dict[str, Any] = {"search": json.loads(read_provenance(run.configuration(search)).settings)}
-    for name, table in variants_of(run, configuration):
+    for name, table in Configuration(configuration).made_by(run):
         made.setdefault("variants", {})[name] = json.loads(read_provenance(table).settings)
     return fenced(to_yaml(made), "yaml")

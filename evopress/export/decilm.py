@@ -28,7 +28,7 @@ from evopress.export.shards import write_weights
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import ATTENTION, MLP
 from evopress.models.skeleton import load_config
-from evopress.search.configuration import read_configuration
+from evopress.search.configuration import Configuration
 from evopress.util.errors import ArtifactError, UnsupportedArchitectureError
 from evopress.util.progress import log
 
@@ -51,7 +51,7 @@ def write_decilm(run: Run, search: str, *, shard_bytes: int = SHARD_BYTES) -> No
         ModelError: the dense checkpoint is damaged.
         UnsupportedArchitectureError: the model is no Llama that this layout can describe.
     """
-    configuration = read_configuration(run, search)
+    configuration = Configuration.read(run, search).table
     depth = size_of(run, configuration).depth
     if depth is None:
         raise ArtifactError(f"{run.configuration(search)}: drops no modules, which this layout is for")

@@ -29,7 +29,7 @@ from evopress.export.shards import Replace, write_weights
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.skeleton import load_config
 from evopress.models.verify import require_intact
-from evopress.search.configuration import read_configuration
+from evopress.search.configuration import Configuration
 from evopress.util.errors import ArtifactError
 from evopress.util.progress import progress
 
@@ -58,7 +58,7 @@ def stitch_model(run: Run, search: str, *, shard_bytes: int = SHARD_BYTES, trust
         ModelError: the dense checkpoint is damaged.
         UnsupportedArchitectureError: this architecture cannot do without what was dropped.
     """
-    configuration = read_configuration(run, search)
+    configuration = Configuration.read(run, search).table
     require_intact(run)
     checkpoint = Checkpoint(run.model)
     dropped = read_dropped(run, configuration)

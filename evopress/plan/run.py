@@ -14,7 +14,8 @@ from evopress.plan.shape import ModelShape, shape_of
 from evopress.plan.stages import stages
 from evopress.plan.text import amount, columns, describe_model, search_table, stage_table
 from evopress.plan.variants import variant_table
-from evopress.search.settings import EvolutionSettings, RandomSettings
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.random import RandomSearch
 from evopress.util.device import working_dtype
 from evopress.workflow.settings import Settings
 from evopress.workflow.slices import texts
@@ -80,7 +81,7 @@ def _searches(
     return {
         name: search_work(shape, variants[search.variants], search, text, memory_gb, device, f"searches.{name}")
         for name, search in settings.searches.items()
-        if isinstance(search, EvolutionSettings | RandomSettings)
+        if isinstance(search, Evolution | RandomSearch)
     }
 
 
@@ -88,7 +89,7 @@ def _without_shape(settings: Settings, run: Run) -> str:
     """What can be said of a model that has not been fetched yet."""
     rows = [["tokens judged", "a generation", "in all", ""]]
     for name, search in settings.searches.items():
-        if isinstance(search, EvolutionSettings | RandomSettings):
+        if isinstance(search, Evolution | RandomSearch):
             counts = [search.offspring, *search.survivors[:-1]]
             counts[-1] += 1  # the parent
             tokens = sum(count * size for count, size in zip(counts, search.tokens, strict=True))

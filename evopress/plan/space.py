@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from evopress.compression.base import Family, GroupRule
+from evopress.compression.families import BITS, MODULES, SPARSITY
 from evopress.compression.measure import measure_of
-from evopress.search.depth import make_depth_space, units_from_modules
-from evopress.search.space import GroupRule, Space, make_space, units_from_variants
+from evopress.search.problem import SearchProblem
+from evopress.search.space import Space, make_space
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,12 @@ class Kept:
 
 
 def planned_space(variants: pd.DataFrame, target: float, group_rule: GroupRule, where: str) -> Space:
-    """The space that a search will have.
+    """The space of `planned_problem`."""
+    return planned_problem(variants, target, group_rule, where).space
+
+
+def planned_problem(variants: pd.DataFrame, target: float, group_rule: GroupRule, where: str) -> SearchProblem:
+    """The problem that a search will have.
 
     Args:
         variants: as `planning.variants.variant_table` makes it.
@@ -32,8 +39,11 @@ def planned_space(variants: pd.DataFrame, target: float, group_rule: GroupRule, 
         ConfigError: the target and the levels do not allow a search.
     """
     if "unit" in variants:
-        return make_depth_space(units_from_modules(variants, group_rule), target, where)
-    return make_space(units_from_variants(variants, group_rule), target, where, measure_of(variants))
+        family: Family = MODULES
+    else:
+        family = SPARSITY if measure_of(variants) == "sparsity" else BITS
+    space = make_space(family, family.units(variants, group_rule), target, where)
+    return SearchProblem(space, family, "", where)
 
 
 def kept_share(space: Space, blocks: int) -> Kept:

@@ -23,7 +23,10 @@ from evopress.plan.baselines import BaselineSettings, baseline_work
 from evopress.plan.judging import device_type
 from evopress.plan.search import SearchWork
 from evopress.plan.shape import ModelShape
-from evopress.search.settings import DpSettings, EvolutionSettings, GreedySettings, OwlSettings, RandomSettings
+from evopress.search.strategies.dp import DynamicProgramming
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.greedy import Greedy
+from evopress.search.strategies.random import RandomSearch
 from evopress.workflow.settings import Settings
 from evopress.workflow.slices import texts
 
@@ -135,7 +138,7 @@ def _hessians(settings: Settings, shape: ModelShape) -> Iterator[Stage]:
 def _needs_hessians(settings: Settings) -> bool:
     """Whether anything rests on the Hessians of the dense model; chains make their own."""
     dense = any(map(needs_hessians, settings.variants.values()))
-    return dense or any(isinstance(search, OwlSettings) for search in settings.searches.values())
+    return dense or any(search.needs_hessians for search in settings.searches.values())
 
 
 def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFrame) -> Stage:
@@ -180,12 +183,12 @@ def _searches(
     settings: Settings, shape: ModelShape, variants: Mapping[str, pd.DataFrame], searches: Mapping[str, SearchWork]
 ) -> Iterator[Stage]:
     for name, search in settings.searches.items():
-        if isinstance(search, EvolutionSettings | RandomSettings):
+        if isinstance(search, Evolution | RandomSearch):
             yield _generations(name, settings, searches[name])
         elif isinstance(search, BaselineSettings):
             yield _baseline(name, search, settings, shape, variants[search.variants])
         else:
-            memory = float(shape.block_bytes) * 4 if isinstance(search, OwlSettings) else 0.0
+            memory = float(shape.block_bytes) * 4 if search.needs_hessians else 0.0
             yield Stage(f"search {name}", 1, memory, note="no candidate is run")
 
 
@@ -201,12 +204,12 @@ def _baseline(
     name: str, search: BaselineSettings, settings: Settings, shape: ModelShape, variants: pd.DataFrame
 ) -> Stage:
     jobs = max(1, search.workers(settings.compute.processes))
-    if isinstance(search, DpSettings) and search.errors == "table":
+    if isinstance(search, DynamicProgramming) and search.errors == "table":
         return Stage(f"search {name}", jobs, note="no candidate is run")
     device = device_type(settings.compute.device)
     text, gigabytes = settings.data.search, settings.compute.memory_gb
     work = baseline_work(shape, variants, search, text, gigabytes, device, f"searches.{name}")
-    note = "at most" if isinstance(search, GreedySettings) else ""
+    note = "at most" if isinstance(search, Greedy) else ""
     return Stage(f"search {name}", jobs, work.memory_bytes, 0.0, float(work.candidate_tokens), work.flops, note)
 
 

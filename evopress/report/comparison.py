@@ -15,7 +15,7 @@ from evopress.artifacts.tables import PERPLEXITY, TASKS, read_provenance, read_t
 from evopress.compression.size import dense_size, size_of
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import KINDS
-from evopress.search.configuration import read_configuration
+from evopress.search.configuration import Configuration
 from evopress.util.errors import ArtifactError
 
 
@@ -89,7 +89,7 @@ def compare(run: Run, searches: Sequence[str]) -> Comparison:
         ArtifactError: an artifact is missing, damaged, or of another model.
     """
     comparison = Comparison()
-    configurations = {search: read_configuration(run, search) for search in searches}
+    configurations = {search: Configuration.read(run, search).table for search in searches}
     _put_sizes(comparison, run, configurations)
     models = [DENSE, *searches]
     tables = {model: _checked(run, run.perplexity(model), PERPLEXITY) for model in models}

@@ -13,14 +13,15 @@ from evopress.artifacts.atomic import write_text
 from evopress.artifacts.model_facts import read_model_facts
 from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.tables import PERPLEXITY, TRACE, read_table
-from evopress.compression.measure import DROP, Measure, average, measure_of, of_modules
+from evopress.compression.families import DROP
+from evopress.compression.measure import Measure, average, measure_of, of_modules
 from evopress.config.studies import ReportedStudies
 from evopress.models.modules import KINDS
 from evopress.report.comparison import compare
 from evopress.report.plots import level_map, search_curve
 from evopress.report.studies import FITNESS, settings_of, study_sections
 from evopress.report.summary import summary
-from evopress.search.configuration import read_configuration, variants_of
+from evopress.search.configuration import Configuration
 from evopress.util.versions import versions
 from evopress.util.yaml_text import to_yaml
 
@@ -52,7 +53,7 @@ def write_report(results: Run, searches: Sequence[str], studies: ReportedStudies
     """
     facts = read_model_facts(results)
     comparison = compare(results, searches)
-    configurations = {search: read_configuration(results, search) for search in searches}
+    configurations = {search: Configuration.read(results, search).table for search in searches}
     values: dict[Measure, set[float]] = {}
     for configuration in configurations.values():
         values.setdefault(measure_of(configuration), set()).update(configuration["value"])
@@ -86,7 +87,7 @@ def recorded_settings(results: Run, searches: Sequence[str]) -> dict[str, Any]:
             made["texts"][dataset] = settings_of(results.tokens(dataset))
     for search in searches:
         made["searches"][search] = settings_of(results.configuration(search))
-        for name, table in variants_of(results, read_configuration(results, search)):
+        for name, table in Configuration.read(results, search).made_by(results):
             made["variants"][name] = settings_of(table)
     return made
 

@@ -17,12 +17,16 @@ from evopress.config.model import ModelSettings
 from evopress.config.plugins import Registry
 from evopress.config.studies import MonotonicitySettings, StudiesSettings, require_text
 from evopress.config.texts import unusable_texts
-from evopress.search.settings import Strategy
+from evopress.search.base import Strategy
 from evopress.search.strategies import STRATEGIES
 from evopress.util.errors import ConfigError
-from evopress.workflow.families import level_problems
-from evopress.workflow.order import order_problems
-from evopress.workflow.seeds import repeated, written_name
+from evopress.workflow.searches import (
+    dependency_problems,
+    repeated,
+    strategy_problems,
+    variants_problems,
+    written_name,
+)
 
 ROLES = ("calibration", "search")
 """Names of token files that no evaluation set may take."""
@@ -127,8 +131,8 @@ def _problems(settings: Settings) -> Iterator[str]:
             yield f"{where}: the name is taken by the uncompressed model; choose another"
         if name.endswith(".json"):
             yield f"{where}: models/{name} would be the manifest of another search's model; choose another name"
-        yield from level_problems(where, search, settings.variants)
-        yield from order_problems(where, repetition, settings.searches, settings.variants)
+        yield from strategy_problems(where, search, settings.variants)
+        yield from dependency_problems(where, repetition, settings.searches, settings.variants)
         yield from _token_problems(where, search, settings.data.search.tokens)
     for name, study in settings.studies.monotonicity.items():
         yield from _study_problems(f"studies.monotonicity.{name}", study, settings)
@@ -141,7 +145,7 @@ def _token_problems(where: str, search: Strategy, available: int | None) -> Iter
 
 
 def _study_problems(where: str, study: MonotonicitySettings, settings: Settings) -> Iterator[str]:
-    yield from level_problems(where, study, settings.variants)
+    yield from variants_problems(where, study.variants, study.target, settings.variants)
     text = settings.data.search
     if text.tokens is None:
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 from evopress.artifacts.paths import DENSE, Run, manifest_path
 from evopress.config.data import TextSettings
 from evopress.config.studies import ReportedStudies
-from evopress.workflow.seeds import groups
+from evopress.workflow.searches import groups
 from evopress.workflow.settings import Settings
 
 

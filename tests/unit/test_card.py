@@ -17,7 +17,8 @@ from evopress.export.card import levels_table, write_card
 from evopress.export.markdown import escape, markdown_table
 from evopress.export.strategies import chosen_by
 from evopress.models.checkpoint import Checkpoint
-from evopress.search.settings import DpSettings, ScoresSettings
+from evopress.search.strategies.dp import DynamicProgramming
+from evopress.search.strategies.scores import BlockScores
 from evopress.util.errors import ArtifactError
 
 
@@ -171,8 +172,8 @@ def test_the_card_says_how_each_strategy_chose(settings, words):
 
 
 def test_every_score_and_error_has_words_of_its_own():
-    scores = get_args(ScoresSettings.model_fields["score"].annotation)
-    errors = get_args(DpSettings.model_fields["errors"].annotation)
+    scores = get_args(BlockScores.model_fields["score"].annotation)
+    errors = get_args(DynamicProgramming.model_fields["errors"].annotation)
     told = {chosen_by({"strategy": "scores", "score": score}) for score in scores}
     told |= {chosen_by({"strategy": "dp", "errors": error}) for error in errors}
     assert len(told) == len(scores) + len(errors)

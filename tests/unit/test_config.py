@@ -15,7 +15,7 @@ from evopress.compression.settings import VariantSettings
 from evopress.config.base import Section
 from evopress.config.data import TextSettings
 from evopress.config.model import ModelSettings
-from evopress.search.settings import SearchSettings
+from evopress.search.base import Strategy
 from evopress.util.errors import ArtifactError, ConfigError
 from evopress.workflow import slices
 from evopress.workflow.loading import read_yaml
@@ -157,7 +157,7 @@ def test_an_overlay_leaves_the_default_as_it_was() -> None:
         (ModelSettings, {"model": None}, slices.model_slice),
         (TextSettings, {"data": {"search": None}}, lambda settings: slices.tokens_slice(settings, "search")),
         (VariantSettings, {"variants": {"gptq": None}}, lambda settings: slices.variants_slice(settings, "gptq")),
-        (SearchSettings, {"searches": {"q3": None}}, lambda settings: slices.search_slice(settings, "q3")),
+        (Strategy, {"searches": {"q3": None}}, lambda settings: slices.search_slice(settings, "q3")),
     ],
 )
 def test_every_field_of_every_kind_is_in_the_slice_of_its_stage(

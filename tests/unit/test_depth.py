@@ -12,31 +12,31 @@ from search_run import COMPUTE, fresh, prepare
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, MODULES, read_table, write_table
+from evopress.compression.base import Level, Unit
 from evopress.compression.drop import make_module_table, module_table
+from evopress.compression.families import MODULES
 from evopress.compression.settings import DropSettings
 from evopress.compression.store import VariantStore
+from evopress.config.context import StageContext
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
 from evopress.models.structure import layer_table, linear_layers
-from evopress.search.depth import make_depth_space, units_from_modules
-from evopress.search.engine.counters import Counters
-from evopress.search.engine.fitness import ModelEvaluator
+from evopress.search.candidates import initial_candidates, make_offspring
+from evopress.search.engine.evaluator import ModelEvaluator
 from evopress.search.engine.memory import MemoryPlan
 from evopress.search.engine.objectives import make_objective
-from evopress.search.engine.weights import VariantBlocks
-from evopress.search.evolution.initial import initial_candidates
-from evopress.search.evolution.mutation import make_offspring
-from evopress.search.minibatch import Minibatch
+from evopress.search.engine.weights import Counters, VariantBlocks
+from evopress.search.evaluation import Minibatch
 from evopress.search.run import run_search
-from evopress.search.settings import EvolutionSettings
-from evopress.search.space import DENSE_LEVEL, Level, Unit
+from evopress.search.space import DENSE_LEVEL, make_space
+from evopress.search.strategies.evolution import Evolution
 from evopress.util import metrics
 from evopress.util.errors import ConfigError
 
 PLENTY = MemoryPlan(weights=1 << 30, hidden=1 << 30, run_tokens=4096, score_tokens=4096)
 SCARCE = MemoryPlan(weights=1 << 14, hidden=1 << 14, run_tokens=16, score_tokens=16)
 MINIBATCH = Minibatch((0, 2, 1), (12, 12, 12))
-SEARCH = EvolutionSettings(
+SEARCH = Evolution(
     variants="depth",
     target=1,
     generations=4,
@@ -103,7 +103,7 @@ def test_an_excluded_module_keeps_its_whole_unit() -> None:
     ],
 )
 def test_so_many_of_each_kind_are_dropped_in_every_candidate(unit, rule, target, budgets) -> None:
-    space = make_depth_space(units_from_modules(table(unit=unit), rule), target, "searches.d")
+    space = make_space(MODULES, MODULES.units(table(unit=unit), rule), target, "searches.d")
     assert space.group_budgets == budgets
     rng = np.random.default_rng(0)
     starts = initial_candidates(space, 6, rng)
@@ -124,7 +124,7 @@ def test_so_many_of_each_kind_are_dropped_in_every_candidate(unit, rule, target,
 )
 def test_a_target_that_cannot_be_is_refused(settings, target, message) -> None:
     with pytest.raises(ConfigError, match=f"searches.d.{message}"):
-        make_depth_space(units_from_modules(table(**settings), "size"), target, "searches.d")
+        make_space(MODULES, MODULES.units(table(**settings), "size"), target, "searches.d")
 
 
 class Pruned:
@@ -138,7 +138,7 @@ class Pruned:
         self.names = blockwise.block_names
         made = layer_table(blockwise.model).assign(bytes=1)
         modules = module_table(made, DropSettings(unit=unit), "variants.depth")  # type: ignore[arg-type]
-        self.units = units_from_modules(modules, "size")
+        self.units = MODULES.units(modules, "size")
 
     def open(self) -> BlockwiseModel:
         return BlockwiseModel.from_folder(self.folder, torch.device("cpu"), resident=False)
@@ -246,7 +246,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_search_drops_what_was_asked_and_lists_every_module(prepared: Run) -> None:
     own = fresh(prepared, "modules")
-    run_search(own, "d", SEARCH, COMPUTE)
+    run_search(StageContext(own, COMPUTE), "d", SEARCH)
     made = read_table(own.configuration("d"), CONFIGURATION)
     assert made["unit"].tolist() == [f"model.layers.{block}.{kind}" for block in range(2) for kind in ("attn", "mlp")]
     assert made[made["level"] == "drop"].groupby("layer").size().to_dict() == {"attn": 1, "mlp": 1}
@@ -258,7 +258,9 @@ def test_a_search_drops_what_was_asked_and_lists_every_module(prepared: Run) -> 
 
 def test_a_start_from_sensitivities_serves_depth_too(prepared: Run) -> None:
     own = fresh(prepared, "sensitive")
-    run_search(own, "d", SEARCH.model_copy(update={"start": "sensitivity", "sensitivity_tokens": 24}), COMPUTE)
+    run_search(
+        StageContext(own, COMPUTE), "d", SEARCH.model_copy(update={"start": "sensitivity", "sensitivity_tokens": 24})
+    )
     assert read_table(own.configuration("d"), CONFIGURATION)["level"].value_counts().to_dict() == {"keep": 2, "drop": 2}
 
 
@@ -275,4 +277,4 @@ def test_a_table_of_another_model_is_refused(prepared: Run) -> None:
     path = own.module_table("alien")
     write_table(read_table(prepared.module_table("depth"), MODULES), path, MODULES, provenance(fingerprint="0" * 64))
     with pytest.raises(Exception, match="was made for another model"):
-        run_search(own, "d", SEARCH.model_copy(update={"variants": "alien"}), COMPUTE)
+        run_search(StageContext(own, COMPUTE), "d", SEARCH.model_copy(update={"variants": "alien"}))

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from architectures import CONFIGS, build
+from evopress.search.evolution.generations import first_state, next_generation
 from finished_run import make_results, provenance, write_tokens
 from large_models import SHAPES
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table, write_table
 from evopress.artifacts.tensors import read_tensors
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS
 from evopress.compression.hessian import accumulate_hessians
 from evopress.compression.settings import GptqSettings, HessianSettings, SparseGptSettings
 from evopress.compression.store import VariantStore
@@ -31,16 +34,14 @@ from evopress.plan.shape import ModelShape, shape_from_config, shape_of
 from evopress.plan.sharing import Sharing
 from evopress.plan.stages import hessian_bytes
 from evopress.plan.variants import variant_table
+from evopress.search.base import Fitness
+from evopress.search.candidates import make_offspring, uniform_start
 from evopress.search.engine.evaluator import model_evaluator
+from evopress.search.engine.forward import plan_block
 from evopress.search.engine.memory import plan_memory
-from evopress.search.engine.objectives import Fitness
-from evopress.search.engine.prefixes import plan_block
-from evopress.search.evolution.generations import first_state, next_generation
-from evopress.search.evolution.initial import even_candidate
-from evopress.search.evolution.mutation import make_offspring
-from evopress.search.evolution.selection import Step
-from evopress.search.settings import EvolutionSettings
-from evopress.search.space import Level, Unit, make_space, units_from_variants
+from evopress.search.selection import Step
+from evopress.search.space import make_space
+from evopress.search.strategies.evolution import Evolution
 from evopress.util.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -129,8 +130,8 @@ def _units(blocks: int, rule: str) -> list[Unit]:
 
 def simulate(units: list[Unit], offspring: int, parent: bool, repetitions: int) -> tuple[float, float]:
     """Share of block work, and layer variants beside the parent's, with the real mutation and the engine's planner."""
-    space, rng = make_space(units, 3.0, "test"), np.random.default_rng(0)
-    start, blocks = even_candidate(space), units[-1].block + 1
+    space, rng = make_space(BITS, units, 3.0, "test"), np.random.default_rng(0)
+    start, blocks = uniform_start(space), units[-1].block + 1
     in_block = [[index for index, unit in enumerate(units) if unit.block == block] for block in range(blocks)]
     states = changed = 0
     for _ in range(repetitions):
@@ -230,9 +231,7 @@ def test_group_sizes_that_do_not_fit_are_found_before_anything_runs(shape):
 # A real search
 
 LENGTH, SEQUENCES, BLOCKS = 16, 60, 8
-SEARCH = EvolutionSettings(
-    variants="gptq", target=3.0, generations=8, offspring=24, survivors=(6, 2, 1), tokens=(16, 56, 128)
-)
+SEARCH = Evolution(variants="gptq", target=3.0, generations=8, offspring=24, survivors=(6, 2, 1), tokens=(16, 56, 128))
 
 
 class Tiny:
@@ -261,7 +260,7 @@ class Tiny:
 
     def search(self, memory_gb: float, generations: int):
         """Counters of a real search."""
-        space = make_space(units_from_variants(self.variants, SEARCH.group_rule), SEARCH.target, "searches.q")
+        space = make_space(BITS, BITS.units(self.variants, SEARCH.group_rule), SEARCH.target, "searches.q")
         model = BlockwiseModel.from_folder(self.folder, CPU, resident=False)
         dense = BlockwiseModel.from_folder(self.folder, CPU)
 

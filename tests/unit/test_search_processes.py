@@ -19,11 +19,12 @@ from search_run import COMPUTE, MIXED, artifacts, fresh, prepare
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.search.processes import launch
-from evopress.search.processes.launch import Job
-from evopress.search.processes.worker import threads_of_process
+from evopress.search.processes.launch import Job, threads_of_process
 from evopress.search.run import run_search
-from evopress.search.settings import EvolutionSettings, GreedySettings
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.greedy import Greedy
 from evopress.util.errors import ConfigError, SearchError
 
 TWO = ComputeSettings(device="cpu", memory_gb=0.01, processes=2, threads=2)
@@ -42,14 +43,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def whole(prepared: Run) -> Run:
     """Searched by two processes without a fault."""
     own = fresh(prepared, "whole")
-    run_search(own, "q", SETTINGS, TWO)
+    run_search(StageContext(own, TWO), "q", SETTINGS)
     return own
 
 
 def test_two_processes_find_what_one_finds(prepared: Run, whole: Run) -> None:
     one = fresh(prepared, "one")
     torch.set_num_threads(1)
-    run_search(one, "q", SETTINGS, COMPUTE)
+    run_search(StageContext(one, COMPUTE), "q", SETTINGS)
     tables = [read_table(run.trace("q"), TRACE) for run in (one, whole)]
     # float32 sums of other batches differ by rounding; divergences are near 0.1
     np.testing.assert_allclose(*(table["fitness"] for table in tables), rtol=1e-4)
@@ -62,10 +63,10 @@ def test_two_processes_find_what_one_finds(prepared: Run, whole: Run) -> None:
 
 def test_other_strategies_use_two_processes_too(prepared: Run) -> None:
     one, two = fresh(prepared, "greedy_one"), fresh(prepared, "greedy_two")
-    settings = GreedySettings(variants="gptq", target=2.7, tokens=24, per_round=4, group_rule="none")
+    settings = Greedy(variants="gptq", target=2.7, tokens=24, per_round=4, group_rule="none")
     torch.set_num_threads(1)
-    run_search(one, "q", settings, COMPUTE)
-    run_search(two, "q", settings, TWO)
+    run_search(StageContext(one, COMPUTE), "q", settings)
+    run_search(StageContext(two, TWO), "q", settings)
     tables = [read_table(run.trace("q"), TRACE) for run in (one, two)]
     np.testing.assert_allclose(*(table["fitness"] for table in tables), rtol=1e-4)
     levels = [read_table(run.configuration("q"), CONFIGURATION)["level"].tolist() for run in (one, two)]
@@ -106,8 +107,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def _search(root: str, settings: EvolutionSettings) -> None:
-    run_search(Run(Path(root)), "q", settings, TWO)
+def _search(root: str, settings: Evolution) -> None:
+    run_search(StageContext(Run(Path(root)), TWO), "q", settings)
 
 
 @contextmanager
@@ -138,7 +139,7 @@ def test_death_and_restart_change_no_byte_and_leave_no_orphan(prepared: Run, who
         wait_for(lambda: not any(map(alive, workers)), 8)
     done = generations(killed)
     assert saved + 5 <= done < SETTINGS.generations and not killed.configuration("q").exists()
-    run_search(killed, "q", SETTINGS, TWO)
+    run_search(StageContext(killed, TWO), "q", SETTINGS)
     assert artifacts(killed) == artifacts(whole)
 
 
@@ -151,7 +152,7 @@ def test_a_killed_process_ends_the_job_with_an_error_that_names_it(
         with monkeypatch.context() as patch:
             kill_process(run, rank, before + 2, patch)
         assert generations(run) >= before + 2 and not run.configuration("q").exists()
-    run_search(run, "q", SETTINGS, TWO)
+    run_search(StageContext(run, TWO), "q", SETTINGS)
     assert artifacts(run) == artifacts(whole)
 
 
@@ -168,7 +169,7 @@ def kill_process(run: Run, rank: int, when: int, patch: pytest.MonkeyPatch) -> N
     thread = threading.Thread(target=kill)
     thread.start()
     with pytest.raises(SearchError, match=rf"^process {rank} of the search \(2 in all\) was killed by SIGKILL"):
-        run_search(run, "q", SETTINGS, TWO)
+        run_search(StageContext(run, TWO), "q", SETTINGS)
     assert time.monotonic() - died[0] < 8
     assert all(process.returncode is not None for process in started)
     thread.join()
@@ -177,7 +178,7 @@ def kill_process(run: Run, rank: int, when: int, patch: pytest.MonkeyPatch) -> N
 def test_an_error_of_a_process_is_the_error_of_the_job(prepared: Run) -> None:
     run = fresh(prepared, "error")
     with pytest.raises(ConfigError, match=r"^searches.q.tokens.1.: asks for 73 tokens, but the search text has 72"):
-        run_search(run, "q", SETTINGS.model_copy(update={"tokens": (18, 73)}), TWO)
+        run_search(StageContext(run, TWO), "q", SETTINGS.model_copy(update={"tokens": (18, 73)}))
     assert not run.configuration("q").exists()
 
 

@@ -20,12 +20,14 @@ from evopress.compression.sparsity import _of_same_shape, sparse_variants
 from evopress.compression.store import VariantStore
 from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.export.archive import load_archive, write_archive
 from evopress.export.run import stitch_model
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 from evopress.search.run import run_search
-from evopress.search.settings import EvolutionSettings, UniformSettings
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.uniform import Uniform
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError, ModelError
 
 COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
@@ -145,7 +147,7 @@ def test_layers_too_small_for_a_step_are_fixed_and_the_log_says_so(run: Run, cap
     assert sizes["self_attn.k_proj"] == BLOCKS  # 128 weights
     assert sizes["mlp.down_proj"] == 3 * BLOCKS  # 384 weights
     assert "self_attn.k_proj, self_attn.v_proj: 128 weights leave no room for a step of 100; fixed" in caplog.text
-    run_search(run, "u", UniformSettings(variants="s", target=0.5), COMPUTE)
+    run_search(StageContext(run, COMPUTE), "u", Uniform(variants="s", target=0.5))
     assert set(read_table(run.configuration("u"), CONFIGURATION)["level"]) == {"0"}
 
 
@@ -220,7 +222,7 @@ def test_files_cut_short_are_named(run: Run) -> None:
 
 def searched(run: Run) -> None:
     make_all(run, SPARSEGPT)
-    settings = EvolutionSettings(
+    settings = Evolution(
         variants="s",
         target=0.5,
         generations=4,
@@ -229,7 +231,7 @@ def searched(run: Run) -> None:
         tokens=(18, 48),
         group_rule="none",
     )
-    run_search(run, "q", settings, COMPUTE)
+    run_search(StageContext(run, COMPUTE), "q", settings)
 
 
 def test_evolution_trades_steps_between_layers_of_different_size(run: Run) -> None:

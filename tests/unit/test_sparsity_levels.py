@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 
 from evopress.artifacts.tables import VARIANTS
+from evopress.compression.families import SPARSITY
 from evopress.compression.measure import average, measure_of
 from evopress.compression.settings import MagnitudeSettings, SparseGptSettings
 from evopress.compression.sparsity_levels import pattern_levels, portions, removed_at, unstructured_levels
 from evopress.config.base import parse_section
-from evopress.search.evolution.initial import even_candidate
-from evopress.search.space import Space, budget_for, make_space, units_from_variants
+from evopress.search.candidates import uniform_start
+from evopress.search.space import Space, make_space
 from evopress.search.strategies.uniform import uniform_candidate
 from evopress.util.errors import CompressionError, ConfigError
 from evopress.workflow.settings import Settings
@@ -130,7 +131,7 @@ def table(sizes: dict[str, int], target: float = 0.5, step: int = 10, blocks: in
 
 
 def space_of(variants: pd.DataFrame, target: float, rule: str = "none") -> Space:
-    return make_space(units_from_variants(variants, rule), target, "searches.s", measure_of(variants))
+    return make_space(SPARSITY, SPARSITY.units(variants, rule), target, "searches.s")
 
 
 @pytest.mark.parametrize("rule", ["none", "size", "name"])
@@ -142,14 +143,14 @@ def test_level_0_everywhere_meets_the_target_and_starts_the_search(rule: str, ta
     chosen = [unit.levels[index].label for unit, index in zip(space.units, uniform, strict=True)]
     assert chosen == ["0"] * 8
     assert space.fits(uniform)
-    assert even_candidate(space).tolist() == uniform.tolist()
+    assert uniform_start(space).tolist() == uniform.tolist()
     total = 2 * (333 + 101 + 77 + 9)
     assert average("sparsity", space.cost_of(uniform), total) >= target
 
 
 def test_the_budget_is_the_most_weights_that_reach_the_sparsity() -> None:
-    assert budget_for(0.3, 10, "sparsity") == 7
-    assert budget_for(0.5, 7, "sparsity") == 3
+    assert SPARSITY.budget(0.3, 10) == 7
+    assert SPARSITY.budget(0.5, 7) == 3
     space = space_of(table({"a": 100}), 0.45)
     assert space.budget == 110
 

@@ -8,10 +8,11 @@ import pytest
 
 from evopress.artifacts.study_tables import CONVERGENCE
 from evopress.artifacts.tables import TRACE
+from evopress.compression.base import Level, Unit
 from evopress.config.studies import MonotonicitySettings, require_text
 from evopress.report.comparison import Cell, Column, Comparison
-from evopress.search.evolution.initial import even_candidate
-from evopress.search.space import Level, Space, Unit
+from evopress.search.candidates import uniform_start
+from evopress.search.space import Space
 from evopress.studies.comparison import as_comparison, group_table, mean_and_spread
 from evopress.studies.convergence import Case, bit_space, cases, convergence_table, fits, generations_to_optimum
 from evopress.studies.monotonicity import (
@@ -198,7 +199,7 @@ def test_a_sample_keeps_to_the_budget_and_raises_one_unit() -> None:
             assert sorted((candidate - drawn.candidates[base]).tolist()) == [0] * 9 + [1]
     sums = errors[np.arange(10), free].sum(axis=1)
     assert sums.argmin() == 0  # what the first claim would have one choose
-    assert even_candidate(about).tolist() in free.tolist()
+    assert uniform_start(about).tolist() in free.tolist()
 
 
 @pytest.mark.parametrize(

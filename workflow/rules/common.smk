@@ -136,15 +136,15 @@ def chain_before(wildcards):
 
 
 def hessians_of_search(wildcards):
-    """Inputs that stand for all Hessians, where a strategy scores weights by them."""
-    if SETTINGS.searches[wildcards.search].strategy != "owl":
+    """Inputs that stand for all Hessians, where a strategy reads them."""
+    if not SETTINGS.searches[wildcards.search].needs_hessians:
         return []
     return with_manifest(*(RESULTS.hessian(block) for block in BLOCKS))
 
 
 def earlier_searches(wildcards):
-    """What other searches have found, and what that took, where a search starts from it."""
-    names = SETTINGS.searches[wildcards.search].rests_on()
+    """What other searches have found, and what that took, where a search depends on them."""
+    names = SETTINGS.searches[wildcards.search].depends_on()
     return [path for name in names for path in (RESULTS.configuration(name), RESULTS.effort(name))]
 
 

@@ -1,8 +1,9 @@
 """The resume folder: what a killed search needs to go on as if it had not been killed.
 
-One log, to which each finished generation appends one line: its judgements, the parents that it chose and the random
+One log, to which each finished generation appends one line: its evaluations, the parents that it chose and the random
 state after it. A line counts once its end is on disk, so whatever moment the process dies, what the log holds is that
-of finished generations; a last line that was cut short is dropped.
+of finished generations; a last line that was cut short is dropped. The first process of a search reads and writes the
+log, and tells the others what it has read.
 """
 
 import fcntl
@@ -19,11 +20,9 @@ from typing import Any
 import numpy as np
 
 from evopress.artifacts.atomic import write_text
-from evopress.search.evolution.generations import State
-from evopress.search.evolution.selection import Judgement, Known
-from evopress.search.minibatch import Minibatch
-from evopress.search.record.effort import Effort
-from evopress.search.record.trace import TraceRow
+from evopress.search.evaluation import Effort, Evaluation, Minibatch, SearchResult, TraceRow
+from evopress.search.processes.ranks import Ranks
+from evopress.search.selection import Known, State
 from evopress.util.errors import ArtifactError
 from evopress.util.progress import log
 
@@ -33,11 +32,13 @@ _NOTHING = Effort()
 class ResumeFolder:
     """State and trace of an unfinished search."""
 
-    def __init__(self, folder: Path, digest: str) -> None:
+    def __init__(self, folder: Path, digest: str, ranks: Ranks | None = None) -> None:
         """Use ``folder`` for the search that ``digest`` identifies (settings and everything that was read)."""
-        self.folder, self.digest = folder, digest
+        self.folder, self.digest, self.ranks = folder, digest, ranks or Ranks()
         self.log = folder / "log.jsonl"
         self._held: FileIO | None = None
+        self._records: list[dict[str, Any]] = []
+        self._effort = _NOTHING
 
     def save(self, state: State, rng: np.random.Generator, rows: list[TraceRow], spent: Effort = _NOTHING) -> None:
         """Record a finished generation, the ``rows`` that it added to the trace, and what it ``spent``.
@@ -45,11 +46,16 @@ class ResumeFolder:
         Raises:
             ArtifactError: the folder cannot be written.
         """
+        records = [row.record() for row in rows]
+        self._records += records
+        self._effort += spent
+        if self.ranks.rank > 0:
+            return
         content = {
             "generation": state.generation,
             "population": state.population.tolist(),
             "rng": rng.bit_generator.state,
-            "rows": [row.record() for row in rows],
+            "rows": records,
             "lengths": [row.minibatch.lengths for row in rows],
             "levels": [row.levels for row in rows],
             "tokens": spent.tokens,
@@ -62,45 +68,50 @@ class ResumeFolder:
         self._append(f"{_checksum(text)} {text}\n")
 
     def load(self, rng: np.random.Generator) -> State | None:
-        """State of the last finished generation, with ``rng`` set to go on from there.
+        """State of the last finished generation, the same in all processes, with ``rng`` set to go on from there.
 
         Returns:
             None if there is nothing to go on from; the log says so if what is there belongs to another search.
         """
-        try:
-            digest = self._header()["digest"]
-            if digest != self.digest:
-                log.info("%s: made by other settings or variants; starting anew", self.folder)
-                return None
-            known: Known = {}
-            last = None
-            for last in self._generations():
-                known |= _judgements(last)
-            if last is None:
-                return None
-            state = State(last["generation"], np.array(last["population"], dtype=np.int16), known)
-            rng.bit_generator.state = last["rng"]
-            self._cut()
-        except FileNotFoundError:
+        saved = self._saved() if self.ranks.rank == 0 else []
+        finished = [json.loads(line) for line in self.ranks.share("\n".join(map(json.dumps, saved))).splitlines()]
+        if not finished:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s: cannot be read (%r); starting anew", self.folder, error)
-            return None
-        return state
+        known: Known = {}
+        for generation in finished:
+            known |= _evaluations(generation)
+            self._records += generation["rows"]
+            self._effort += Effort(generation["tokens"], generation["seconds"])
+        last = finished[-1]
+        rng.bit_generator.state = last["rng"]
+        return State(last["generation"], np.array(last["population"], dtype=np.int16), known)
 
-    def records(self, generation: int) -> list[dict]:
-        """Trace up to ``generation``, as records of the TRACE schema."""
-        return [row for line in self._generations() if line["generation"] <= generation for row in line["rows"]]
-
-    def effort(self, generation: int) -> Effort:
-        """What was spent up to ``generation``."""
-        lines = (line for line in self._generations() if line["generation"] <= generation)
-        return sum((Effort(line["tokens"], line["seconds"]) for line in lines), _NOTHING)
+    def result(self, state: State) -> SearchResult:
+        """The best of the last state, with all that was recorded on the way to it."""
+        return SearchResult(state.parent, list(self._records), self._effort)
 
     def remove(self) -> None:
         """Forget the search; its artifacts are written."""
         self._close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _saved(self) -> list[dict[str, Any]]:
+        """Finished generations of this very search that can be read."""
+        try:
+            digest = self._header()["digest"]
+            if digest != self.digest:
+                log.info("%s: made by other settings or variants; starting anew", self.folder)
+                return []
+            finished = list(self._generations())
+            for generation in finished:
+                _evaluations(generation)
+            self._cut()
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s: cannot be read (%r); starting anew", self.folder, error)
+            return []
+        return finished
 
     def _open(self) -> int:
         """Descriptor of the log, which is held open: should another job that was let loose on this search end first and
@@ -165,12 +176,12 @@ def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _judgements(generation: dict[str, Any]) -> Known:
+def _evaluations(generation: dict[str, Any]) -> Known:
     """What a generation found, by candidate and tokens."""
     known: Known = {}
     parts = zip(generation["rows"], generation["lengths"], generation["levels"], strict=True)
     for row, lengths, levels in parts:
         minibatch = Minibatch(tuple(row["sequences"]), tuple(lengths))
-        found = Judgement(row["fitness"], tuple(row["fitness_by_sequence"]))
+        found = Evaluation(row["fitness"], tuple(row["fitness_by_sequence"]))
         known[np.array(levels, dtype=np.int16).tobytes(), minibatch] = found
     return known
