@@ -46,7 +46,7 @@ from evopress.workflow.settings import Settings
 
 CASES = ("16x512", "64x512", "8x2048")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BITS = (2, 3, 4, 5, 6)
+WIDTHS = (2, 3, 4, 5, 6)
 TARGET = 3.0
 
 
@@ -207,7 +207,7 @@ def search_space(results: Run) -> Space:
     units = []
     for row in read_table(results.layers, LAYERS).itertuples():
         size = int(row.parameters)
-        levels = tuple(Level(str(bits), float(bits), bits * size, bits * size // 8) for bits in BITS)
+        levels = tuple(Level(str(bits), float(bits), bits * size, bits * size // 8) for bits in WIDTHS)
         units.append(Unit(row.name, int(row.block), row.layer, str(size), size, levels))
     return make_space(BITS, units, TARGET, "benchmark")
 

@@ -11,7 +11,8 @@ from finished_run import provenance
 from search_run import COMPUTE, fresh, prepare
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import CONFIGURATION, LAYERS, MODULES, read_table, write_table
+from evopress.artifacts.tables import CONFIGURATION, LAYERS, read_table, write_table
+from evopress.artifacts.tables import MODULES as SCHEMA
 from evopress.compression.base import Level, Unit
 from evopress.compression.drop import make_module_table, module_table
 from evopress.compression.families import MODULES
@@ -73,7 +74,7 @@ def test_the_module_table_lists_what_may_be_dropped() -> None:
     assert made["name"].tolist() == [f"model.layers.{block}.{kind}" for block in range(2) for kind in ("attn", "mlp")]
     assert made["unit"].tolist() == made["name"].tolist()
     assert made["parameters"].tolist() == [10, 18, 10, 18] and made["bytes"].tolist() == [20, 36, 20, 36]
-    assert list(made.columns) == MODULES.names
+    assert list(made.columns) == SCHEMA.names
     assert table(2, unit="block")["unit"].tolist() == ["model.layers.0"] * 2 + ["model.layers.1"] * 2
 
 
@@ -275,6 +276,6 @@ def test_one_name_holds_the_variants_of_one_method(tmp_path: Path) -> None:
 def test_a_table_of_another_model_is_refused(prepared: Run) -> None:
     own = fresh(prepared, "other")
     path = own.module_table("alien")
-    write_table(read_table(prepared.module_table("depth"), MODULES), path, MODULES, provenance(fingerprint="0" * 64))
+    write_table(read_table(prepared.module_table("depth"), SCHEMA), path, SCHEMA, provenance(fingerprint="0" * 64))
     with pytest.raises(Exception, match="was made for another model"):
         run_search(StageContext(own, COMPUTE), "d", SEARCH.model_copy(update={"variants": "alien"}))

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evopress.search.evolution.earlier import earlier_candidate
-from evopress.search.evolution.generations import first_state
 from search_run import COMPUTE, artifacts, fresh, prepare
 from test_evolution import Linear, bit_strings, rng
+from toy_search import first_state
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import EFFORT, TRACE, read_table
@@ -16,6 +15,7 @@ from evopress.compression.drop import make_module_table
 from evopress.compression.settings import DropSettings
 from evopress.config.context import StageContext
 from evopress.search.budget import brought_to_budget
+from evopress.search.configuration import Configuration
 from evopress.search.problem import open_variants
 from evopress.search.run import run_search
 from evopress.search.strategies.dp import DynamicProgramming
@@ -57,15 +57,15 @@ def run(prepared: Run, tmp_path: Path) -> Run:
 def test_a_configuration_is_the_same_candidate_again(run: Run) -> None:
     choices = open_variants(run, "gptq", 2.7, "none", "searches.x")
     found = np.random.default_rng(5).integers(0, 2, len(choices.space.units)).astype(np.int16)
-    assert earlier_candidate(choices.space, choices.configuration(found)).tolist() == found.tolist()
+    assert Configuration.of_candidate(choices, found).nearest(choices.space).tolist() == found.tolist()
 
 
 def test_levels_that_are_not_there_become_the_nearest(run: Run) -> None:
     choices = open_variants(run, "gptq", 2.7, "none", "searches.x")
-    table = choices.configuration(choices.space.top)
+    table = Configuration.of_candidate(choices, choices.space.top).table
     table["value"] = 99.0
     table.loc[0, "value"] = 2.2
-    candidate = earlier_candidate(choices.space, table)
+    candidate = Configuration(table).nearest(choices.space)
     assert candidate[0] == 0 and candidate[1:].tolist() == choices.space.top[1:].tolist()
 
 
@@ -73,16 +73,16 @@ def test_dropped_blocks_are_dropped_modules_and_the_reverse(run: Run) -> None:
     blocks = open_variants(run, "blocks", 1, "none", "searches.x")
     modules = open_variants(run, "modules", 1, "size", "searches.x")
     found = without(blocks.space, [1])
-    as_modules = earlier_candidate(modules.space, blocks.configuration(found))
+    as_modules = Configuration.of_candidate(blocks, found).nearest(modules.space)
     assert [unit.modules for unit, level in zip(modules.space.units, as_modules, strict=True) if not level] == [
         ((1, "attn"),),
         ((1, "mlp"),),
     ]
     assert modules.space.fits(as_modules)
-    assert earlier_candidate(blocks.space, modules.configuration(as_modules)).tolist() == found.tolist()
+    assert Configuration.of_candidate(modules, as_modules).nearest(blocks.space).tolist() == found.tolist()
     half = as_modules.copy()
     half[[unit.modules == ((1, "mlp"),) for unit in modules.space.units]] = 1
-    assert earlier_candidate(blocks.space, modules.configuration(half)).tolist() == blocks.space.top.tolist()
+    assert Configuration.of_candidate(modules, half).nearest(blocks.space).tolist() == blocks.space.top.tolist()
 
 
 def test_another_budget_is_met_exactly(run: Run) -> None:
@@ -138,7 +138,7 @@ def test_a_search_goes_on_where_another_ended(run: Run, first: str, then: str, t
 def test_a_search_killed_before_its_start_changed_does_not_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run_search(StageContext(run, COMPUTE), "dp", DynamicProgramming(variants="gptq", target=2.7))
     with monkeypatch.context() as patch:
-        patch.setattr("evopress.search.stage.write_table", _killed)
+        patch.setattr("evopress.search.run.write_table", _killed)
         with pytest.raises(KeyboardInterrupt):
             run_search(StageContext(run, COMPUTE), "evo", EVOLUTION)
     assert run.resume("evo").exists()
@@ -181,4 +181,4 @@ def test_searches_that_cannot_be_started_from_are_named() -> None:
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
             _settings(**searches)
-    assert _settings(evopress={"start_from": ["uniform"]}).searches["evopress"].rests_on() == ("uniform",)
+    assert _settings(evopress={"start_from": ["uniform"]}).searches["evopress"].depends_on() == ("uniform",)

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from evopress.search.evolution.generations import first_state, next_generation
+from toy_search import first_state, next_generation
 
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS

@@ -15,7 +15,7 @@ from evopress.search.strategies.owl import Owl
 from evopress.search.strategies.random import RandomSearch
 from evopress.search.strategies.scores import BlockScores
 from evopress.search.strategies.uniform import Uniform
-from evopress.workflow.families import level_problems
+from evopress.workflow.searches import strategy_problems
 
 VARIANTS = {
     "gptq": GptqSettings(),
@@ -28,7 +28,7 @@ VARIANTS = {
 
 
 def problems(kind: Any, variants: str, target: float, **values: Any) -> list[str]:
-    return list(level_problems("searches.x", kind(variants=variants, target=target, **values), VARIANTS))
+    return list(strategy_problems("searches.x", kind(variants=variants, target=target, **values), VARIANTS))
 
 
 @pytest.mark.parametrize(

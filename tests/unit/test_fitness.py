@@ -129,10 +129,10 @@ def test_a_long_judgement_tells_its_progress_block_by_block(llama, monkeypatch, 
     evaluator = llama.evaluator()
     with caplog.at_level("INFO", logger="evopress"):
         evaluator.evaluate(llama.candidates(), MINIBATCH)
-    lines = [line for line in caplog.messages if line.startswith("judging ")]
+    lines = [line for line in caplog.messages if line.startswith("evaluating ")]
     steps = int(lines[0].split("/")[1].split()[0])
     assert len(lines) == steps == 8  # whole sequences and the shorter one pass 3 blocks and the head each
-    assert lines[-1].startswith("judging 5 candidates: 8/8 blocks, ")
+    assert lines[-1].startswith("evaluating 5 candidates: 8/8 blocks, ")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 from architectures import CONFIGS, build
-from evopress.search.evolution.generations import first_state, next_generation
 from finished_run import make_results, provenance, write_tokens
 from large_models import SHAPES
 from torch.utils.flop_counter import FlopCounterMode
+from toy_search import first_state, next_generation
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table, write_table

@@ -125,7 +125,7 @@ def test_tokens_of_another_model_are_refused(run: Run) -> None:
 # --- death and restart ---------------------------------------------------------------------------------------------
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["evopress.search.run", "evopress.search.engine.fitness"])
+CONTEXT.set_forkserver_preload(["evopress.search.run", "evopress.search.engine.evaluator"])
 
 
 def _search_and_die(root: str, settings: Strategy, moment: tuple[str, int, int] | None) -> None:

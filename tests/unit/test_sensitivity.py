@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from evopress.search.evolution.generations import first_state
+from toy_search import first_state
 
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS

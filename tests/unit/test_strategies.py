@@ -1,12 +1,14 @@
 """Settings of searches, and the uniform strategy."""
 
 import pytest
+from toy_search import problem_of
 
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS
 from evopress.config.base import parse_section
+from evopress.search.engine.evaluator import require_tokens
 from evopress.search.space import make_space
-from evopress.search.strategies.evolution import Evolution, check_tokens
+from evopress.search.strategies.evolution import Evolution
 from evopress.search.strategies.uniform import Uniform, uniform_candidate
 from evopress.util.errors import ConfigError
 
@@ -74,14 +76,16 @@ def test_an_unknown_key_of_uniform_is_refused():
 def test_more_tokens_than_the_text_has_are_refused_by_name():
     whole, mixed = (make_space(BITS, [unit("a", 10, (2, 3, 4))], target, "searches.q3") for target in (3, 3.5))
     settings = evolution(tokens=[512, 2048, 9000], initial_tokens=512)
-    check_tokens(settings, whole, 9000, "searches.q3")
+    require_tokens(settings.tokens_asked(problem_of(whole)), 9000, "searches.q3")
     with pytest.raises(ConfigError) as error:
-        check_tokens(settings, whole, 8192, "searches.q3")
+        require_tokens(settings.tokens_asked(problem_of(whole)), 8192, "searches.q3")
     assert str(error.value) == (
         "searches.q3.tokens[2]: asks for 9000 tokens, but the search text has 8192; "
         "lower it, or raise data.search.tokens"
     )
     few = evolution(tokens=[512, 512, 512])
-    check_tokens(few, whole, 600, "searches.q3")  # starts uniform, so initial_tokens are not drawn
+    require_tokens(
+        few.tokens_asked(problem_of(whole)), 600, "searches.q3"
+    )  # starts uniform, so initial_tokens are not drawn
     with pytest.raises(ConfigError, match="initial_tokens: asks for 2048"):
-        check_tokens(few, mixed, 600, "searches.q3")
+        require_tokens(few.tokens_asked(problem_of(mixed)), 600, "searches.q3")

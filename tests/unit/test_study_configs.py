@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from test_config import REPOSITORY
+from toy_search import problem_of
 
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS, SPARSITY
 from evopress.search.evaluation import CountingEvaluator, Evaluation, Minibatch, draw_minibatch
 from evopress.search.space import DENSE_LEVEL, Space, make_space
-from evopress.search.strategies.evolution import Evolution, generations
-from evopress.search.strategies.random import RandomSearch, draws
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.random import RandomSearch
 from evopress.workflow.loading import read_yaml
 from evopress.workflow.settings import Settings, lay_over
 
@@ -84,11 +85,11 @@ def test_searches_of_a_study_judge_equally_many_tokens(config: str, tolerance: f
         assert settings.data.search.sequence_length == SEQUENCE
         evaluator = CountingEvaluator(_Objective(space, settings.data.search.tokens // SEQUENCE))
         rng = np.random.default_rng(search.seed)
-        earlier = [space.top * 0 for _ in search.rests_on()]  # brought to the budget, as any other
-        rounds = generations(space, search, earlier) if isinstance(search, Evolution) else draws(space, search)
-        state, rows = rounds.start(evaluator, rng)
-        while rounds.left(state):
-            state, more = rounds.advance(state, evaluator, rng)
+        earlier = [space.top * 0 for _ in search.depends_on()]  # brought to the budget, as any other
+        problem = problem_of(space, earlier)
+        state, rows = search.first_round(problem, evaluator, rng)
+        while search.remaining(state, problem):
+            state, more = search.next_round(state, problem, evaluator, rng)
             rows += more
         spent[name] = evaluator.tokens
         assert sum(row.record()["tokens"] for row in rows) == evaluator.tokens

@@ -1,9 +1,12 @@
 """Text configurations: both formats read and written, adversarial text, and the check against a space."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_search import problem_of
 
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS, SPARSITY
@@ -196,7 +199,7 @@ def test_steps_are_matched_however_they_are_spelt(spelling):
     candidate = parse_candidate(text_of(*map(spelling.format, steps)), space, 2, WHERE)
     chosen = [unit.levels[level].label for unit, level in zip(space.units, candidate, strict=True)]
     assert chosen == ["+1", "-1", "0", "0"]
-    require_budget(space, candidate, 0.5, WHERE)
+    require_budget(replace(problem_of(space), family=SPARSITY), candidate, 0.5, WHERE)
 
 
 def test_an_unknown_layer_is_refused_with_the_nearest():
@@ -233,15 +236,15 @@ def test_levels_that_are_not_made_are_refused():
 def test_too_many_bits_are_refused_by_how_many():
     candidate = parse_candidate(text_of("4", "3", "3", "3"), bits(), 2, WHERE)
     with pytest.raises(ConfigError, match=r"0\.25 bits per weight above the target of 3 \(100 bits in all\)"):
-        require_budget(bits(), candidate, 3.0, WHERE)
-    require_budget(bits(3.25), candidate, 3.25, WHERE)
+        require_budget(problem_of(bits()), candidate, 3.0, WHERE)
+    require_budget(problem_of(bits(3.25)), candidate, 3.25, WHERE)
 
 
 def test_too_little_sparsity_is_refused_by_how_much():
     space = layer_space(("-1", "0", "+1"), 0.5)
     candidate = parse_candidate(text_of("-1", "0", "0", "0"), space, 2, WHERE)
     with pytest.raises(ConfigError, match=r"0\.0025 short of the target of 0\.5 \(1 weights too many stay\)"):
-        require_budget(space, candidate, 0.5, WHERE)
+        require_budget(replace(problem_of(space), family=SPARSITY), candidate, 0.5, WHERE)
 
 
 def test_levels_do_not_serve_where_modules_are_dropped_and_the_other_way_round():
