@@ -8,7 +8,7 @@ import pandas as pd
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.cli.output import add_output_arguments, emit
-from evopress.compression.measure import DROP, measure_of
+from evopress.compression.families import DROP, family_of
 from evopress.search.configuration import read_configuration
 from evopress.search.text_format import format_drops, format_levels
 
@@ -32,7 +32,7 @@ def exported(results: Run, search: str) -> str:
         ArtifactError: an artifact is missing, damaged, or of another model.
     """
     configuration = read_configuration(results, search)
-    if measure_of(configuration) == "depth":
+    if family_of(configuration).takes_modules:
         layers = read_table(results.layers, LAYERS)
         return format_drops(_dropped(configuration, int(layers["block"].max()) + 1))
     return format_levels(zip(configuration["unit"], configuration["level"], strict=True))

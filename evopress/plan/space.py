@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evopress.compression.measure import measure_of
+from evopress.compression.families import family_of
 from evopress.search.depth import make_depth_space, units_from_modules
 from evopress.search.space import GroupRule, Space, make_space, units_from_variants
+from evopress.util.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ def planned_space(variants: pd.DataFrame, target: float, group_rule: GroupRule, 
     """The space that a search will have.
 
     Args:
-        variants: as `planning.variants.variant_table` makes it.
+        variants: as `Method.table` makes it.
         target: of the search.
         group_rule: who may trade levels.
         where: dotted path of the search's settings, for messages.
@@ -33,7 +34,9 @@ def planned_space(variants: pd.DataFrame, target: float, group_rule: GroupRule, 
     """
     if "unit" in variants:
         return make_depth_space(units_from_modules(variants, group_rule), target, where)
-    return make_space(units_from_variants(variants, group_rule), target, where, measure_of(variants))
+    if variants.empty:
+        raise ConfigError(f"{where}.variants: holds no layer; exclude fewer")
+    return make_space(units_from_variants(variants, group_rule), target, where, family_of(variants).name)
 
 
 def kept_share(space: Space, blocks: int) -> Kept:

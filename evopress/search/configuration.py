@@ -8,7 +8,7 @@ import pandas as pd
 from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table
-from evopress.compression.measure import of_modules
+from evopress.compression.families import family_of
 from evopress.util.errors import ArtifactError
 
 
@@ -29,7 +29,7 @@ def read_configuration(run: Run, search: str) -> pd.DataFrame:
 def variants_of(run: Run, configuration: pd.DataFrame) -> Iterator[tuple[str, Path]]:
     """Name of each folder of variants that a configuration picks from, and a table there that records its settings."""
     for name, rows in configuration.groupby("variants"):
-        if of_modules(rows).all():
+        if family_of(rows).takes_modules:
             yield str(name), run.module_table(str(name))
         else:
             yield str(name), run.variant_table(str(name), int(rows["block"].min()))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from evopress.artifacts.tables import CONFIGURATION
-from evopress.compression.measure import DROP, KEEP
+from evopress.compression.families import DROP, KEEP, MODULES
 from evopress.search.space import Candidate, GroupRule, Level, Space, Unit
 from evopress.util.errors import ConfigError
 
@@ -58,7 +58,7 @@ def make_depth_space(units: Sequence[Unit], target: float, where: str) -> Space:
         raise ConfigError(
             f"{where}.target: all {asked} units would be dropped, so there is nothing to choose; lower it"
         )
-    return Space(tuple(units), tuple(count - asked for count in available.values()))
+    return Space(tuple(units), tuple(count - asked for count in available.values()), MODULES)
 
 
 def module_rows(table: pd.DataFrame, space: Space, candidate: Candidate, variants: str) -> pd.DataFrame:
@@ -77,6 +77,7 @@ def module_rows(table: pd.DataFrame, space: Space, candidate: Candidate, variant
             row.block,
             row.module,
             variants,
+            space.family.name,
             levels[str(row.unit)].label,
             levels[str(row.unit)].value,
             levels[str(row.unit)].cost,

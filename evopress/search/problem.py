@@ -8,10 +8,11 @@ from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, MODULES, read_provenance, read_table
 from evopress.artifacts.tensors import read_manifest, sha256
-from evopress.compression.measure import Measure, average, measure_of
+from evopress.compression.families import family_of
 from evopress.compression.store import VariantStore
 from evopress.search.depth import make_depth_space, module_rows, units_from_modules
 from evopress.search.space import Candidate, GroupRule, Space, make_space, units_from_variants
+from evopress.util.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,6 @@ class Choices:
     space: Space
     variants: str
     """Name of the variants."""
-    measure: Measure
     digests: list[str]
     """Of everything that was read."""
     store: VariantStore | None
@@ -37,14 +37,7 @@ class Choices:
 
     def describe(self, candidate: Candidate) -> str:
         """What a candidate comes to, in words."""
-        units = self.space.units
-        if self.modules is not None:
-            dropped = self.modules["unit"].isin(
-                [unit.name for unit, level in zip(units, candidate, strict=True) if not level]
-            )
-            return f"{int(dropped.sum())} of {len(dropped)} modules dropped"
-        reached = average(self.measure, self.space.cost_of(candidate), sum(unit.parameters for unit in units))
-        return f"{len(units)} units, {self.measure} {reached:.4f} on average"
+        return self.space.family.describe(self.space.units, candidate.tolist())
 
 
 def open_choices(
@@ -69,13 +62,15 @@ def open_choices(
         require_same_model(run, read_provenance(path), path)
         modules = read_table(path, MODULES)
         space = make_depth_space(units_from_modules(modules, group_rule), target, where)
-        return Choices(space, variants, "depth", [sha256(path)], None, modules)
+        return Choices(space, variants, [sha256(path)], None, modules)
     store = VariantStore(run, variants, check=check)
-    measure = measure_of(store.table)
-    space = make_space(units_from_variants(store.table, group_rule), target, where, measure)
+    if store.table.empty:
+        raise ConfigError(f"{where}.variants: holds no layer; exclude fewer")
+    family = family_of(store.table)
+    space = make_space(units_from_variants(store.table, group_rule), target, where, family.name)
     blocks = sorted({unit.block for unit in space.units})
     digests = [read_manifest(run.variant_tensors(variants, block))["sha256"] for block in blocks]
-    return Choices(space, variants, measure, digests, store)
+    return Choices(space, variants, digests, store)
 
 
 def layer_rows(space: Space, candidate: Candidate, variants: str) -> pd.DataFrame:
@@ -86,6 +81,7 @@ def layer_rows(space: Space, candidate: Candidate, variants: str) -> pd.DataFram
             unit.block,
             unit.layer,
             variants,
+            space.family.name,
             level.label,
             level.value,
             level.cost,

@@ -9,56 +9,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from evopress.compression.measure import Measure, average
+from evopress.compression.base import Family, GroupRule, Level, Unit
+from evopress.compression.families import BITS, family_named
 from evopress.util.errors import ConfigError
 
-GroupRule = Literal["size", "name", "none"]
 Candidate = NDArray[np.int16]
 """One level index per unit, [units]."""
 DENSE_LEVEL = -1
 """In a candidate, a unit as it is in the dense model. Only for measuring: it has no cost, and no result holds it."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """One way to compress a unit."""
-
-    label: str
-    value: float
-    """Bits per weight, without overhead, or sparsity."""
-    cost: int
-    """What the budget counts, as in bits x weights."""
-    bytes: int
-    error: float = math.nan
-    """Relative output error of the unit alone; NaN where none is known."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Something that has levels: a linear layer, or a module."""
-
-    name: str
-    block: int
-    layer: str
-    """Name inside the block."""
-    group: str
-    """Units of the same group may trade levels."""
-    parameters: int
-    levels: tuple[Level, ...]
-    """By rising cost."""
-    modules: tuple[tuple[int, str], ...] = ()
-    """Modules that leave the model at level `drop`, as (block, kind); none where the unit is a linear layer."""
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Blocks whose output its level changes at first hand."""
-        return tuple(dict.fromkeys(block for block, _ in self.modules)) or (self.block,)
 
 
 @dataclass(frozen=True)
@@ -67,6 +31,8 @@ class Space:
 
     units: tuple[Unit, ...]
     group_budgets: tuple[int, ...]
+    family: Family = BITS
+    """What the levels count."""
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
@@ -137,14 +103,14 @@ def units_from_variants(table: pd.DataFrame, group_rule: GroupRule) -> tuple[Uni
     return tuple(sorted(units, key=lambda unit: unit.block))
 
 
-def make_space(units: Sequence[Unit], target: float, where: str, measure: Measure = "bits") -> Space:
+def make_space(units: Sequence[Unit], target: float, where: str, measure: str = "bits") -> Space:
     """Set the budget: costs sum to at most what the target allows (`budget_for`), shared out among the groups.
 
     Args:
         units: what is searched, ordered by block.
         target: average bits (at most) or sparsity (at least); need not be a level.
         where: dotted path of the search's settings, for messages.
-        measure: what ``target`` counts.
+        measure: name of the family: what ``target`` counts.
 
     Raises:
         ConfigError: there is nothing to search, or no choice of levels can meet the target.
@@ -158,16 +124,16 @@ def make_space(units: Sequence[Unit], target: float, where: str, measure: Measur
     budget = budget_for(target, sum(unit.parameters for unit in units), measure)
     wanted = [budget_for(target, sum(unit.parameters for unit in group), measure) for group in groups.values()]
     limits = [_cost_limits(group) for group in groups.values()]
-    return Space(tuple(units), _share_out(budget, wanted, limits))
+    return Space(tuple(units), _share_out(budget, wanted, limits), family_named(measure))
 
 
-def budget_for(target: float, parameters: int, measure: Measure = "bits") -> int:
+def budget_for(target: float, parameters: int, measure: str = "bits") -> int:
     """Most bits, or most weights kept, that meet the target: exact, with the target as it was written in decimal."""
     exact = Fraction(str(target))
     return math.floor((exact if measure == "bits" else 1 - exact) * parameters)
 
 
-def check_target(units: Sequence[Unit], target: float, where: str, measure: Measure) -> None:
+def check_target(units: Sequence[Unit], target: float, where: str, measure: str) -> None:
     """Refuse a target that lies outside of what the levels allow.
 
     Raises:
@@ -181,11 +147,11 @@ def check_target(units: Sequence[Unit], target: float, where: str, measure: Meas
         cheap, dear = dear, cheap
     if budget < lowest:
         side, end = cheap
-        bound = _describe([unit.levels[0] for unit in units], average(measure, lowest, parameters), end)
+        bound = _describe([unit.levels[0] for unit in units], family_named(measure).average(lowest, parameters), end)
         raise ConfigError(f"{where}: {target:g} {measure} is {side} the {bound}")
     if budget > highest:
         side, end = dear
-        bound = _describe([unit.levels[-1] for unit in units], average(measure, highest, parameters), end)
+        bound = _describe([unit.levels[-1] for unit in units], family_named(measure).average(highest, parameters), end)
         raise ConfigError(f"{where}: {target:g} {measure} is {side} the {bound}")
 
 

@@ -5,9 +5,8 @@ from difflib import get_close_matches
 from itertools import islice
 
 import numpy as np
-import pandas as pd
 
-from evopress.compression.measure import DROP, KEEP, Measure, measure_of
+from evopress.compression.families import DROP, KEEP
 from evopress.search.space import Candidate, Space, Unit
 from evopress.search.text_format import LayerLine, parse_drops, parse_levels, shown
 from evopress.util.errors import ConfigError
@@ -41,19 +40,8 @@ def require_budget(space: Space, candidate: Candidate, target: float, where: str
     excess = space.cost_of(candidate) - space.budget
     if excess <= 0:
         return
-    share = excess / sum(unit.parameters for unit in space.units)
-    how_much = {
-        "bits": f"{share:.3g} bits per weight above the target of {target:g} ({excess} bits in all)",
-        "sparsity": f"{share:.3g} short of the target of {target:g} ({excess} weights too many stay)",
-        "depth": f"{excess * len(space.units[0].modules)} modules too many stay for the target of {target:g} blocks",
-    }
-    raise ConfigError(f"{where}: {how_much[space_measure(space)]}; set another target, or choose another file")
-
-
-def space_measure(space: Space) -> Measure:
-    """What the levels of the units count."""
-    levels = [(level.label, level.value) for unit in space.units for level in unit.levels]
-    return measure_of(pd.DataFrame(levels, columns=["level", "value"]))
+    how_much = space.family.excess(excess, space.units, target)
+    raise ConfigError(f"{where}: {how_much}; set another target, or choose another file")
 
 
 def _match_levels(lines: Sequence[LayerLine], space: Space, where: str) -> Candidate:

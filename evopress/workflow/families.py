@@ -1,9 +1,10 @@
-"""What a strategy and the variants that it picks from must have in common: quantization, sparsity or depth pruning."""
+"""What a strategy and the variants that it picks from must have in common."""
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
-from evopress.compression.settings import DropSettings, GptqSettings, VariantSettings, pattern_sparsity
+from evopress.compression.base import Method
+from evopress.compression.families import BITS, SPARSITY
 from evopress.config.studies import MonotonicitySettings
 from evopress.search.settings import (
     BruteSettings,
@@ -16,7 +17,7 @@ from evopress.search.settings import (
 
 
 def level_problems(
-    where: str, search: SearchSettings | MonotonicitySettings, variants: Mapping[str, VariantSettings]
+    where: str, search: SearchSettings | MonotonicitySettings, variants: Mapping[str, Method]
 ) -> Iterator[str]:
     """Why a search, or a study, cannot pick from its variants.
 
@@ -30,34 +31,38 @@ def level_problems(
         near = get_close_matches(search.variants, variants, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(variants) or 'none'}"
         yield f"{where}.variants: no variants are named {search.variants!r}: {hint}"
-    elif isinstance(made, DropSettings):
+    else:
+        yield from (
+            list(_strategy_problems(where, search, made))
+            or list(made.target_problems(search.target, where))
+            or _uniform_problems(where, search, made)
+        )
+
+
+def _strategy_problems(where: str, search: SearchSettings | MonotonicitySettings, made: Method) -> Iterator[str]:
+    """Why a strategy is none for these variants, whatever the target."""
+    if made.family.takes_modules:
         yield from _depth_problems(where, search, made)
     elif isinstance(search, ScoresSettings | BruteSettings):
         yield (
             f"{where}.strategy: {search.strategy} drops whole blocks, but {search.variants!r} compresses layers; "
             f"name variants of `method: drop`, or use another strategy"
         )
-    elif not isinstance(made, GptqSettings):
-        if search.target >= 1:
-            yield f"{where}.target: {search.target:g} is no sparsity below 1, which is what {search.variants!r} offers"
-        elif made.patterns and search.target > (highest := max(map(pattern_sparsity, made.patterns))):
-            yield f"{where}.target: {search.target:g} sparsity is above the highest level ({highest:g})"
-    elif isinstance(search, OwlSettings):
-        yield f"{where}.variants: OWL chooses sparsities, but {search.variants!r} is quantized; name pruned variants"
-    elif search.target < min(made.bits):
-        yield f"{where}.target: {search.target:g} bits is below the lowest level ({min(made.bits)})"
-    elif search.target > max(made.bits):
-        yield f"{where}.target: {search.target:g} bits is above the highest level ({max(made.bits)})"
-    elif isinstance(search, UniformSettings) and search.target not in made.bits:
-        levels = ", ".join(made.labels())
+    elif isinstance(search, OwlSettings) and made.family is not SPARSITY:
+        yield f"{where}.variants: OWL chooses sparsities, but {search.variants!r} has none; name pruned variants"
+
+
+def _uniform_problems(where: str, search: SearchSettings | MonotonicitySettings, made: Method) -> Iterator[str]:
+    """Why no bit-width meets the target by itself; other levels are known with the layers only."""
+    if isinstance(search, UniformSettings) and made.family is BITS and f"{search.target:g}" not in made.labels():
         yield (
             f"{where}.target: {search.target:g} bits is no level of {search.variants!r}, and `uniform` gives every "
-            f"layer the same; choose one of {levels}"
+            f"layer the same; choose one of {', '.join(made.labels())}"
         )
 
 
-def _depth_problems(where: str, search: SearchSettings | MonotonicitySettings, made: DropSettings) -> Iterator[str]:
-    name, target = search.variants, search.target
+def _depth_problems(where: str, search: SearchSettings | MonotonicitySettings, made: Method) -> Iterator[str]:
+    name, unit = search.variants, getattr(made, "unit", "module")
     if isinstance(search, UniformSettings | OwlSettings):
         yield (
             f"{where}.strategy: {search.strategy} chooses levels of linear layers, but {name!r} drops modules; use "
@@ -65,11 +70,7 @@ def _depth_problems(where: str, search: SearchSettings | MonotonicitySettings, m
         )
     elif isinstance(search, DpSettings) and search.errors == "table":
         yield f"{where}.errors: modules that {name!r} drops have no errors in a table; choose `propagated`"
-    elif isinstance(search, BruteSettings) and made.unit == "module":
+    elif isinstance(search, BruteSettings) and unit == "module":
         yield f"{where}.strategy: brute tries whole blocks, but {name!r} drops modules; set its `unit` to `block`"
-    elif isinstance(search, ScoresSettings) and made.unit == "pair":
+    elif isinstance(search, ScoresSettings) and unit == "pair":
         yield f"{where}.strategy: scores are of single blocks, but {name!r} drops pairs; set its `unit` to `block`"
-    elif not target.is_integer():
-        yield f"{where}.target: {target:g} is no number of blocks to drop, which is what {name!r} offers"
-    elif made.unit == "pair" and target % 2:
-        yield f"{where}.target: {target:g} blocks are no whole pairs; choose an even number, or `unit: block`"

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
-from evopress.compression.settings import DropSettings, GptqSettings, VariantSettings
+from evopress.compression.base import Method
 from evopress.search.settings import SearchSettings
 from evopress.workflow.seeds import groups
 
 
 def order_problems(
-    where: str, name: str, searches: Mapping[str, SearchSettings], variants: Mapping[str, VariantSettings]
+    where: str, name: str, searches: Mapping[str, SearchSettings], variants: Mapping[str, Method]
 ) -> Iterator[str]:
     """Why a search cannot start from the others that it names.
 
@@ -49,8 +49,8 @@ def _reaches(name: str, goal: str, searches: Mapping[str, SearchSettings]) -> bo
     return False
 
 
-def _family(search: SearchSettings, variants: Mapping[str, VariantSettings]) -> str:
+def _family(search: SearchSettings, variants: Mapping[str, Method]) -> str:
     made = variants.get(search.variants)
     if made is None:
         return "unknown"  # which is an error of its own
-    return "depth" if isinstance(made, DropSettings) else "bits" if isinstance(made, GptqSettings) else "sparsity"
+    return made.family.name

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evopress.compression.measure import DROP
+from evopress.compression.families import DROP
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
 from evopress.models.modules import module_kind
 from evopress.models.structure import linear_layers

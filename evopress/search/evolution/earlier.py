@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from evopress.compression.measure import DROP
+from evopress.compression.families import DROP
 from evopress.search.evolution.initial import even_candidate
 from evopress.search.evolution.mutation import lower_to_budget, spend_slack
 from evopress.search.space import Candidate, Space, Unit
