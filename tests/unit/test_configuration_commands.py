@@ -11,8 +11,7 @@ from paper_models import PAPER, write_model_config
 from evopress.__main__ import main
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, write_table
-from evopress.compression.drop import module_table
-from evopress.compression.settings import DropSettings
+from evopress.compression.methods.drop import Drop
 from evopress.models.structure import layer_table
 from evopress.search.depth import make_depth_space, module_rows, units_from_modules
 from evopress.search.settings import ImportedSettings
@@ -142,17 +141,17 @@ def test_an_export_of_a_search_that_never_ran_is_an_error(tmp_path, capsys):
     assert "configuration.parquet: missing" in capsys.readouterr().err
 
 
-def depth_space(run: Run, settings: DropSettings, target: float) -> tuple[pd.DataFrame, Space]:
+def depth_space(run: Run, settings: Drop, target: float) -> tuple[pd.DataFrame, Space]:
     layers = layer_table(tiny_model())
     write_table(layers, run.layers, LAYERS, provenance())
-    table = module_table(layers.assign(bytes=layers["parameters"] * 4), settings, "variants.depth")
+    table = settings.table(layers, 4, "variants.depth")
     return table, make_depth_space(units_from_modules(table, "none"), target, "searches.d")
 
 
 @pytest.mark.parametrize("words", [("attn", "mlp"), ("mlp", "attn"), ("none", "attn+mlp"), ("attn+mlp", "none")])
 def test_dropped_modules_survive_a_round_trip(words, tmp_path, capsys):
     run = make_results(tmp_path)
-    table, space = depth_space(run, DropSettings(), 1)
+    table, space = depth_space(run, Drop(), 1)
     text = "".join(f"{word}\n" for word in words)
     candidate = match(text, space, 2, "where")
     require_budget(space, candidate, 1, "where")
@@ -163,7 +162,7 @@ def test_dropped_modules_survive_a_round_trip(words, tmp_path, capsys):
 
 def test_excluded_modules_stay(tmp_path, capsys):
     run = make_results(tmp_path)
-    table, space = depth_space(run, DropSettings(exclude=("*.0.attn",)), 1)
+    table, space = depth_space(run, Drop(exclude=("*.0.attn",)), 1)
     with pytest.raises(ConfigError, match="where, line 1: the attn module of this block may not be dropped"):
         match("attn\nmlp\n", space, 2, "where")
     candidate = match("mlp\nattn\n", space, 2, "where")

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from evopress.compression.settings import DropSettings, GptqSettings, SparseGptSettings
+from evopress.compression.methods.drop import Drop
+from evopress.compression.methods.gptq import Gptq
+from evopress.compression.methods.sparsegpt import SparseGpt
 from evopress.search.settings import (
     BruteSettings,
     DpSettings,
@@ -20,12 +22,12 @@ from evopress.search.settings import (
 from evopress.workflow.families import level_problems
 
 VARIANTS = {
-    "gptq": GptqSettings(),
-    "sparse": SparseGptSettings(),
-    "patterned": SparseGptSettings(patterns=("2:4", "5:8")),
-    "modules": DropSettings(),
-    "blocks": DropSettings(unit="block"),
-    "pairs": DropSettings(unit="pair"),
+    "gptq": Gptq(),
+    "sparse": SparseGpt(),
+    "patterned": SparseGpt(patterns=("2:4", "5:8")),
+    "modules": Drop(),
+    "blocks": Drop(unit="block"),
+    "pairs": Drop(unit="pair"),
 }
 
 

@@ -32,7 +32,7 @@ def added(settings: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any
 @pytest.fixture(scope="module")
 def chained(settings: dict[str, Any]) -> dict[str, Any]:
     """With variants in a chain, and a search over them."""
-    chain = {**settings["variants"]["gptq"], "propagation": "compressed", "propagation_level": "3"}
+    chain = {**settings["variants"]["gptq"], "propagation": "sequential", "propagation_level": "3"}
     search = {"strategy": "uniform", "variants": "chain", "target": 3.0}
     return added(settings, variants={"chain": chain}, searches={"chained": search})
 
