@@ -8,14 +8,13 @@ from pydantic import Field
 
 from evopress.compression.base import Method
 from evopress.compression.families import DROP, KEEP, MODULES
+from evopress.config.context import StageContext
 from evopress.models.modules import KINDS, module_name
 from evopress.util.errors import ConfigError
 from evopress.util.progress import log
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from evopress.config.context import StageContext
 
 
 class Drop(Method):
@@ -88,7 +87,7 @@ class Drop(Method):
         return any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
 
-def make_module_table(context: "StageContext", name: str, method: Drop) -> None:
+def make_module_table(context: StageContext, name: str, method: Drop) -> None:
     """Write ``run.module_table(name)``; files that another method left under this name are removed.
 
     Raises:
