@@ -15,16 +15,17 @@ def facts_of(problem: SearchProblem, candidate: Candidate, target: float) -> lis
         candidate: [units].
         target: of the search.
     """
-    levels = [unit.levels[index] for unit, index in zip(problem.space.units, candidate, strict=True)]
-    packed, counts = sum(level.bytes for level in levels), Counter(level.label for level in levels)
+    units = problem.space.units
+    facts = problem.family.facts(units, candidate.tolist(), target)
+    if problem.family.takes_modules:
+        return [facts]
+    levels = [unit.levels[level] for unit, level in zip(units, candidate, strict=True)]
+    counts = Counter(level.label for level in levels)
     by_level = ", ".join(f"{label}: {counts[label]}" for label in sorted(counts, key=_order))
-    return [
-        f"{problem.describe(candidate)} (target {target:g}), {amount(packed, 'B')} packed",
-        f"units by level: {by_level}",
-    ]
+    packed = sum(level.bytes for level in levels)
+    return [f"{facts}, {amount(packed, 'B')} packed", f"layers by level: {by_level}"]
 
 
 def _order(label: str) -> tuple[int, int, str]:
-    """Bit-widths and steps by their number; other labels, which are none, by their text."""
-    number = label.lstrip("+-")
-    return (1, int(label), "") if number.isdigit() else (0, 0, label)
+    """Bit-widths and steps by their number; labels that are none, such as patterns, before them by their text."""
+    return (1, int(label), label) if label.removeprefix("-").removeprefix("+").isdigit() else (0, 0, label)

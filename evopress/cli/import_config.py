@@ -74,7 +74,7 @@ def _facts(settings: Settings, name: str, path: Path) -> list[str]:
             "model: its layers are known only once it has been fetched; fetch it and check again:\n"
             f"    snakemake --cores all {results.model_manifest}"
         )
-    table = variant_table(shape, settings.variants[search.variants], f"variants.{search.variants}")
+    table = settings.variants[search.variants].table(shape.layers, shape.itemsize, f"variants.{search.variants}")
     where = f"searches.{name}.file: {path}"
     problem = planned_problem(table, search.target, "none", f"searches.{name}")
     candidate = parse_candidate(text, problem.space, shape.blocks, where)

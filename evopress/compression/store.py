@@ -16,8 +16,13 @@ from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.read_ahead import ReadAhead
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table
 from evopress.artifacts.tensors import verify
-from evopress.compression.packing import decode, tensor_name
+from evopress.compression.formats import decode
 from evopress.util.errors import ArtifactError
+
+
+def tensor_name(layer: str, level: str, part: str) -> str:
+    """Name of a part in a block's file of variants."""
+    return f"{layer}/{level}/{part}"
 
 
 class VariantStore:

@@ -18,7 +18,7 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
 from evopress.artifacts.tables import read_provenance
 from evopress.artifacts.tensors import save, tensor_digest
-from evopress.compression.packing import decode
+from evopress.compression.formats import decode
 from evopress.compression.store import VariantStore
 from evopress.export.run import read_dropped, stitched_layout, stored_choices
 from evopress.models.checkpoint import Checkpoint

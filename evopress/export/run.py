@@ -19,7 +19,7 @@ from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.stitched import file_digests, write_stitched_manifest
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.compression.dropped import Dropped, dropped_modules
-from evopress.compression.measure import of_modules
+from evopress.compression.families import of_modules
 from evopress.compression.store import VariantStore
 from evopress.export.check import check_single_modules
 from evopress.export.cut_config import check_cut_config, write_cut_config

@@ -13,7 +13,6 @@ from evopress.plan.search import SearchWork, search_work
 from evopress.plan.shape import ModelShape, shape_of
 from evopress.plan.stages import stages
 from evopress.plan.text import amount, columns, describe_model, search_table, stage_table
-from evopress.plan.variants import variant_table
 from evopress.search.strategies.evolution import Evolution
 from evopress.search.strategies.random import RandomSearch
 from evopress.util.device import working_dtype
@@ -44,7 +43,9 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = ()) -
     shape = shape_of(settings.model, run)
     if shape is None:
         return _without_shape(settings, run)
-    variants = {name: variant_table(shape, made, f"variants.{name}") for name, made in settings.variants.items()}
+    variants = {
+        name: made.table(shape.layers, shape.itemsize, f"variants.{name}") for name, made in settings.variants.items()
+    }
     device = device_type(settings.compute.device)
     here = replace(shape, dtype=working_dtype(shape.dtype, torch.device(device)))
     own = _searches(settings, here, variants, settings.compute.memory_gb, device)

@@ -88,7 +88,7 @@ def search_work(
 
     Args:
         shape: the model.
-        variants: table of its variants, as `planning.variants.variant_table` makes it.
+        variants: table of its variants, as `Method.table` makes it.
         settings: the search.
         text: what it judges on; unknown size makes the teacher's size NaN.
         memory_gb: memory of a process.

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evopress.compression.base import Family, GroupRule
-from evopress.compression.families import BITS, MODULES, SPARSITY
-from evopress.compression.measure import measure_of
+from evopress.compression.base import GroupRule
+from evopress.compression.families import family_of
 from evopress.search.problem import SearchProblem
 from evopress.search.space import Space, make_space
+from evopress.util.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def planned_problem(variants: pd.DataFrame, target: float, group_rule: GroupRule
     """The problem that a search will have.
 
     Args:
-        variants: as `planning.variants.variant_table` makes it.
+        variants: as `Method.table` makes it.
         target: of the search.
         group_rule: who may trade levels.
         where: dotted path of the search's settings, for messages.
@@ -38,10 +38,9 @@ def planned_problem(variants: pd.DataFrame, target: float, group_rule: GroupRule
     Raises:
         ConfigError: the target and the levels do not allow a search.
     """
-    if "unit" in variants:
-        family: Family = MODULES
-    else:
-        family = SPARSITY if measure_of(variants) == "sparsity" else BITS
+    if variants.empty:
+        raise ConfigError(f"{where}.variants: holds nothing to choose from; exclude fewer")
+    family = family_of(variants)
     space = make_space(family, family.units(variants, group_rule), target, where)
     return SearchProblem(space, family, "", where)
 

@@ -17,7 +17,7 @@ from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table
 from evopress.compression.base import Unit
-from evopress.compression.families import DROP, KEEP
+from evopress.compression.families import DROP, KEEP, family_of
 from evopress.search.candidates import uniform_start
 from evopress.search.problem import SearchProblem
 from evopress.search.space import Candidate, Space
@@ -102,19 +102,15 @@ class Configuration:
         Args:
             blocks: of the model; what was not searched stays.
         """
-        if self.of_modules().all():
+        if family_of(self.table).takes_modules:
             dropped = list(self._dropped())
             return format_drops([frozenset(kind for at, kind in dropped if at == block) for block in range(blocks)])
         return format_levels(zip(self.table["unit"], self.table["level"], strict=True))
 
-    def of_modules(self) -> "pd.Series[bool]":
-        """Which rows are of modules, kept or dropped; the others are of linear layers."""
-        return self.table["level"].isin((KEEP, DROP))
-
     def made_by(self, run: Run) -> Iterator[tuple[str, Path]]:
         """Name of each folder of variants that it picks from, and a table there that records its settings."""
-        for name, rows in self.table.assign(of_modules=self.of_modules()).groupby("variants"):
-            if rows["of_modules"].all():
+        for name, rows in self.table.groupby("variants"):
+            if family_of(rows).takes_modules:
                 yield str(name), run.module_table(str(name))
             else:
                 yield str(name), run.variant_table(str(name), int(rows["block"].min()))
@@ -129,13 +125,12 @@ def require_budget(problem: SearchProblem, candidate: Candidate, target: float, 
     """Refuse a candidate that costs more than the target allows; who may trade with whom does not matter.
 
     Raises:
-        ConfigError: with what it comes to.
+        ConfigError: with how much is too much.
     """
-    if problem.space.cost_of(candidate) > problem.space.budget:
-        raise ConfigError(
-            f"{where}: {problem.describe(candidate)}, which is beyond the target of {target:g}; set another target, or "
-            "choose another file"
-        )
+    excess = problem.space.cost_of(candidate) - problem.space.budget
+    if excess > 0:
+        how_much = problem.family.excess(excess, problem.space.units, target)
+        raise ConfigError(f"{where}: {how_much}; set another target, or choose another file")
 
 
 # --- from text -------------------------------------------------------------------------------------------------------

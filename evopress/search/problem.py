@@ -1,9 +1,7 @@
 """The problem that a search solves, and what it is given to solve it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pandas as pd
 
@@ -12,13 +10,14 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import MODULES, read_provenance, read_table
 from evopress.artifacts.tensors import read_manifest, sha256
 from evopress.compression.base import Family, GroupRule
-from evopress.compression.methods import METHODS
+from evopress.compression.families import family_of
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
 from evopress.search.base import Strategy
 from evopress.search.processes.ranks import Ranks
 from evopress.search.resume import ResumeFolder
 from evopress.search.space import Candidate, Space, make_space
+from evopress.util.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,9 @@ def open_variants(
     else:
         store, modules = VariantStore(run, variants, check=check), None
         table, blocks = store.table, sorted(int(block) for block in store.table["block"].unique())
-        path = run.variant_table(variants, blocks[0]) if blocks else path
         digests = [read_manifest(run.variant_tensors(variants, block))["sha256"] for block in blocks]
-    family = _family(path)
+    if table.empty:
+        raise ConfigError(f"{where}.variants: holds nothing to choose from; exclude fewer")
+    family = family_of(table)
     space = make_space(family, family.units(table, group_rule), target, where)
     return SearchProblem(space, family, variants, where, store, modules, digests=tuple(digests))
-
-
-def _family(table: Path) -> Family:
-    """Family of the method that made a table of variants."""
-    return METHODS.parse(json.loads(read_provenance(table).settings), str(table)).family

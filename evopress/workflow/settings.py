@@ -8,11 +8,11 @@ from pydantic import AfterValidator, Field, SerializeAsAny
 from evopress.artifacts.paths import DENSE
 from evopress.compression.base import Method
 from evopress.compression.methods import METHODS
-from evopress.compression.settings import HessianSettings
 from evopress.config.base import Name, Section, drop_removed, parse_section
 from evopress.config.compute import ComputeSettings
 from evopress.config.data import DataSettings
 from evopress.config.evaluation import EvaluationSettings
+from evopress.config.hessians import HessianSettings
 from evopress.config.model import ModelSettings
 from evopress.config.plugins import Registry
 from evopress.config.studies import MonotonicitySettings, StudiesSettings, require_text

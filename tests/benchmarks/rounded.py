@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from evopress.compression.base import Unit
+from evopress.compression.formats import decode
+from evopress.compression.formats.integer import IntegerFormat
 from evopress.compression.grid import fit_grid, highest_codes, quantize
-from evopress.compression.packing import IntegerFormat, decode
 from evopress.models.checkpoint import Checkpoint
 
 GROUP = 64

@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, VARIANTS, read_table
-from evopress.compression.drop import make_module_table
-from evopress.compression.settings import DropSettings
+from evopress.compression.methods.drop import Drop, make_module_table
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
 from evopress.data.tokens import read_tokens
@@ -46,9 +45,9 @@ WHOLE = 72
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     results = prepare(tmp_path_factory.mktemp("baselines"))
-    make_module_table(results, "depth", DropSettings())
-    make_module_table(results, "blocks", DropSettings(unit="block"))
-    make_module_table(results, "late", DropSettings(exclude=("*.0.attn",)))
+    make_module_table(StageContext(results), "depth", Drop())
+    make_module_table(StageContext(results), "blocks", Drop(unit="block"))
+    make_module_table(StageContext(results), "late", Drop(exclude=("*.0.attn",)))
     return results
 
 

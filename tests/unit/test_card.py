@@ -6,6 +6,7 @@ from typing import get_args
 import pandas as pd
 import pytest
 import yaml
+from evopress.export.strategies import chosen_by
 from finished_run import FINGERPRINT, LAYERS, make_results, provenance, tiny_model, write_configuration, write_model
 
 from evopress.artifacts.model_facts import model_facts, read_card
@@ -15,7 +16,6 @@ from evopress.artifacts.tables import PERPLEXITY, VARIANTS, write_table
 from evopress.compression.size import compressed_size, dense_size
 from evopress.export.card import levels_table, write_card
 from evopress.export.markdown import escape, markdown_table
-from evopress.export.strategies import chosen_by
 from evopress.models.checkpoint import Checkpoint
 from evopress.search.strategies.dp import DynamicProgramming
 from evopress.search.strategies.scores import BlockScores

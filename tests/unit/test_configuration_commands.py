@@ -10,9 +10,8 @@ from paper_models import PAPER, write_model_config
 from evopress.__main__ import main
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, write_table
-from evopress.compression.drop import module_table
 from evopress.compression.families import MODULES
-from evopress.compression.settings import DropSettings
+from evopress.compression.methods.drop import Drop
 from evopress.models.structure import layer_table
 from evopress.search.configuration import Configuration, parse_candidate, require_budget
 from evopress.search.problem import SearchProblem
@@ -142,10 +141,10 @@ def test_an_export_of_a_search_that_never_ran_is_an_error(tmp_path, capsys):
     assert "configuration.parquet: missing" in capsys.readouterr().err
 
 
-def depth_problem(run: Run, settings: DropSettings, target: float) -> SearchProblem:
+def depth_problem(run: Run, settings: Drop, target: float) -> SearchProblem:
     layers = layer_table(tiny_model())
     write_table(layers, run.layers, LAYERS, provenance())
-    table = module_table(layers.assign(bytes=layers["parameters"] * 4), settings, "variants.depth")
+    table = settings.table(layers, 4, "variants.depth")
     space = make_space(MODULES, MODULES.units(table, "none"), target, "searches.d")
     return SearchProblem(space, MODULES, "depth", "searches.d", modules=table)
 
@@ -153,7 +152,7 @@ def depth_problem(run: Run, settings: DropSettings, target: float) -> SearchProb
 @pytest.mark.parametrize("words", [("attn", "mlp"), ("mlp", "attn"), ("none", "attn+mlp"), ("attn+mlp", "none")])
 def test_dropped_modules_survive_a_round_trip(words, tmp_path, capsys):
     run = make_results(tmp_path)
-    problem = depth_problem(run, DropSettings(), 1)
+    problem = depth_problem(run, Drop(), 1)
     text = "".join(f"{word}\n" for word in words)
     candidate = parse_candidate(text, problem.space, 2, "where")
     require_budget(problem, candidate, 1, "where")
@@ -165,7 +164,7 @@ def test_dropped_modules_survive_a_round_trip(words, tmp_path, capsys):
 
 def test_excluded_modules_stay(tmp_path, capsys):
     run = make_results(tmp_path)
-    problem = depth_problem(run, DropSettings(exclude=("*.0.attn",)), 1)
+    problem = depth_problem(run, Drop(exclude=("*.0.attn",)), 1)
     with pytest.raises(ConfigError, match="where, line 1: the attn module of this block may not be dropped"):
         parse_candidate("attn\nmlp\n", problem.space, 2, "where")
     candidate = parse_candidate("mlp\nattn\n", problem.space, 2, "where")

@@ -14,9 +14,8 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, read_table, write_table
 from evopress.artifacts.tables import MODULES as SCHEMA
 from evopress.compression.base import Level, Unit
-from evopress.compression.drop import make_module_table, module_table
 from evopress.compression.families import MODULES
-from evopress.compression.settings import DropSettings
+from evopress.compression.methods.drop import Drop, make_module_table
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
 from evopress.models.blockwise import BlockwiseModel
@@ -66,7 +65,7 @@ def layers(blocks: int = 4) -> pd.DataFrame:
 
 
 def table(blocks: int = 4, **settings: object) -> pd.DataFrame:
-    return module_table(layers(blocks), DropSettings(**settings), "variants.depth")  # type: ignore[arg-type]
+    return Drop(**settings).module_table(layers(blocks), "variants.depth")  # type: ignore[arg-type]
 
 
 def test_the_module_table_lists_what_may_be_dropped() -> None:
@@ -138,7 +137,7 @@ class Pruned:
         blockwise = self.open()
         self.names = blockwise.block_names
         made = layer_table(blockwise.model).assign(bytes=1)
-        modules = module_table(made, DropSettings(unit=unit), "variants.depth")  # type: ignore[arg-type]
+        modules = Drop(unit=unit).module_table(made, "variants.depth")  # type: ignore[arg-type]
         self.units = MODULES.units(modules, "size")
 
     def open(self) -> BlockwiseModel:
@@ -241,7 +240,7 @@ def test_levels_of_layers_and_of_modules_mix_and_dense_is_a_level(tmp_path: Path
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = prepare(tmp_path_factory.mktemp("depth"))
-    make_module_table(run, "depth", DropSettings())
+    make_module_table(StageContext(run), "depth", Drop())
     return run
 
 
@@ -267,7 +266,7 @@ def test_a_start_from_sensitivities_serves_depth_too(prepared: Run) -> None:
 
 def test_one_name_holds_the_variants_of_one_method(tmp_path: Path) -> None:
     run = prepare(tmp_path)
-    make_module_table(run, "gptq", DropSettings(unit="block"))
+    make_module_table(StageContext(run), "gptq", Drop(unit="block"))
     assert sorted(path.name for path in run.module_table("gptq").parent.iterdir()) == ["modules.parquet"]
     with pytest.raises(Exception, match="missing"):
         VariantStore(run, "gptq")

@@ -11,8 +11,7 @@ from toy_search import first_state
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import EFFORT, TRACE, read_table
-from evopress.compression.drop import make_module_table
-from evopress.compression.settings import DropSettings
+from evopress.compression.methods.drop import Drop, make_module_table
 from evopress.config.context import StageContext
 from evopress.search.budget import brought_to_budget
 from evopress.search.configuration import Configuration
@@ -43,9 +42,9 @@ EVOLUTION = Evolution(
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = prepare(tmp_path_factory.mktemp("earlier"))
-    make_module_table(run, "modules", DropSettings())
-    make_module_table(run, "blocks", DropSettings(unit="block"))
-    make_module_table(run, "late", DropSettings(exclude=("*.0.attn",)))
+    make_module_table(StageContext(run), "modules", Drop())
+    make_module_table(StageContext(run), "blocks", Drop(unit="block"))
+    make_module_table(StageContext(run), "late", Drop(exclude=("*.0.attn",)))
     return run
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from evopress.compression.settings import DropSettings, GptqSettings, SparseGptSettings
+from evopress.compression.methods.drop import Drop
+from evopress.compression.methods.gptq import Gptq
+from evopress.compression.methods.sparsegpt import SparseGpt
 from evopress.search.base import Strategy
 from evopress.search.strategies.brute import BruteForce
 from evopress.search.strategies.dp import DynamicProgramming
@@ -18,12 +20,12 @@ from evopress.search.strategies.uniform import Uniform
 from evopress.workflow.searches import strategy_problems
 
 VARIANTS = {
-    "gptq": GptqSettings(),
-    "sparse": SparseGptSettings(),
-    "patterned": SparseGptSettings(patterns=("2:4", "5:8")),
-    "modules": DropSettings(),
-    "blocks": DropSettings(unit="block"),
-    "pairs": DropSettings(unit="pair"),
+    "gptq": Gptq(),
+    "sparse": SparseGpt(),
+    "patterned": SparseGpt(patterns=("2:4", "5:8")),
+    "modules": Drop(),
+    "blocks": Drop(unit="block"),
+    "pairs": Drop(unit="pair"),
 }
 
 

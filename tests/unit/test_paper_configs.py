@@ -12,7 +12,6 @@ from evopress.config.model import HubModel
 from evopress.plan.run import plan
 from evopress.plan.shape import ModelShape, shape_of
 from evopress.plan.space import planned_space
-from evopress.plan.variants import variant_table
 from evopress.search.strategies.evolution import Evolution
 from evopress.workflow.loading import combined, load_settings, read_yaml
 from evopress.workflow.settings import Settings
@@ -58,7 +57,8 @@ class Planned:
         return BLOCK[self.name] * self.blocks
 
     def table(self, variants: str) -> pd.DataFrame:
-        return variant_table(self.shape, self.settings.variants[variants], f"variants.{variants}")
+        shape = self.shape
+        return self.settings.variants[variants].table(shape.layers, shape.itemsize, f"variants.{variants}")
 
 
 @pytest.fixture(scope="module", params=MODELS)

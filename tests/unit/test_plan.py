@@ -19,11 +19,14 @@ from evopress.artifacts.tensors import read_tensors
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS
 from evopress.compression.hessian import accumulate_hessians
-from evopress.compression.settings import GptqSettings, HessianSettings, SparseGptSettings
+from evopress.compression.methods.gptq import Gptq
+from evopress.compression.methods.sparsegpt import SparseGpt
+from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
-from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.config.data import PythonDocs
+from evopress.config.hessians import HessianSettings
 from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
@@ -33,7 +36,6 @@ from evopress.plan.search import SearchWork, search_work
 from evopress.plan.shape import ModelShape, shape_from_config, shape_of
 from evopress.plan.sharing import Sharing
 from evopress.plan.stages import hessian_bytes
-from evopress.plan.variants import variant_table
 from evopress.search.base import Fitness
 from evopress.search.candidates import make_offspring, uniform_start
 from evopress.search.engine.evaluator import model_evaluator
@@ -185,7 +187,7 @@ def made(tmp_path_factory) -> Run:
     write_tokens(run, "calibration", sequences=6)
     model = BlockwiseModel.from_folder(run.model, CPU)
     write_table(layer_table(model.model), run.layers, LAYERS, provenance())
-    accumulate_hessians(run, HessianSettings(), COMPUTE, 0)
+    accumulate_hessians(StageContext(run, COMPUTE), HessianSettings(), 0)
     return run
 
 
@@ -205,17 +207,17 @@ def test_bytes_of_the_hessians_are_exact(made, shape):
 @pytest.mark.parametrize(
     "settings",
     [
-        GptqSettings(bits=(2, 3, 5, 8), group_size=8),
-        GptqSettings(bits=(3,), group_size=None, symmetric=True, exclude=("*.down_proj",)),
-        SparseGptSettings(sparsity=0.5, step=40, levels=3),
-        SparseGptSettings(patterns=("2:4", "1:4")),
+        Gptq(bits=(2, 3, 5, 8), group_size=8),
+        Gptq(bits=(3,), group_size=None, symmetric=True, exclude=("*.down_proj",)),
+        SparseGpt(sparsity=0.5, step=40, levels=3),
+        SparseGpt(patterns=("2:4", "1:4")),
     ],
     ids=str,
 )
 def test_bytes_of_the_variants_are_exact(made, shape, settings):
     for block in range(2):
-        make_variants(made, "v", settings, COMPUTE, block)
-    planned = variant_table(shape, settings, "variants.v")
+        make_variants(StageContext(made, COMPUTE), "v", settings, block)
+    planned = settings.table(shape.layers, shape.itemsize, "variants.v")
     by = ["block", "layer", "level"]
     stored = VariantStore(made, "v").table
     for column in ("name", "value", "cost", "parameters", "bytes"):
@@ -225,7 +227,7 @@ def test_bytes_of_the_variants_are_exact(made, shape, settings):
 
 def test_group_sizes_that_do_not_fit_are_found_before_anything_runs(shape):
     with pytest.raises(ConfigError, match=r"variants\.v: model\.layers\.0\.\S+: .*7"):
-        variant_table(shape, GptqSettings(group_size=7), "variants.v")
+        Gptq(group_size=7).table(shape.layers, shape.itemsize, "variants.v")
 
 
 # A real search
@@ -251,7 +253,9 @@ class Tiny:
         transformers.LlamaForCausalLM(config).float().save_pretrained(folder)
         self.folder = folder
         self.shape = shape_from_config(config, torch.float32)
-        self.variants = variant_table(self.shape, GptqSettings(bits=(2, 3, 4, 5), group_size=16), "variants.gptq")
+        self.variants = Gptq(bits=(2, 3, 4, 5), group_size=16).table(
+            self.shape.layers, self.shape.itemsize, "variants.gptq"
+        )
         self.tokens = torch.randint(64, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
 
     def plan(self, memory_gb: float) -> SearchWork:

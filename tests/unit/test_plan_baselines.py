@@ -8,8 +8,9 @@ from search_run import COMPUTE, SETTINGS, fresh, prepare
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import EFFORT, read_table
-from evopress.compression.drop import make_module_table
-from evopress.compression.settings import DropSettings, GptqSettings, VariantSettings
+from evopress.compression.base import Method
+from evopress.compression.methods.drop import Drop, make_module_table
+from evopress.compression.methods.gptq import Gptq
 from evopress.config.context import StageContext
 from evopress.config.data import FileText
 from evopress.config.model import FolderModel
@@ -17,7 +18,6 @@ from evopress.plan.baselines import baseline_work
 from evopress.plan.search import search_work
 from evopress.plan.shape import ModelShape, shape_of
 from evopress.plan.sharing import Unrelated
-from evopress.plan.variants import variant_table
 from evopress.search.base import Strategy
 from evopress.search.engine.evaluator import ModelEvaluator
 from evopress.search.engine.weights import Counters
@@ -29,10 +29,10 @@ from evopress.search.strategies.random import RandomSearch
 from evopress.search.strategies.scores import BlockScores
 from evopress.util.errors import ConfigError
 
-VARIANTS: dict[str, VariantSettings] = {
-    "gptq": GptqSettings(bits=(2, 3, 4), group_size=8),
-    "depth": DropSettings(),
-    "blocks": DropSettings(unit="block"),
+VARIANTS: dict[str, Method] = {
+    "gptq": Gptq(bits=(2, 3, 4), group_size=8),
+    "depth": Drop(),
+    "blocks": Drop(unit="block"),
 }
 TEXT = FileText(source="file", path="x.txt", tokens=72, sequence_length=12)
 
@@ -41,8 +41,8 @@ TEXT = FileText(source="file", path="x.txt", tokens=72, sequence_length=12)
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = prepare(tmp_path_factory.mktemp("plans"))
     for name, settings in VARIANTS.items():
-        if isinstance(settings, DropSettings):
-            make_module_table(run, name, settings)
+        if isinstance(settings, Drop):
+            make_module_table(StageContext(run), name, settings)
     return run
 
 
@@ -79,7 +79,7 @@ def test_tokens_and_work_are_those_of_the_search(
     monkeypatch.setattr(ModelEvaluator, "__init__", noted)
     own = fresh(prepared, tmp_path / "run")
     run_search(StageContext(own, COMPUTE), "s", settings)
-    table = variant_table(shape, VARIANTS[settings.variants], "variants.x")
+    table = VARIANTS[settings.variants].table(shape.layers, shape.itemsize, "variants.x")
     work = baseline_work(shape, table, settings, TEXT, 1.0, "cpu", "searches.s")
     spent = int(read_table(own.effort("s"), EFFORT)["tokens"][0])
     if isinstance(settings, Greedy):
@@ -95,7 +95,7 @@ def test_tokens_and_work_are_those_of_the_search(
 
 def test_random_candidates_share_no_work(prepared: Run, shape: ModelShape) -> None:
     settings = RandomSearch(variants="gptq", target=2.7, generations=4, offspring=5, survivors=(2, 1), tokens=(18, 48))
-    table = variant_table(shape, VARIANTS["gptq"], "variants.gptq")
+    table = VARIANTS["gptq"].table(shape.layers, shape.itemsize, "variants.gptq")
     random = search_work(shape, table, settings, TEXT, 1.0, "cpu", "searches.r")
     same = SETTINGS.model_copy(update={"offspring": 5, "survivors": (2, 1)})
     evolution = search_work(shape, table, same, TEXT, 1.0, "cpu", "searches.e")
@@ -107,6 +107,6 @@ def test_random_candidates_share_no_work(prepared: Run, shape: ModelShape) -> No
 
 def test_a_plan_refuses_what_the_search_would(shape: ModelShape) -> None:
     settings = BruteForce(variants="blocks", target=1, max_candidates=1)
-    table = variant_table(shape, VARIANTS["blocks"], "variants.blocks")
+    table = VARIANTS["blocks"].table(shape.layers, shape.itemsize, "variants.blocks")
     with pytest.raises(ConfigError, match=r"searches.b.max_candidates: 1 of 2 can be dropped in 2 ways"):
         baseline_work(shape, table, settings, TEXT, 1.0, "cpu", "searches.b")

@@ -63,7 +63,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("variants.gptq.damping", 0.02, VARIANTS),
     ("variants.gptq.block_size", 16, VARIANTS),
     ("variants.gptq.exclude", ["*.down_proj"], VARIANTS),
-    ("variants.gptq.propagation", "compressed", CHAIN),
+    ("variants.gptq.propagation", "sequential", CHAIN),
     ("variants.gptq.propagation_level", "3", CHAIN),
     ("variants.unused", {"method": "gptq", "bits": [2, 3]}, set()),
     ("searches.evo.strategy", "uniform", SEARCH),
@@ -100,8 +100,8 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
 # What must change with a setting to keep the settings valid.
 ALSO: dict[tuple[str, Any], dict[str, Any]] = {
     ("model.source", "gguf"): {"model": {"source": "gguf", "path": "{sources}/model.gguf", "blocks": 3}},
-    ("variants.gptq.propagation", "compressed"): {"variants.gptq.propagation_level": "2"},
-    ("variants.gptq.propagation_level", "3"): {"variants.gptq.propagation": "compressed"},
+    ("variants.gptq.propagation", "sequential"): {"variants.gptq.propagation_level": "2"},
+    ("variants.gptq.propagation_level", "3"): {"variants.gptq.propagation": "sequential"},
     ("searches.evo.strategy", "uniform"): {"searches.evo": {"strategy": "uniform", "variants": "gptq", "target": 3.0}},
     ("searches.evo.variants", "second"): {"variants.second": {"method": "gptq", "bits": [2, 3, 4], "group_size": 8}},
 }

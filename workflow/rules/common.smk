@@ -22,7 +22,6 @@ from evopress.workflow.code_dependencies import code_closure
 from evopress.workflow.devices import devices_of_job, devices_of_search
 from evopress.workflow.loading import combined, read_yaml
 from evopress.workflow.settings import Settings
-from evopress.compression.settings import needs_chain
 from evopress.util.errors import EvopressError
 from evopress.models.block_count import count_blocks
 
@@ -55,8 +54,8 @@ ASKED_ALONE = "EVOPRESS_ASKED_ALONE"  # set where this is parsed to find out wha
 LOGS = RESULTS.root / "logs"
 SEARCHES = list(SETTINGS.searches)
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
-DROPS = [name for name, variants in SETTINGS.variants.items() if variants.method == "drop"]
-CHAINS = [name for name, variants in SETTINGS.variants.items() if needs_chain(variants)]
+DROPS = [name for name, variants in SETTINGS.variants.items() if not variants.per_block]
+CHAINS = [name for name, variants in SETTINGS.variants.items() if variants.sequential]
 
 
 def any_of(names):

@@ -14,19 +14,16 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import read_tensors, verify, write_tensors
-from evopress.compression.compress import Variant, compress
-from evopress.compression.gptq import check_group_size
-from evopress.compression.packing import tensor_name
-from evopress.compression.settings import CompressionSettings, GptqSettings
-from evopress.config.compute import ComputeSettings
+from evopress.compression.base import LayerMethod, Variant, layer_shapes
+from evopress.compression.store import tensor_name
+from evopress.config.context import StageContext
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.verify import require_intact
-from evopress.util.device import resolve_device
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 from evopress.util.progress import log, progress
 
 
-def make_variants(run: Run, name: str, settings: CompressionSettings, compute: ComputeSettings, block: int) -> None:
+def make_variants(context: StageContext, name: str, method: LayerMethod, block: int) -> None:
     """Compress the linear layers of one block to every level; write the packed tensors and their table.
 
     Reads the block's Hessians and weights by name; the model itself is not built. The table is written last.
@@ -37,7 +34,8 @@ def make_variants(run: Run, name: str, settings: CompressionSettings, compute: C
         ConfigError: a pattern of ``exclude`` matches no layer, or the device is not there.
         ModelError: a weight cannot be read.
     """
-    layers = included_layers(run, name, settings, block)
+    run = context.run
+    layers = included_layers(run, name, method, block)
     manifest = verify(run.hessian(block))
     calibrated = Provenance(**manifest["provenance"])
     require_same_model(run, calibrated, run.hessian(block))
@@ -46,66 +44,54 @@ def make_variants(run: Run, name: str, settings: CompressionSettings, compute: C
         """X^T X of an input group, [columns, columns]."""
         return read_tensors(run.hessian(block), [group], check=False)[group]  # verified above
 
-    variants = compress_layers(run, f"variants {name}, block {block}", settings, compute, layers, hessian)
+    variants = compress_layers(context, f"variants {name}, block {block}", method, layers, hessian)
     facts = {"hessians": json.loads(calibrated.settings), "tokens": manifest["facts"].get("tokens")}
-    write_variants(run, name, block, variants, layers, variants_provenance(run, settings), facts)
+    table = variant_table(variants, layers, method, block)
+    write_variants(run, name, block, variants, table, variants_provenance(run, method), facts)
 
 
-def variants_provenance(run: Run, settings: CompressionSettings) -> Provenance:
+def variants_provenance(run: Run, method: LayerMethod) -> Provenance:
     """What makes the variants of all blocks."""
-    return Provenance("variants", settings.model_dump_json(), read_model_fingerprint(run))
+    return Provenance("variants", method.model_dump_json(), read_model_fingerprint(run))
 
 
-def included_layers(run: Run, name: str, settings: CompressionSettings, block: int) -> pd.DataFrame:
+def included_layers(run: Run, name: str, method: LayerMethod, block: int) -> pd.DataFrame:
     """Rows of the table of layers that belong to ``block`` and match no pattern of ``exclude``.
 
     Raises:
         ArtifactError: the table is missing, damaged, of another model, or has no such block.
-        CompressionError: the group size does not divide a layer of the block.
+        CompressionError: a layer of the block cannot have the levels.
         ConfigError: a pattern matches no layer of the whole model.
     """
     require_same_model(run, read_provenance(run.layers), run.layers)
     layers = read_table(run.layers, LAYERS)
     if block not in set(layers["block"]):
         raise ArtifactError(f"{run.layers}: has no block {block}; the model has {layers['block'].max() + 1} blocks")
-    for pattern in settings.exclude:
+    for pattern in method.exclude:
         if not any(fnmatchcase(layer, pattern) for layer in layers["name"]):
             raise ConfigError(
                 f"variants.{name}.exclude: {pattern!r} matches no layer; names look like {layers['name'].iloc[0]!r}"
             )
-    excluded = layers["name"].map(lambda layer: any(fnmatchcase(layer, pattern) for pattern in settings.exclude))
-    included = layers[~excluded.astype(bool)]
+    included = layers[[not method.excludes(layer) for layer in layers["name"]]]
     own = included[included["block"] == block]
-    if isinstance(settings, GptqSettings):
-        _check_groups(settings.group_size, own, included)
+    # Only whether they can have the levels is asked here; that does not depend on the bytes of their weights.
+    method.check(layer_shapes(own, itemsize=0), layer_shapes(included, itemsize=0))
     return own
 
 
-def _check_groups(group_size: int | None, layers: pd.DataFrame, all_layers: pd.DataFrame) -> None:
-    """Check the group size before any work is done; what the error offers divides the layers of all blocks."""
-    everywhere = all_layers["columns"].unique().tolist()
-    for name, columns in zip(layers["name"], layers["columns"].tolist(), strict=True):
-        try:
-            check_group_size(group_size, columns, everywhere)
-        except CompressionError as error:
-            raise CompressionError(f"{name}: {error}") from error
-
-
 def compress_layers(
-    run: Run,
+    context: StageContext,
     description: str,
-    settings: CompressionSettings,
-    compute: ComputeSettings,
+    method: LayerMethod,
     layers: pd.DataFrame,
     hessian: Callable[[str], Tensor],
 ) -> list[Variant]:
     """All variants of some layers, one input group after the other.
 
     Args:
-        run: gives the weights.
+        context: gives the weights, the device and the memory.
         description: what the progress bar says.
-        settings: method and levels.
-        compute: device and memory.
+        method: what is to be done.
         layers: rows of the LAYERS schema.
         hessian: gives the Hessian of an input group.
 
@@ -113,8 +99,8 @@ def compress_layers(
         CompressionError: a layer cannot be compressed as asked; the message names it.
         ModelError: a weight cannot be read.
     """
-    device, checkpoint = resolve_device(compute.device), Checkpoint(run.model)
-    require_intact(run, [f"{layer}.weight" for layer in layers["name"]])
+    device, checkpoint = context.device, Checkpoint(context.run.model)
+    require_intact(context.run, [f"{layer}.weight" for layer in layers["name"]])
     variants: list[Variant] = []
     seconds = 0.0
     with progress(description, len(layers), "layers") as bar:
@@ -122,7 +108,7 @@ def compress_layers(
             weights = _weights(checkpoint, members, device)
             own = hessian(str(group)).to(device)
             start = time.perf_counter()
-            variants += _compress(weights, own, settings, members, compute.memory_gb * 1e9)
+            variants += _compress(weights, own, method, members, context.memory)
             seconds += time.perf_counter() - start
             bar.advance(len(members))
     log.info("%s: compressed in %.2f s, apart from reading and writing", description, seconds)
@@ -148,7 +134,7 @@ def _weights(checkpoint: Checkpoint, members: pd.DataFrame, device: torch.device
 
 
 def _compress(
-    weights: Mapping[str, Tensor], hessian: Tensor, settings: CompressionSettings, members: pd.DataFrame, memory: float
+    weights: Mapping[str, Tensor], hessian: Tensor, method: LayerMethod, members: pd.DataFrame, memory: float
 ) -> list[Variant]:
     """Compress one input group; errors name its layers, the log tells how well each went."""
     names = ", ".join(members["name"])
@@ -157,7 +143,7 @@ def _compress(
     if not bool(hessian.diagonal().any()):
         raise CompressionError(f"{names}: no calibration token reached it; calibrate on more text, or exclude it")
     try:
-        variants = compress(weights, hessian, settings, memory)
+        variants = method.compress(weights, hessian, memory)
     except CompressionError as error:
         raise CompressionError(f"{names}: {error}") from error
     for row in members.itertuples():
@@ -172,17 +158,17 @@ def write_variants(
     name: str,
     block: int,
     variants: list[Variant],
-    layers: pd.DataFrame,
+    table: pd.DataFrame,
     provenance: Provenance,
     facts: Mapping[str, object],
 ) -> None:
-    """Write tensors, then the table: an old table must not stand beside new tensors.
+    """Write tensors, then the table (VARIANTS schema): an old table must not stand beside new tensors.
 
     Raises:
         ArtifactError: the files cannot be written.
     """
-    table = run.variant_table(name, block)
-    table.unlink(missing_ok=True)
+    path = run.variant_table(name, block)
+    path.unlink(missing_ok=True)
     run.module_table(name).unlink(missing_ok=True)  # of another method under this name
     tensors = {
         tensor_name(variant.layer, variant.level, part): tensor
@@ -190,11 +176,18 @@ def write_variants(
         for part, tensor in variant.parts.items()
     }
     write_tensors(tensors, run.variant_tensors(name, block), provenance, facts)
-    write_table(_table(variants, layers, block), table, VARIANTS, provenance)
+    write_table(table, path, VARIANTS, provenance)
 
 
-def _table(variants: list[Variant], layers: pd.DataFrame, block: int) -> pd.DataFrame:
-    """Rows of the VARIANTS schema."""
+def variant_table(variants: list[Variant], layers: pd.DataFrame, method: LayerMethod, block: int) -> pd.DataFrame:
+    """Table with the VARIANTS schema.
+
+    Args:
+        variants: of layers of one block.
+        layers: rows of the LAYERS schema.
+        method: that has made the variants.
+        block: index of the block.
+    """
     names = dict(zip(layers["layer"], layers["name"], strict=True))
     return pd.DataFrame(
         [
@@ -202,6 +195,7 @@ def _table(variants: list[Variant], layers: pd.DataFrame, block: int) -> pd.Data
                 "block": block,
                 "layer": variant.layer,
                 "name": names[variant.layer],
+                "family": method.family.name,
                 "level": variant.level,
                 "value": variant.value,
                 "cost": variant.cost,

@@ -1,4 +1,4 @@
-"""Variants whose Hessians see compressed blocks: a chain of jobs, one for each block.
+"""Sequential variants, whose Hessians see compressed blocks: a chain of jobs, one for each block.
 
 As GPTQ's authors do (arXiv 2210.17323, section 4), calibration tokens run through the compressed model: the Hessians
 of a block come from hidden states that the compressed blocks before it returned. Within a block, all layers are
@@ -17,16 +17,20 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import read_provenance
 from evopress.artifacts.tensors import read_tensors, sha256, verify, write_tensors
+from evopress.compression.base import LayerMethod, Variant
+from evopress.compression.formats import decode
 from evopress.compression.hessian import batch_size, embed, observe_block
-from evopress.compression.packing import decode
-from evopress.compression.settings import CompressionSettings
-from evopress.compression.variant import Variant
-from evopress.compression.variants import compress_layers, included_layers, variants_provenance, write_variants
-from evopress.config.compute import ComputeSettings
+from evopress.compression.stage import (
+    compress_layers,
+    included_layers,
+    variant_table,
+    variants_provenance,
+    write_variants,
+)
+from evopress.config.context import StageContext
 from evopress.data.tokens import read_tokens
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
 from evopress.models.verify import require_intact
-from evopress.util.device import resolve_device
 from evopress.util.errors import ArtifactError, CompressionError
 from evopress.util.progress import log
 
@@ -34,18 +38,10 @@ _STATE = "hidden"
 """Name of the hidden states, [S, L, H], in the file between two jobs."""
 
 
-def make_chained_variants(
-    run: Run,
-    name: str,
-    settings: CompressionSettings,
-    compute: ComputeSettings,
-    block: int,
-    *,
-    trust_remote_code: bool = False,
-) -> None:
+def make_sequential_variants(context: StageContext, name: str, method: LayerMethod, block: int) -> None:
     """Compress a block to every level, given what the compressed blocks before it make of the calibration tokens.
 
-    Writes the variants, and the hidden states after the block at ``settings.propagation_level``; the Hessians are not
+    Writes the variants, and the hidden states after the block at ``method.propagation_level``; the Hessians are not
     kept, since they hold for this chain only.
 
     Raises:
@@ -54,14 +50,15 @@ def make_chained_variants(
         ConfigError: a pattern of ``exclude`` matches no layer, or the device is not there.
         ModelError: a weight cannot be read.
     """
-    layers = included_layers(run, name, settings, block)
-    provenance = variants_provenance(run, settings)
+    run = context.run
+    layers = included_layers(run, name, method, block)
+    provenance = variants_provenance(run, method)
     tokens = read_tokens(run, "calibration")
     facts = _facts(run, tokens)
     if not block:
         require_intact(run)  # later jobs check what they compress
     model = BlockwiseModel.from_folder(
-        run.model, resolve_device(compute.device), resident=False, quick=True, trust_remote_code=trust_remote_code
+        run.model, context.device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
     )
     hidden, inputs = embed(model, tokens[:1] if block else tokens)
     if block:
@@ -69,16 +66,17 @@ def make_chained_variants(
     model.load_block(block)
     hessians = observe_block(model, block, hidden, inputs, layers, outputs=False)
     description = f"variants {name}, block {block}"
-    variants = compress_layers(run, description, settings, compute, layers, hessians.__getitem__)
+    variants = compress_layers(context, description, method, layers, hessians.__getitem__)
     shapes = dict(zip(layers["layer"], zip(layers["rows"], layers["columns"], strict=True), strict=True))
-    weights = _weights(variants, str(settings.propagation_level), shapes, model)
+    weights = _weights(variants, str(method.propagation_level), shapes, model)
     if block + 1 < len(model.blocks):
         _run(model, block, hidden, inputs, weights)
     else:
         hidden = hidden[:0]  # nothing comes after
-    write_variants(run, name, block, variants, layers, provenance, facts)
+    table = variant_table(variants, layers, method, block)
+    write_variants(run, name, block, variants, table, provenance, facts)
     write_tensors({_STATE: hidden}, run.chain_state(name, block), provenance, facts)
-    log.info("%s: %d sequences go on at level %s", description, len(hidden), settings.propagation_level)
+    log.info("%s: %d sequences go on at level %s", description, len(hidden), method.propagation_level)
 
 
 def _facts(run: Run, tokens: Tensor) -> dict[str, object]:
@@ -87,7 +85,7 @@ def _facts(run: Run, tokens: Tensor) -> dict[str, object]:
     provenance = read_provenance(path)
     require_same_model(run, provenance, path)
     text = json.loads(provenance.settings)
-    made_from = {"calibration": text, "propagation": "compressed"}
+    made_from = {"calibration": text, "propagation": "sequential"}
     return {"hessians": made_from, "tokens": tokens.numel(), "tokens_sha256": sha256(path)}
 
 

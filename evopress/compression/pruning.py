@@ -1,13 +1,65 @@
-"""Pruning by a score of each weight, without changing those that are kept: by magnitude, and Wanda."""
+"""Pruning to several sparsities at once: which weights go, and what that costs where the others stay as they are.
+
+Exactly so many of the lowest scores go, or so many of every m neighbours. The scores here, those of magnitude and of
+Wanda, need no change of the weights that are kept; SparseGPT, which does, has a file of its own.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from evopress.compression.pruned import Pruned
-from evopress.compression.sparse_masks import ranks
-from evopress.compression.sparsity_levels import SparsityLevel, portions
+from evopress.compression.sparsity import SparsityLevel, portions
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Some levels of some layers of the same shape."""
+
+    weights: Tensor
+    """With zeros, in the type of the given weights, [levels, layers, rows, columns]."""
+    kept: Tensor
+    """Which weights are kept (and may still be zero), bool [levels, layers, rows, columns]."""
+    errors: Tensor
+    """tr(dW H dW^T), with the Hessian as given (no damping), float64 [levels, layers]."""
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """Mark exactly ``count`` of the lowest scores; of equal scores the first ones.
+
+    Args:
+        scores: float32 without NaN, [n].
+        count: from 0 to n.
+
+    Returns:
+        bool [n].
+    """
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = _order_statistic(scores, count)
+    marked = scores <= threshold
+    surplus = int(marked.count_nonzero()) - count
+    if surplus:
+        marked[(scores == threshold).nonzero()[-surplus:, 0]] = False
+    return marked
+
+
+def _order_statistic(scores: Tensor, count: int) -> float:
+    """The ``count``-th lowest score; on a CPU by numpy, whose selection is vectorized."""
+    if scores.device.type == "cpu":
+        return float(np.partition(scores.numpy(), count - 1)[count - 1])
+    return float(scores.kthvalue(count).values)
+
+
+def ranks(scores: Tensor, dim: int) -> Tensor:
+    """Rank of each score along a dimension, from 0; of equal scores the first one ranks lower (int64, same shape)."""
+    order = scores.argsort(dim=dim, stable=True)
+    places = torch.arange(scores.shape[dim], device=scores.device)
+    shape = [1] * scores.ndim
+    shape[dim] = -1
+    return torch.empty_like(order).scatter_(dim, order, places.view(shape).expand_as(order))
 
 
 def magnitude(weights: Tensor, hessian: Tensor, levels: Sequence[SparsityLevel]) -> Pruned:

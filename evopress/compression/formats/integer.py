@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evopress.compression.sparse_packing import BITMASK, decode_bitmask
+from evopress.compression.base import Format
+from evopress.compression.grid import SCALE_DTYPE
 from evopress.util.errors import ArtifactError
 
 _PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
@@ -72,7 +73,7 @@ def _unpack_plane(packed: Tensor, plane: int, shift: int, out: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class IntegerFormat:
+class IntegerFormat(Format):
     """Integers of ``bits`` bits with a scale, and unless symmetric a zero point, per ``group`` inputs of a row.
 
     Parts: ``codes`` (packed, row by row), ``scales`` (float16 [rows, groups]) and ``zeros`` (packed like the codes).
@@ -87,16 +88,16 @@ class IntegerFormat:
         return f"int{self.bits}-g{self.group}" + ("-symmetric" if self.symmetric else "")
 
     @classmethod
-    def parse(cls, text: str) -> "IntegerFormat":
-        """Read the text form.
-
-        Raises:
-            ArtifactError: it is not one.
-        """
+    def parse(cls, text: str) -> "IntegerFormat | None":
+        """Read the text form."""
         match = re.fullmatch(r"int([2-8])-g([1-9]\d*)(-symmetric)?", text)
-        if match is None:
-            raise ArtifactError(f"{text!r} is not a format of packed weights; was it written by a newer version?")
-        return cls(int(match[1]), int(match[2]), match[3] is not None)
+        return match and cls(int(match[1]), int(match[2]), match[3] is not None)
+
+    def bytes(self, rows: int, columns: int) -> int:
+        """Exact size of the parts of a layer whose columns the group divides."""
+        grids = rows * (columns // self.group)
+        zeros = 0 if self.symmetric else packed_bytes(grids, self.bits)
+        return packed_bytes(rows * columns, self.bits) + grids * SCALE_DTYPE.itemsize + zeros
 
     def encode(self, codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
         """Pack codes (uint8 [rows, columns]), scales (float16 [rows, groups]) and zeros (uint8 [rows, groups])."""
@@ -105,8 +106,8 @@ class IntegerFormat:
             parts["zeros"] = pack(zeros, self.bits)
         return parts
 
-    def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
-        """Weights (code - zero) x scale, float32 [rows, columns], on the device of the parts.
+    def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Weights (code - zero) x scale [rows, columns], computed in float32, in ``dtype``.
 
         Raises:
             ArtifactError: the parts do not fit the format and the shape.
@@ -119,7 +120,7 @@ class IntegerFormat:
             weights = codes.float().sub_(2 ** (self.bits - 1))
         else:
             weights = codes.float().sub_(unpack(parts["zeros"], self.bits, rows * groups).view(rows, groups, 1).float())
-        return weights.mul_(parts["scales"].view(rows, groups, 1).float()).view(rows, columns)
+        return weights.mul_(parts["scales"].view(rows, groups, 1).float()).view(rows, columns).to(dtype)
 
     def _check(self, parts: Mapping[str, Tensor], rows: int, columns: int) -> None:
         """Before anything is allocated: a part that is too short would leave weights to chance."""
@@ -134,33 +135,3 @@ class IntegerFormat:
             if part is None or part.dtype != dtype or part.numel() != size:
                 found = "missing" if part is None else f"{part.numel()} of {part.dtype}"
                 raise ArtifactError(f"{name} of {self}: {found}, expected {size}; delete the file and run again")
-
-
-def decode(
-    format: str,
-    parts: Mapping[str, Tensor],
-    shape: tuple[int, int],
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Weights [rows, columns] from their packed parts, of any format, on ``device`` and in ``dtype``.
-
-    The parts are moved before they are unpacked: packed they are smaller.
-
-    Raises:
-        ArtifactError: the format is unknown, or the parts do not fit each other.
-    """
-    moved = {name: part.to(device) for name, part in parts.items()}
-    if format == BITMASK:
-        return decode_bitmask(moved, shape, dtype)
-    return IntegerFormat.parse(format).decode(moved, shape).to(dtype)
-
-
-def stored_bytes(parts: Mapping[str, Tensor]) -> int:
-    """Exact size of the packed parts."""
-    return sum(part.nbytes for part in parts.values())
-
-
-def tensor_name(layer: str, level: str, part: str) -> str:
-    """Name of a part in a block's file of variants."""
-    return f"{layer}/{level}/{part}"
