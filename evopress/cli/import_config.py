@@ -64,7 +64,6 @@ def _facts(settings: Settings, name: str, path: Path) -> list[str]:
     from evopress.cli.configuration_facts import facts_of
     from evopress.plan.shape import shape_of  # only here: settings are checked before transformers is imported
     from evopress.plan.space import planned_problem
-    from evopress.plan.variants import variant_table
 
     search, results = settings.searches[name], Run(Path("results") / settings.name)
     text = read_text(path, f"searches.{name}.file")

@@ -11,7 +11,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -79,9 +80,20 @@ def _start(target: Target, arguments: tuple[Any, ...], compute: ComputeSettings,
     context = multiprocessing.get_context("spawn")
     told, tell = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(target, arguments, compute, rank, meeting, log_file(), tell))
-    process.start()
+    with _left_to_this_process(signal.SIGINT):
+        process.start()
     tell.close()
     return Worker(process, told)
+
+
+@contextmanager
+def _left_to_this_process(number: signal.Signals) -> Iterator[None]:
+    """Block a signal for processes that start meanwhile: a terminal sends Ctrl-C to all, and this one ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _watch(workers: list[Worker], check: Callable[[], None]) -> None:
