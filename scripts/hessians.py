@@ -3,20 +3,15 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.compression.settings import HessianSettings
+from evopress.compression.hessian import accumulate_hessians
+from evopress.config.context import StageContext
+from evopress.config.hessians import HessianSettings
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    from evopress.compression.hessian import accumulate_hessians
-
-    accumulate_hessians(
-        arguments.results,
-        arguments.settings,
-        arguments.compute,
-        arguments.shard,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    context = StageContext(arguments.results, arguments.compute, arguments.trust_remote_code)
+    accumulate_hessians(context, arguments.settings, arguments.shard)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
+from evopress.config.context import StageContext
 from evopress.search.strategies import STRATEGIES
 from evopress.workflow.devices import devices_of_search
 
@@ -11,13 +12,8 @@ def main(arguments: Namespace) -> None:
     """Run the stage."""
     from evopress.search.run import run_search
 
-    run_search(
-        arguments.results,
-        arguments.name,
-        arguments.settings,
-        arguments.compute,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    context = StageContext(arguments.results, arguments.compute, arguments.trust_remote_code)
+    run_search(context, arguments.name, arguments.settings)
 
 
 def devices(arguments: Namespace) -> int:

@@ -4,20 +4,14 @@ from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.compression.methods import METHODS
+from evopress.compression.sequential import make_sequential_variants
+from evopress.config.context import StageContext
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    from evopress.compression.chain import make_chained_variants
-
-    make_chained_variants(
-        arguments.results,
-        arguments.name,
-        arguments.settings,
-        arguments.compute,
-        arguments.block,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    context = StageContext(arguments.results, arguments.compute, arguments.trust_remote_code)
+    make_sequential_variants(context, arguments.name, arguments.settings, arguments.block)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,9 @@ def write_configuration(
             weights = shapes[f"{unit}.weight"][0] * shapes[f"{unit}.weight"][1]
             chosen = level or str(2 + (number + block) % 3)
             bits = int(chosen)
-            rows.append((unit, block, layer, "gptq", chosen, float(bits), bits * weights, weights, bits * weights // 8))
+            rows.append(
+                (unit, block, layer, "gptq", "bits", chosen, float(bits), bits * weights, weights, bits * weights // 8)
+            )
     frame = pd.DataFrame(rows, columns=CONFIGURATION.names)
     settings = SEARCH if level is None else {"strategy": "uniform", "target": float(level), "variants": "gptq"}
     write_table(frame, run.configuration(search), CONFIGURATION, provenance(settings, fingerprint))

@@ -48,6 +48,7 @@ VARIANTS = pa.schema(
         pa.field("block", pa.int32()),
         pa.field("layer", pa.string()),
         pa.field("name", pa.string()),
+        pa.field("family", pa.string(), metadata={"about": "what levels count: bits, sparsity, modules"}),
         pa.field("level", pa.string(), metadata={"about": "label; tensors are stored under layer/level/part"}),
         pa.field("value", pa.float64(), metadata={"about": "bits, or sparsity"}),
         pa.field("cost", pa.int64(), metadata={"about": "what the budget counts, as in bits x weights"}),
@@ -56,7 +57,7 @@ VARIANTS = pa.schema(
         pa.field("bytes", pa.int64(), metadata={"about": "exact size of the stored tensors"}),
         pa.field("error", pa.float64(), metadata={"about": "tr(dW H dW') / tr(W H W')"}),
         pa.field("damping", pa.float64(), metadata={"about": "damping with which Cholesky succeeded"}),
-        pa.field("format", pa.string(), metadata={"about": "how the tensors decode (compression/packing.py)"}),
+        pa.field("format", pa.string(), metadata={"about": "how the tensors decode (compression/formats)"}),
     ]
 )
 
@@ -66,6 +67,7 @@ MODULES = pa.schema(
         pa.field("module", pa.string(), metadata={"about": "attn or mlp"}),
         pa.field("name", pa.string(), metadata={"about": "name of the module, as in model.layers.0.attn"}),
         pa.field("unit", pa.string(), metadata={"about": "what it is dropped with: itself, its block or a pair"}),
+        pa.field("family", pa.string(), metadata={"about": "what levels count: bits, sparsity, modules"}),
         pa.field("parameters", pa.int64(), metadata={"about": "weights of its linear layers"}),
         pa.field("bytes", pa.int64(), metadata={"about": "size of these weights in the dense model"}),
     ]
@@ -81,6 +83,7 @@ CONFIGURATION = pa.schema(
         pa.field("block", pa.int32()),
         pa.field("layer", pa.string(), metadata={"about": "name inside the block; attn or mlp for a module"}),
         pa.field("variants", pa.string(), metadata={"about": "folder of variants that the level comes from"}),
+        pa.field("family", pa.string(), metadata={"about": "what levels count: bits, sparsity, modules"}),
         pa.field("level", pa.string()),
         pa.field("value", pa.float64()),
         pa.field("cost", pa.int64()),

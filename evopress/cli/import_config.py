@@ -14,8 +14,8 @@ import yaml
 from evopress.artifacts.paths import Run
 from evopress.cli.output import add_output_arguments, emit
 from evopress.config.command_line import snakemake_command
+from evopress.search.configuration import parse_candidate, require_budget
 from evopress.search.text_format import read_text
-from evopress.search.text_match import match, require_budget
 from evopress.util.errors import ConfigError
 from evopress.workflow.loading import DEFAULT, combined, read_yaml
 from evopress.workflow.settings import Settings, lay_over
@@ -64,8 +64,7 @@ def _facts(settings: Settings, name: str, path: Path, configs: Sequence[Path]) -
     """
     from evopress.cli.configuration_facts import facts_of
     from evopress.plan.shape import shape_of  # only here: settings are checked before transformers is imported
-    from evopress.plan.space import planned_space
-    from evopress.plan.variants import variant_table
+    from evopress.plan.space import planned_problem
 
     search, results = settings.searches[name], Run(Path("results") / settings.name)
     text = read_text(path, f"searches.{name}.file")
@@ -75,9 +74,9 @@ def _facts(settings: Settings, name: str, path: Path, configs: Sequence[Path]) -
             "model: its layers are known only once it has been fetched; fetch it and check again:\n"
             f"    {snakemake_command(results.model_manifest, configs)}"
         )
-    table = variant_table(shape, settings.variants[search.variants], f"variants.{search.variants}")
+    table = settings.variants[search.variants].table(shape.layers, shape.itemsize, f"variants.{search.variants}")
     where = f"searches.{name}.file: {path}"
-    space = planned_space(table, search.target, "none", f"searches.{name}")
-    candidate = match(text, space, shape.blocks, where)
-    require_budget(space, candidate, search.target, where)
-    return facts_of(space, candidate, search.target)
+    problem = planned_problem(table, search.target, "none", f"searches.{name}")
+    candidate = parse_candidate(text, problem.space, shape.blocks, where)
+    require_budget(problem, candidate, search.target, where)
+    return facts_of(problem, candidate, search.target)

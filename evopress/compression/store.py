@@ -18,11 +18,16 @@ from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.provenance import Provenance, require_same_model
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table
 from evopress.artifacts.tensors import check_tensors, differing, tensor_digest, unreadable
-from evopress.compression.packing import decode, tensor_name
+from evopress.compression.formats import decode
 from evopress.util.errors import ArtifactError
 
 _LENGTH_BYTES = 8
 """A safetensors file begins with the length of its JSON header."""
+
+
+def tensor_name(layer: str, level: str, part: str) -> str:
+    """Name of a part in a block's file of variants."""
+    return f"{layer}/{level}/{part}"
 
 
 class VariantStore:

@@ -19,11 +19,11 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
 from evopress.artifacts.tables import read_provenance
 from evopress.artifacts.tensors import save, tensor_digest
-from evopress.compression.packing import decode
+from evopress.compression.formats import decode
 from evopress.export.run import open_stores, read_dropped, stitched_layout, stored_choices
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.verify import check_model, check_weight
-from evopress.search.configuration import read_configuration
+from evopress.search.configuration import Configuration
 from evopress.util.errors import ArtifactError
 from evopress.util.progress import log
 
@@ -43,7 +43,7 @@ def write_archive(run: Run, search: str, *, trust_remote_code: bool = False) -> 
         ModelError: the dense checkpoint is damaged.
         UnsupportedArchitectureError: this architecture cannot do without what was dropped.
     """
-    configuration = read_configuration(run, search)
+    configuration = Configuration.read(run, search).table
     checkpoint = Checkpoint(run.model)
     layout = stitched_layout(run, checkpoint, read_dropped(run, configuration), trust_remote_code=trust_remote_code)
     digests = check_model(run)

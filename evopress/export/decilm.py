@@ -29,7 +29,7 @@ from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import ATTENTION, MLP
 from evopress.models.portable import portable_config
 from evopress.models.skeleton import load_config
-from evopress.search.configuration import read_configuration
+from evopress.search.configuration import Configuration
 from evopress.util.errors import ArtifactError, UnsupportedArchitectureError
 from evopress.util.progress import log
 
@@ -52,7 +52,7 @@ def write_decilm(run: Run, search: str, *, shard_bytes: int = SHARD_BYTES) -> No
         ModelError: the dense checkpoint is damaged.
         UnsupportedArchitectureError: the model is no Llama that this layout can describe.
     """
-    configuration = read_configuration(run, search)
+    configuration = Configuration.read(run, search).table
     depth = size_of(run, configuration).depth
     if depth is None:
         raise ArtifactError(f"{run.configuration(search)}: drops no modules, which this layout is for")

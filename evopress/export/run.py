@@ -19,7 +19,7 @@ from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.stitched import file_digests, write_stitched_manifest
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.compression.dropped import Dropped, dropped_modules
-from evopress.compression.measure import of_modules
+from evopress.compression.families import of_modules
 from evopress.compression.store import VariantStore
 from evopress.export.check import check_single_modules
 from evopress.export.cut_config import check_cut_config, write_cut_config
@@ -29,7 +29,7 @@ from evopress.export.shards import Replace, write_weights
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.skeleton import load_config
 from evopress.models.verify import check_model, check_weight
-from evopress.search.configuration import read_configuration
+from evopress.search.configuration import Configuration
 from evopress.util.errors import ArtifactError
 from evopress.util.progress import progress
 
@@ -58,7 +58,7 @@ def stitch_model(run: Run, search: str, *, shard_bytes: int = SHARD_BYTES, trust
         ModelError: the dense checkpoint is damaged.
         UnsupportedArchitectureError: this architecture cannot do without what was dropped.
     """
-    configuration = read_configuration(run, search)
+    configuration = Configuration.read(run, search).table
     checkpoint = Checkpoint(run.model)
     dropped = read_dropped(run, configuration)
     layout = stitched_layout(run, checkpoint, dropped, trust_remote_code=trust_remote_code)

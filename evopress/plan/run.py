@@ -16,8 +16,8 @@ from evopress.plan.search import SearchWork, search_work
 from evopress.plan.shape import ModelShape, shape_of
 from evopress.plan.stages import stages
 from evopress.plan.text import amount, columns, describe_model, search_table, stage_table
-from evopress.plan.variants import variant_table
-from evopress.search.settings import EvolutionSettings, RandomSettings
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.random import RandomSearch
 from evopress.util.device import working_dtype
 from evopress.workflow.settings import ROLES, Settings
 from evopress.workflow.slices import texts
@@ -48,7 +48,9 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
     if shape is None:
         advice = snakemake_command(run.model_manifest, configs)
         return "\n\n".join([*_warnings(settings), _without_shape(settings, advice)])
-    variants = {name: variant_table(shape, made, f"variants.{name}") for name, made in settings.variants.items()}
+    variants = {
+        name: made.table(shape.layers, shape.itemsize, f"variants.{name}") for name, made in settings.variants.items()
+    }
     device = device_type(settings.compute.device)
     here = replace(shape, dtype=working_dtype(shape.dtype, torch.device(device)))
     own = _searches(settings, here, variants, settings.compute.memory_gb, device)
@@ -98,7 +100,7 @@ def _searches(
     return {
         name: search_work(shape, variants[search.variants], search, text, memory_gb, device, f"searches.{name}")
         for name, search in settings.searches.items()
-        if isinstance(search, EvolutionSettings | RandomSettings)
+        if isinstance(search, Evolution | RandomSearch)
     }
 
 
@@ -106,7 +108,7 @@ def _without_shape(settings: Settings, command: str) -> str:
     """What can be said of a model that has not been fetched yet; ``command`` fetches it."""
     rows = [["tokens judged", "a generation", "in all", ""]]
     for name, search in settings.searches.items():
-        if isinstance(search, EvolutionSettings | RandomSettings):
+        if isinstance(search, Evolution | RandomSearch):
             counts = [search.offspring, *search.survivors[:-1]]
             counts[-1] += 1  # the parent
             tokens = sum(count * size for count, size in zip(counts, search.tokens, strict=True))

@@ -8,21 +8,24 @@ from pydantic import AfterValidator, Field, SerializeAsAny
 from evopress.artifacts.paths import DENSE
 from evopress.compression.base import Method
 from evopress.compression.methods import METHODS
-from evopress.compression.settings import HessianSettings
 from evopress.config.base import Name, Section, drop_removed, parse_section
 from evopress.config.compute import ComputeSettings
 from evopress.config.data import DataSettings
 from evopress.config.evaluation import EvaluationSettings
+from evopress.config.hessians import HessianSettings
 from evopress.config.model import ModelSettings
 from evopress.config.names import equal_names
 from evopress.config.plugins import Registry
 from evopress.config.texts import unusable_texts
-from evopress.search.settings import Strategy
+from evopress.search.base import Strategy
 from evopress.search.strategies import STRATEGIES
 from evopress.util.errors import ConfigError
-from evopress.workflow.families import level_problems
-from evopress.workflow.order import order_problems
-from evopress.workflow.seeds import repeated, written_name
+from evopress.workflow.searches import (
+    dependency_problems,
+    repeated,
+    strategy_problems,
+    written_name,
+)
 
 ROLES = ("calibration", "search")
 """Names of token files that no evaluation set may take."""
@@ -89,8 +92,8 @@ class Settings(Section):
                 yield f"{where}: the name is taken by the uncompressed model; choose another"
             if name.endswith(".json"):
                 yield f"{where}: models/{name} would be the manifest of another search's model; choose another name"
-            yield from level_problems(where, search, self.variants)
-            yield from order_problems(where, repetition, self.searches, self.variants)
+            yield from strategy_problems(where, search, self.variants)
+            yield from dependency_problems(where, repetition, self.searches, self.variants)
             yield from _token_problems(where, search, self.data.search.tokens)
 
 

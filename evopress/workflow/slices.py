@@ -60,10 +60,10 @@ def expected_slices(settings: Settings, run: Run, blocks: Sequence[str]) -> Iter
     for block in blocks:
         yield manifest_path(run.hessian(block)), hessians_slice(settings)
         for variants in settings.variants:
-            if settings.variants[variants].method != "drop":
+            if settings.variants[variants].per_block:
                 yield run.variant_table(variants, block), variants_slice(settings, variants)
     for variants, made in settings.variants.items():
-        if made.method == "drop":
+        if not made.per_block:
             yield run.module_table(variants), variants_slice(settings, variants)
     for search in settings.searches:
         yield run.configuration(search), search_slice(settings, search)

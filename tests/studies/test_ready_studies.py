@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_search import problem_of
 
-from evopress.search.evolution.selection import Judgement
-from evopress.search.minibatch import Minibatch, draw_minibatch
-from evopress.search.record.effort import Counted
-from evopress.search.settings import EvolutionSettings, RandomSettings
-from evopress.search.space import DENSE_LEVEL, Level, Space, Unit, make_space
-from evopress.search.strategies.evolution import generations
-from evopress.search.strategies.random import draws
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS, SPARSITY
+from evopress.search.evaluation import CountingEvaluator, Evaluation, Minibatch, draw_minibatch
+from evopress.search.space import DENSE_LEVEL, Space, make_space
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.random import RandomSearch
 from evopress.workflow.loading import read_yaml
 from evopress.workflow.settings import Settings, lay_over
 
@@ -33,9 +33,9 @@ class _Objective:
     def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
         return draw_minibatch(tokens, self.sequences, SEQUENCE, rng)
 
-    def evaluate(self, candidates: np.ndarray, minibatch: Minibatch) -> list[Judgement]:
+    def evaluate(self, candidates: np.ndarray, minibatch: Minibatch) -> list[Evaluation]:
         harm = np.where(candidates == DENSE_LEVEL, 0, self.harm[np.arange(len(self.harm)), candidates])
-        return [Judgement(float(value), (float(value),)) for value in harm.sum(axis=1)]
+        return [Evaluation(float(value), (float(value),)) for value in harm.sum(axis=1)]
 
 
 def space_of(variants: str) -> Space:
@@ -53,7 +53,7 @@ def space_of(variants: str) -> Space:
             costs = _bits(size) if variants == "gptq" else _kept(size)
             levels = tuple(Level(str(cost), 0.5, cost, 0, 1 / cost) for cost in costs)
             units.append(Unit(f"{block}.{number}", block, str(number), "all", size, levels))
-    return make_space(units, 3.0, "gptq") if variants == "gptq" else make_space(units, 0.5, "sparse", "sparsity")
+    return make_space(BITS, units, 3.0, "gptq") if variants == "gptq" else make_space(SPARSITY, units, 0.5, "sparse")
 
 
 def _bits(size: int) -> Sequence[int]:
@@ -80,17 +80,17 @@ def test_searches_of_a_study_judge_equally_many_tokens(config: str, tolerance: f
     settings = Settings.load(lay_over(base, overlay))
     spent = {}
     for name, search in settings.searches.items():
-        if not isinstance(search, EvolutionSettings | RandomSettings) or search.seed:
+        if not isinstance(search, Evolution | RandomSearch) or search.seed:
             continue
         space = space_of(search.variants)
         assert settings.data.search.sequence_length == SEQUENCE
-        evaluator = Counted(_Objective(space, settings.data.search.tokens // SEQUENCE))
+        evaluator = CountingEvaluator(_Objective(space, settings.data.search.tokens // SEQUENCE))
         rng = np.random.default_rng(search.seed)
-        earlier = [space.top * 0 for _ in search.rests_on()]  # brought to the budget, as any other
-        rounds = generations(space, search, earlier) if isinstance(search, EvolutionSettings) else draws(space, search)
-        state, rows = rounds.start(evaluator, rng)
-        while rounds.left(state):
-            state, more = rounds.advance(state, evaluator, rng)
+        earlier = [space.top * 0 for _ in search.depends_on()]  # brought to the budget, as any other
+        problem = problem_of(space, earlier)
+        state, rows = search.first_round(problem, evaluator, rng)
+        while search.remaining(state, problem):
+            state, more = search.next_round(state, problem, evaluator, rng)
             rows += more
         spent[name] = evaluator.tokens
         assert sum(row.record()["tokens"] for row in rows) == evaluator.tokens

@@ -22,11 +22,11 @@ from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.stitched import file_digests, write_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, VARIANTS, write_table
 from evopress.compression.size import compressed_size, dense_size
-from evopress.export.card import levels_table, write_card
+from evopress.export.card import _chosen_by, levels_table, write_card
 from evopress.export.markdown import escape, markdown_table
-from evopress.export.strategies import chosen_by
 from evopress.models.checkpoint import Checkpoint
-from evopress.search.settings import DpSettings, ScoresSettings
+from evopress.search.strategies.dp import DynamicProgramming
+from evopress.search.strategies.scores import BlockScores
 from evopress.util.errors import ArtifactError
 
 
@@ -175,6 +175,10 @@ def test_facts_of_every_kind_of_source():
     assert model_facts({"source": "folder", "path": "/models/tiny"}, {}).name == "tiny"
 
 
+def chosen_by(**settings: object) -> str:
+    return _chosen_by({"variants": "v", "target": 1, **settings})
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -184,17 +188,17 @@ def test_facts_of_every_kind_of_source():
         ({"strategy": "dp", "errors": "propagated"}, "last hidden states"),
         ({"strategy": "scores", "score": "norm_ratio"}, "[weight subcloning](https://arxiv.org/abs/2312.09299)"),
         ({"strategy": "brute"}, "all possible choices"),
-        ({"strategy": "imported"}, "read from a text file"),
+        ({"strategy": "imported", "file": "levels.txt"}, "read from a text file"),
         ({"strategy": "new"}, "found by the strategy new"),
     ],
 )
 def test_the_card_says_how_each_strategy_chose(settings, words):
-    assert words in chosen_by(settings)
+    assert words in chosen_by(**settings)
 
 
 def test_every_score_and_error_has_words_of_its_own():
-    scores = get_args(ScoresSettings.model_fields["score"].annotation)
-    errors = get_args(DpSettings.model_fields["errors"].annotation)
-    told = {chosen_by({"strategy": "scores", "score": score}) for score in scores}
-    told |= {chosen_by({"strategy": "dp", "errors": error}) for error in errors}
+    scores = get_args(BlockScores.model_fields["score"].annotation)
+    errors = get_args(DynamicProgramming.model_fields["errors"].annotation)
+    told = {chosen_by(strategy="scores", score=score) for score in scores}
+    told |= {chosen_by(strategy="dp", errors=error) for error in errors}
     assert len(told) == len(scores) + len(errors)

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from evopress.artifacts.origin import require_settings
-from evopress.compression.settings import VariantSettings
+from evopress.compression.base import Method
 from evopress.config.base import Section
 from evopress.config.data import TextSettings
 from evopress.config.model import ModelSettings
-from evopress.search.settings import SearchSettings
+from evopress.search.base import Strategy
 from evopress.util.errors import ArtifactError, ConfigError
 from evopress.workflow import slices
 from evopress.workflow.loading import read_yaml
@@ -89,16 +89,16 @@ def test_the_default_is_valid_and_complete_files_need_nothing_else() -> None:
         ({"model": {"source": "hub", "id": "a/b/c"}}, "model.id: 'a/b/c' is no repository of the hub"),
         ({"variants": {"gptq": {"bits": [1, 2]}}}, "variants.gptq.bits: bit-widths must lie between 2 and 8"),
         (
-            {"variants": {"gptq": {"propagation": "compressed"}}},
-            "variants.gptq: propagation_level: needed with `propagation: compressed`; choose one of 2, 3, 4, 5, 6",
+            {"variants": {"gptq": {"propagation": "sequential"}}},
+            "variants.gptq: propagation_level: needed with `propagation: sequential`; choose one of 2, 3, 4, 5, 6",
         ),
         (
-            {"variants": {"gptq": {"propagation": "compressed", "propagation_level": "7"}}},
+            {"variants": {"gptq": {"propagation": "sequential", "propagation_level": "7"}}},
             "variants.gptq: propagation_level: '7' is not made; choose one of 2, 3, 4, 5, 6",
         ),
         (
-            {"variants": {"s": {"method": "wanda", "levels": 1, "propagation": "compressed"}}},
-            "variants.s: propagation_level: needed with `propagation: compressed`; choose one of -1, 0, +1",
+            {"variants": {"s": {"method": "wanda", "levels": 1, "propagation": "sequential"}}},
+            "variants.s: propagation_level: needed with `propagation: sequential`; choose one of -1, 0, +1",
         ),
         (
             {"variants": {"gptq": {"propagation_level": "3"}}},
@@ -156,8 +156,8 @@ def test_an_overlay_leaves_the_default_as_it_was() -> None:
     [
         (ModelSettings, {"model": None}, slices.model_slice),
         (TextSettings, {"data": {"search": None}}, lambda settings: slices.tokens_slice(settings, "search")),
-        (VariantSettings, {"variants": {"gptq": None}}, lambda settings: slices.variants_slice(settings, "gptq")),
-        (SearchSettings, {"searches": {"q3": None}}, lambda settings: slices.search_slice(settings, "q3")),
+        (Method, {"variants": {"gptq": None}}, lambda settings: slices.variants_slice(settings, "gptq")),
+        (Strategy, {"searches": {"q3": None}}, lambda settings: slices.search_slice(settings, "q3")),
     ],
 )
 def test_every_field_of_every_kind_is_in_the_slice_of_its_stage(

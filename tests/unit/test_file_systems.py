@@ -14,8 +14,8 @@ import torch
 from evopress.artifacts import tensors
 from evopress.artifacts.atomic import atomic_folder, write_text
 from evopress.artifacts.provenance import Provenance
-from evopress.compression.store import ReadAhead
 from evopress.artifacts.tensors import read_tensors, write_tensors
+from evopress.compression.store import ReadAhead
 from evopress.util import leases
 from evopress.util.accelerators import Card, Device
 from evopress.util.errors import ArtifactError, ConfigError, DamagedError

@@ -9,18 +9,16 @@ import pytest
 import torch
 from architectures import CONFIGS, LENGTH, build, save, tokens
 
+from evopress.compression.base import Level, Unit
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
 from evopress.models.structure import linear_layers
-from evopress.search.engine.counters import Counters
-from evopress.search.engine.fitness import ModelEvaluator, even_slices
+from evopress.search.engine.evaluator import ModelEvaluator, even_slices
+from evopress.search.engine.forward import plan_block
 from evopress.search.engine.memory import MemoryPlan, block_weights, plan_memory
 from evopress.search.engine.objectives import make_objective
-from evopress.search.engine.prefixes import plan_block
-from evopress.search.engine.streams import SideStream
-from evopress.search.engine.weights import VariantBlocks, WeightCache
-from evopress.search.minibatch import Minibatch
-from evopress.search.space import Level, Unit
+from evopress.search.engine.weights import Counters, SideStream, VariantBlocks, WeightCache
+from evopress.search.evaluation import Minibatch
 from evopress.util import metrics, progress
 from evopress.util.errors import ConfigError
 
@@ -131,10 +129,10 @@ def test_a_long_judgement_tells_its_progress_block_by_block(llama, monkeypatch, 
     evaluator = llama.evaluator()
     with caplog.at_level("INFO", logger="evopress"):
         evaluator.evaluate(llama.candidates(), MINIBATCH)
-    lines = [line for line in caplog.messages if line.startswith("judging ")]
+    lines = [line for line in caplog.messages if line.startswith("evaluating ")]
     steps = int(lines[0].split("/")[1].split()[0])
     assert len(lines) == steps == 8  # whole sequences and the shorter one pass 3 blocks and the head each
-    assert lines[-1].startswith("judging 5 candidates: 8/8 blocks, ")
+    assert lines[-1].startswith("evaluating 5 candidates: 8/8 blocks, ")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

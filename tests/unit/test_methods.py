@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from evopress.compression.compress import compress
-from evopress.compression.packing import decode
-from evopress.compression.settings import GptqSettings
+from evopress.compression.formats import decode
+from evopress.compression.methods.gptq import Gptq
 
 SHAPE = (16, 64)
 
@@ -24,10 +23,10 @@ def problem() -> tuple[Tensor, Tensor]:
 def test_weights_in_other_units_are_quantized_alike(exponent, group_size, activation_order):
     """The norm before a layer may be large and its weights small, or the reverse: the same function."""
     weight, hessian = problem()
-    settings = GptqSettings(bits=(2, 4, 8), group_size=group_size, activation_order=activation_order)
+    settings = Gptq(bits=(2, 4, 8), group_size=group_size, activation_order=activation_order)
     factor = 2.0**exponent
-    usual = compress({"layer": weight}, hessian, settings)
-    others = compress({"layer": weight * factor}, hessian / factor**2, settings)
+    usual = settings.compress({"layer": weight}, hessian)
+    others = settings.compress({"layer": weight * factor}, hessian / factor**2)
     for one, other in zip(usual, others, strict=True):
         assert other.error == pytest.approx(one.error, rel=0.02)
         assert one.parts["scales"].dtype == torch.float16 and other.parts["scales"].dtype == torch.float32
@@ -41,9 +40,9 @@ def test_weights_in_other_units_are_quantized_alike(exponent, group_size, activa
 
 def test_a_layer_in_other_units_changes_nothing_in_one_that_shares_its_input():
     weight, hessian = problem()
-    settings = GptqSettings(bits=(3, 4), group_size=16)
-    alone = compress({"usual": weight}, hessian, settings)
-    together = compress({"tiny": weight * 1e-9, "usual": weight}, hessian, settings)[2:]
+    settings = Gptq(bits=(3, 4), group_size=16)
+    alone = settings.compress({"usual": weight}, hessian)
+    together = settings.compress({"tiny": weight * 1e-9, "usual": weight}, hessian)[2:]
     for one, other in zip(alone, together, strict=True):
         assert other.layer == "usual" and one.error == other.error
         assert all(torch.equal(one.parts[name], other.parts[name]) for name in one.parts)

@@ -11,16 +11,22 @@ from architectures import CONFIGS, build
 from finished_run import make_results, provenance, write_tokens
 from large_models import SHAPES
 from torch.utils.flop_counter import FlopCounterMode
+from toy_search import first_state, next_generation
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table, write_table
 from evopress.artifacts.tensors import read_tensors
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS
 from evopress.compression.hessian import accumulate_hessians
-from evopress.compression.settings import GptqSettings, HessianSettings, SparseGptSettings
+from evopress.compression.methods.gptq import Gptq
+from evopress.compression.methods.sparsegpt import SparseGpt
+from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
-from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.config.data import PythonDocs
+from evopress.config.hessians import HessianSettings
 from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
@@ -31,17 +37,14 @@ from evopress.plan.search import SearchWork, search_work
 from evopress.plan.shape import ModelShape, shape_from_config, shape_of
 from evopress.plan.sharing import Sharing
 from evopress.plan.stages import hessian_bytes
-from evopress.plan.variants import variant_table
+from evopress.search.base import Fitness
+from evopress.search.candidates import make_offspring, uniform_start
 from evopress.search.engine.evaluator import model_evaluator
+from evopress.search.engine.forward import plan_block
 from evopress.search.engine.memory import plan_memory
-from evopress.search.engine.objectives import Fitness
-from evopress.search.engine.prefixes import plan_block
-from evopress.search.evolution.generations import first_state, next_generation
-from evopress.search.evolution.initial import even_candidate
-from evopress.search.evolution.mutation import make_offspring
-from evopress.search.evolution.selection import Step
-from evopress.search.settings import EvolutionSettings
-from evopress.search.space import Level, Unit, make_space, units_from_variants
+from evopress.search.selection import Step
+from evopress.search.space import make_space
+from evopress.search.strategies.evolution import Evolution
 from evopress.util.errors import ConfigError
 from evopress.workflow.settings import Settings
 
@@ -152,8 +155,8 @@ def _units(blocks: int, rule: str) -> list[Unit]:
 
 def simulate(units: list[Unit], offspring: int, parent: bool, repetitions: int) -> tuple[float, float]:
     """Share of block work, and layer variants beside the parent's, with the real mutation and the engine's planner."""
-    space, rng = make_space(units, 3.0, "test"), np.random.default_rng(0)
-    start, blocks = even_candidate(space), units[-1].block + 1
+    space, rng = make_space(BITS, units, 3.0, "test"), np.random.default_rng(0)
+    start, blocks = uniform_start(space), units[-1].block + 1
     in_block = [[index for index, unit in enumerate(units) if unit.block == block] for block in range(blocks)]
     states = changed = 0
     for _ in range(repetitions):
@@ -207,7 +210,7 @@ def made(tmp_path_factory) -> Run:
     write_tokens(run, "calibration", sequences=6)
     model = BlockwiseModel.from_folder(run.model, CPU)
     write_table(layer_table(model.model), run.layers, LAYERS, provenance())
-    accumulate_hessians(run, HessianSettings(), COMPUTE, 0)
+    accumulate_hessians(StageContext(run, COMPUTE), HessianSettings(), 0)
     return run
 
 
@@ -227,17 +230,17 @@ def test_bytes_of_the_hessians_are_exact(made, shape):
 @pytest.mark.parametrize(
     "settings",
     [
-        GptqSettings(bits=(2, 3, 5, 8), group_size=8),
-        GptqSettings(bits=(3,), group_size=None, symmetric=True, exclude=("*.down_proj",)),
-        SparseGptSettings(sparsity=0.5, step=40, levels=3),
-        SparseGptSettings(patterns=("2:4", "1:4")),
+        Gptq(bits=(2, 3, 5, 8), group_size=8),
+        Gptq(bits=(3,), group_size=None, symmetric=True, exclude=("*.down_proj",)),
+        SparseGpt(sparsity=0.5, step=40, levels=3),
+        SparseGpt(patterns=("2:4", "1:4")),
     ],
     ids=str,
 )
 def test_bytes_of_the_variants_are_exact(made, shape, settings):
     for block in range(2):
-        make_variants(made, "v", settings, COMPUTE, block)
-    planned = variant_table(shape, settings, "variants.v")
+        make_variants(StageContext(made, COMPUTE), "v", settings, block)
+    planned = settings.table(shape.layers, shape.itemsize, "variants.v")
     by = ["block", "layer", "level"]
     stored = VariantStore(made, "v").table
     for column in ("name", "value", "cost", "parameters", "bytes"):
@@ -247,15 +250,13 @@ def test_bytes_of_the_variants_are_exact(made, shape, settings):
 
 def test_group_sizes_that_do_not_fit_are_found_before_anything_runs(shape):
     with pytest.raises(ConfigError, match=r"variants\.v: model\.layers\.0\.\S+: .*7"):
-        variant_table(shape, GptqSettings(group_size=7), "variants.v")
+        Gptq(group_size=7).table(shape.layers, shape.itemsize, "variants.v")
 
 
 # A real search
 
 LENGTH, SEQUENCES, BLOCKS = 16, 60, 8
-SEARCH = EvolutionSettings(
-    variants="gptq", target=3.0, generations=8, offspring=24, survivors=(6, 2, 1), tokens=(16, 56, 128)
-)
+SEARCH = Evolution(variants="gptq", target=3.0, generations=8, offspring=24, survivors=(6, 2, 1), tokens=(16, 56, 128))
 
 
 class Tiny:
@@ -275,7 +276,9 @@ class Tiny:
         transformers.LlamaForCausalLM(config).float().save_pretrained(folder)
         self.folder = folder
         self.shape = shape_from_config(config, torch.float32)
-        self.variants = variant_table(self.shape, GptqSettings(bits=(2, 3, 4, 5), group_size=16), "variants.gptq")
+        self.variants = Gptq(bits=(2, 3, 4, 5), group_size=16).table(
+            self.shape.layers, self.shape.itemsize, "variants.gptq"
+        )
         self.tokens = torch.randint(64, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
 
     def plan(self, memory_gb: float) -> SearchWork:
@@ -284,7 +287,7 @@ class Tiny:
 
     def search(self, memory_gb: float, generations: int):
         """Counters of a real search."""
-        space = make_space(units_from_variants(self.variants, SEARCH.group_rule), SEARCH.target, "searches.q")
+        space = make_space(BITS, BITS.units(self.variants, SEARCH.group_rule), SEARCH.target, "searches.q")
         model = BlockwiseModel.from_folder(self.folder, CPU, resident=False)
         dense = BlockwiseModel.from_folder(self.folder, CPU)
 

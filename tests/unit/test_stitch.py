@@ -15,10 +15,12 @@ from transformers import AutoTokenizer
 from evopress.artifacts.paths import Run
 from evopress.artifacts.stitched import read_stitched_manifest
 from evopress.compression.hessian import accumulate_hessians
-from evopress.compression.settings import GptqSettings, HessianSettings
+from evopress.compression.methods.gptq import Gptq
+from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
-from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
+from evopress.config.hessians import HessianSettings
 from evopress.config.model import FolderModel
 from evopress.export import run
 from evopress.export.files import companion_files
@@ -95,10 +97,10 @@ def test_stored_weights_are_those_of_the_real_variants(tmp_path):
     results = Run(tmp_path / "run")
     prepare_model(FolderModel(path=str(tiny.model)), results)
     write_tokens(results, "calibration", sequences=8, fingerprint=model_fingerprint(results))
-    accumulate_hessians(results, HessianSettings(), ComputeSettings(device="cpu"), 0)
-    settings = GptqSettings(bits=(2, 3, 4), group_size=8)
+    accumulate_hessians(StageContext(results, ComputeSettings(device="cpu")), HessianSettings(), 0)
+    settings = Gptq(bits=(2, 3, 4), group_size=8)
     for block in range(BLOCKS):
-        make_variants(results, "gptq", settings, ComputeSettings(device="cpu"), block)
+        make_variants(StageContext(results, ComputeSettings(device="cpu")), "gptq", settings, block)
     configuration = write_configuration(results, "evo", fingerprint=model_fingerprint(results))
     run.stitch_model(results, "evo")
 

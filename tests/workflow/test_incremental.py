@@ -65,7 +65,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("variants.gptq.damping", 0.02, VARIANTS),
     ("variants.gptq.block_size", 16, VARIANTS),
     ("variants.gptq.exclude", ["*.down_proj"], VARIANTS),
-    ("variants.gptq.propagation", "compressed", CHAIN),
+    ("variants.gptq.propagation", "sequential", CHAIN),
     ("variants.gptq.propagation_level", "3", CHAIN),
     ("variants.unused", {"method": "gptq", "bits": [2, 3]}, set()),
     ("searches.evo.strategy", "uniform", SEARCH),
@@ -102,8 +102,8 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
 # What must change with a setting to keep the settings valid.
 ALSO: dict[tuple[str, Any], dict[str, Any]] = {
     ("model.source", "gguf"): {"model": {"source": "gguf", "path": "{sources}/model.gguf", "blocks": 3}},
-    ("variants.gptq.propagation", "compressed"): {"variants.gptq.propagation_level": "2"},
-    ("variants.gptq.propagation_level", "3"): {"variants.gptq.propagation": "compressed"},
+    ("variants.gptq.propagation", "sequential"): {"variants.gptq.propagation_level": "2"},
+    ("variants.gptq.propagation_level", "3"): {"variants.gptq.propagation": "sequential"},
     ("searches.evo.strategy", "uniform"): {"searches.evo": {"strategy": "uniform", "variants": "gptq", "target": 3.0}},
     ("searches.evo.variants", "second"): {"variants.second": {"method": "gptq", "bits": [2, 3, 4], "group_size": 8}},
 }
@@ -220,9 +220,9 @@ def test_an_edited_source_repeats_what_reads_it(
         ("evopress/data/windows.py", TOKENS | CALIBRATION | SEARCH_TEXT | HELD_OUT),
         ("evopress/compression/hessian.py", HESSIANS),
         ("evopress/compression/gptq.py", VARIANTS),
-        ("evopress/search/evolution/mutation.py", SEARCH),
+        ("evopress/search/candidates.py", SEARCH),
         ("evopress/search/strategies/uniform.py", SEARCH),
-        ("evopress/search/settings.py", SEARCH),
+        ("evopress/search/base.py", SEARCH),
         ("evopress/export/run.py", STITCH),
         ("evopress/export/card.py", {"card evo"}),
         ("evopress/evaluation/perplexity.py", HELD_OUT - {"tokens held"}),

@@ -24,7 +24,6 @@ from evopress.config.data import leaks
 from evopress.workflow.devices import devices_of_job, devices_of_search
 from evopress.workflow.loading import combined, read_yaml
 from evopress.config.tasks import require_tasks
-from evopress.compression.settings import needs_chain
 from evopress.util.errors import EvopressError
 from evopress.util.failures import BriefErrors, quiet_interrupts, why_failed
 from evopress.models.block_count import count_blocks
@@ -79,8 +78,8 @@ ASKED_ALONE = "EVOPRESS_ASKED_ALONE"  # set where this is parsed to find out wha
 LOGS = RESULTS.root / "logs"
 SEARCHES = list(SETTINGS.searches)
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
-DROPS = [name for name, variants in SETTINGS.variants.items() if variants.method == "drop"]
-CHAINS = [name for name, variants in SETTINGS.variants.items() if needs_chain(variants)]
+DROPS = [name for name, variants in SETTINGS.variants.items() if not variants.per_block]
+CHAINS = [name for name, variants in SETTINGS.variants.items() if variants.sequential]
 
 
 def any_of(names):
@@ -186,15 +185,15 @@ def chain_before(wildcards):
 
 
 def hessians_of_search(wildcards):
-    """Inputs that stand for all Hessians, where a strategy scores weights by them."""
-    if SETTINGS.searches[wildcards.search].strategy != "owl":
+    """Inputs that stand for all Hessians, where a strategy reads them."""
+    if not SETTINGS.searches[wildcards.search].needs_hessians:
         return []
     return with_manifest(*(RESULTS.hessian(block) for block in BLOCKS))
 
 
 def earlier_searches(wildcards):
-    """What other searches have found, and what that took, where a search starts from it."""
-    names = SETTINGS.searches[wildcards.search].rests_on()
+    """What other searches have found, and what that took, where a search depends on them."""
+    names = SETTINGS.searches[wildcards.search].depends_on()
     return [path for name in names for path in (RESULTS.configuration(name), RESULTS.effort(name))]
 
 

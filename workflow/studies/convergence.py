@@ -16,11 +16,12 @@ from evopress.artifacts.atomic import write_text
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import write_table
+from evopress.compression.base import Level, Unit
 from evopress.plan.text import columns
-from evopress.search.evolution.generations import State, next_generation
-from evopress.search.evolution.selection import Judgement, Step
-from evopress.search.minibatch import Minibatch
-from evopress.search.space import Level, Space, Unit
+from evopress.search.candidates import make_offspring
+from evopress.search.evaluation import Evaluation, Minibatch
+from evopress.search.selection import State, Step, select_next
+from evopress.search.space import Space
 from evopress.util.progress import progress
 from studies.paths import convergence_path, text_path
 from studies.settings import ConvergenceSettings
@@ -42,9 +43,9 @@ class LinearObjective:
         """Another minibatch each time, so that no judgement is remembered."""
         return Minibatch((int(rng.integers(1 << 62)),), (tokens,))
 
-    def evaluate(self, candidates: NDArray[np.int16], minibatch: Minibatch) -> list[Judgement]:
+    def evaluate(self, candidates: NDArray[np.int16], minibatch: Minibatch) -> list[Evaluation]:
         """Judge each of ``candidates`` [C, units]; the minibatch means nothing."""
-        return [Judgement(float(value), (float(value),)) for value in candidates @ self.weights]
+        return [Evaluation(float(value), (float(value),)) for value in candidates @ self.weights]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def generations_to_optimum(case: Case) -> int:
     optimum = np.sort(weights)[: case.kept].sum()
     state = State(0, start)
     while state.parent @ weights > optimum:
-        state, _ = next_generation(state, space, case.offspring, [Step(1, 1)], objective, rng, case.switches)
+        offspring = make_offspring(state.population, space, case.offspring, rng, case.switches)
+        state, _ = select_next(state, offspring, [Step(1, 1)], objective, rng)
     return state.generation
 
 

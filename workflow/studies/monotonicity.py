@@ -11,32 +11,20 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import write_table
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.plan.text import columns
-from evopress.search.context import Context
-from evopress.search.engine.evaluator import open_evaluator, search_text
-from evopress.search.engine.fitness import ModelEvaluator
-from evopress.search.engine.objectives import Fitness
-from evopress.search.minibatch import Minibatch
-from evopress.search.problem import open_choices
-from evopress.search.processes.ranks import Ranks
-from evopress.search.processes.termination import stop_on_sigterm
-from evopress.search.record.resume import ResumeFolder
+from evopress.search.base import Fitness
+from evopress.search.engine.evaluator import ModelEvaluator, open_evaluator, search_text
+from evopress.search.evaluation import Minibatch
+from evopress.search.problem import open_variants
 from evopress.util.errors import ConfigError
+from evopress.util.termination import stop_on_sigterm
 from studies.pairs import ERRORS, KEPT, Judge, find_pairs, rank_correlation, sample, unit_errors
 from studies.paths import candidates_path, pairs_path, text_path
 from studies.settings import MonotonicitySettings, require_text
 from studies.tables import MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS, Rows
 
 CLAIMS = {ERRORS: "less summed error", KEPT: "strictly more kept"}
-
-
-class _StudyContext(Context[MonotonicitySettings]):
-    """What a search is given, for a study."""
-
-    @property
-    def where(self) -> str:
-        """Dotted path of the settings, for messages."""
-        return _where(self.name)
 
 
 def measure_monotonicity(
@@ -53,22 +41,19 @@ def measure_monotonicity(
         ConfigError: the target, the levels and the text do not allow the study.
         ArtifactError: variants or tokens are missing, damaged or of another model.
     """
-    choices = open_choices(run, settings.variants, settings.target, "none", _where(name))
+    context = StageContext(run, compute, trust_remote_code)
+    problem = open_variants(run, settings.variants, settings.target, "none", _where(name))
     text, rng = search_text(run), np.random.Generator(np.random.PCG64(settings.seed))
     try:
         look, confirm = _minibatches(settings, text.shape[0], text.shape[1], rng)
     except ValueError as error:
         raise ConfigError(f"{_where(name)}.{error}") from None
-    resume = ResumeFolder(pairs_path(run, name).parent / "resume", "")  # never written
-    context = _StudyContext(
-        run, name, settings, compute, choices.space, choices.store, resume, Ranks(), trust_remote_code
-    )
     with stop_on_sigterm() as check:
-        evaluator = open_evaluator(context, text, Fitness(settings.fitness), check)
+        evaluator = open_evaluator(context, problem, text, Fitness(settings.fitness), _where(name), check)
         judges = _judge(evaluator, look), _judge(evaluator, confirm)
-        errors = unit_errors(choices.space, judges[0])
-        drawn = sample(choices.space, errors, settings.candidates, settings.raises, settings.switches, rng)
-        candidates, pairs = find_pairs(choices.space, drawn, errors, *judges, settings.pairs, settings.least_t)
+        errors = unit_errors(problem.space, judges[0])
+        drawn = sample(problem.space, errors, settings.candidates, settings.raises, settings.switches, rng)
+        candidates, pairs = find_pairs(problem.space, drawn, errors, *judges, settings.pairs, settings.least_t)
     provenance = Provenance("monotonicity", settings.model_dump_json(), read_model_fingerprint(run))
     write_table(candidates, candidates_path(run, name), MONOTONICITY_CANDIDATES, provenance)
     write_table(pairs, pairs_path(run, name), MONOTONICITY_PAIRS, provenance)

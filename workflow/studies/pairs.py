@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from evopress.search.evolution.initial import even_candidate, initial_candidates
-from evopress.search.evolution.mutation import mutate
+from evopress.search.budget import least_error
+from evopress.search.candidates import initial_candidates, mutate, uniform_start
 from evopress.search.space import Candidate, Space
-from evopress.search.strategies.knapsack import least_error
 from studies.tables import MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 
 Judge = Callable[[NDArray[np.int16]], NDArray[np.float64]]
@@ -76,7 +75,7 @@ def sample(
     """
     starts = initial_candidates(space, free, rng)
     drawn = [mutate(starts[i % len(starts)], space, int(rng.integers(1, most_switches + 1)), rng) for i in range(free)]
-    marked = [least_error(space, errors, RESOLUTION), *filter(space.fits, [even_candidate(space)])]
+    marked = [least_error(space, errors, RESOLUTION), *filter(space.fits, [uniform_start(space)])]
     distinct = list({candidate.tobytes(): candidate for candidate in [*marked, *drawn]}.values())
     more = [(base, child) for base, parent in enumerate(distinct) for child in _raised(parent, space, raises, rng)]
     return Sample(

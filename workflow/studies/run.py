@@ -6,8 +6,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from evopress.artifacts.paths import Run
-from evopress.workflow.families import level_problems
-from evopress.workflow.seeds import groups
+from evopress.workflow.searches import groups, variants_problems
 from evopress.workflow.settings import Settings
 from studies.paths import convergence_path, pairs_path
 from studies.settings import MonotonicitySettings, ReportedStudies, StudiesSettings, require_text
@@ -28,7 +27,7 @@ class StudiedSettings(Settings):
 
 
 def _study_problems(where: str, study: MonotonicitySettings, settings: Settings) -> Iterator[str]:
-    yield from level_problems(where, study, settings.variants)
+    yield from variants_problems(where, study.variants, study.target, settings.variants)
     text = settings.data.search
     if text.tokens is None:
         return
