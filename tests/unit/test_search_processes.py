@@ -1,9 +1,9 @@
 """A search in two processes: the same result as in one, and what happens when one of them is killed."""
 
+import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,7 +21,8 @@ from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
 from evopress.search.processes import launch
-from evopress.search.processes.launch import Job, threads_of_process
+from evopress.search.processes.launch import threads_of_process
+from evopress.search.processes.ranks import Ranks
 from evopress.search.run import run_search
 from evopress.search.strategies.evolution import Evolution
 from evopress.search.strategies.greedy import Greedy
@@ -87,17 +88,17 @@ def wait_for(condition, seconds: float = 60.0) -> None:
 
 
 def workers_of(pid: int) -> list[int]:
-    """Processes of the search that ``pid`` started, by rank."""
-    found = {}
+    """Processes of the search that ``pid`` started."""
+    found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            command = (folder / "cmdline").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == pid and b"evopress.search.processes.worker" in command:
-            found[int(command[-2])] = int(folder.name)
-    return [found[rank] for rank in sorted(found)]
+        if parent == pid and b"--multiprocessing-fork" in command:
+            found.append(int(folder.name))
+    return found
 
 
 def alive(pid: int) -> bool:
@@ -163,7 +164,7 @@ def kill_process(run: Run, rank: int, when: int, patch: pytest.MonkeyPatch) -> N
 
     def kill() -> None:
         wait_for(lambda: generations(run) >= when)
-        started[rank].kill()
+        started[rank].process.kill()
         died.append(time.monotonic())
 
     thread = threading.Thread(target=kill)
@@ -171,7 +172,7 @@ def kill_process(run: Run, rank: int, when: int, patch: pytest.MonkeyPatch) -> N
     with pytest.raises(SearchError, match=rf"^process {rank} of the search \(2 in all\) was killed by SIGKILL"):
         run_search(StageContext(run, TWO), "q", SETTINGS)
     assert time.monotonic() - died[0] < 8
-    assert all(process.returncode is not None for process in started)
+    assert all(worker.process.exitcode is not None for worker in started)
     thread.join()
 
 
@@ -182,19 +183,33 @@ def test_an_error_of_a_process_is_the_error_of_the_job(prepared: Run) -> None:
     assert not run.configuration("q").exists()
 
 
-def test_what_a_process_says_last_is_part_of_the_error(
-    prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = "import sys; sys.exit('the disk is on fire')"
+def fails(ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        raise ValueError("the disk is on fire")
+    ranks.sum(torch.ones(1))
 
-    def start(folder, job, rank):
-        with folder.output(rank).open("wb") as output:
-            return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=output)
 
-    monkeypatch.setattr(launch, "_start", start)
-    job = Job(prepared, "q", SETTINGS, TWO, trust_remote_code=False)
-    with pytest.raises(SearchError, match=r"ended with exit code 1 \(the disk is on fire\); run again"):
-        launch.run_in_processes(job)
+def test_what_a_process_says_last_is_part_of_the_error() -> None:
+    with pytest.raises(
+        SearchError, match=r"^process 1 of the search .* ended with exit code 1 \(ValueError: the disk is"
+    ):
+        launch.run_in_processes(fails, (), TWO)
+
+
+def shares(ranks: Ranks, folder: Path) -> None:
+    text = ranks.share("written by the first" if ranks.rank == 0 else "")
+    rows = torch.arange(7.0)[:, None].to(torch.bfloat16)
+    made = ranks.in_parts(rows, lambda own: own * 2)
+    numbers = ranks.sum(torch.tensor([0.1, 0.2], dtype=torch.float64) * (ranks.rank + 1))
+    (folder / f"{ranks.rank}").write_text(json.dumps([text, made.flatten().tolist(), numbers.tolist()]))
+
+
+def test_all_processes_get_the_same_text_rows_and_sums(tmp_path: Path) -> None:
+    launch.run_in_processes(shares, (tmp_path,), TWO)
+    told = [json.loads((tmp_path / rank).read_text()) for rank in "01"]
+    assert told[0] == told[1]
+    assert told[0][:2] == ["written by the first", [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0]]
+    assert told[0][2] == pytest.approx([0.3, 0.6])
 
 
 def test_processes_share_the_threads() -> None:
