@@ -73,6 +73,7 @@ class ResumeFolder:
         Returns:
             None if there is nothing to go on from; the log says so if what is there belongs to another search.
         """
+        self._records, self._effort = [], _NOTHING
         saved = self._saved() if self.ranks.rank == 0 else []
         finished = [json.loads(line) for line in self.ranks.share("\n".join(map(json.dumps, saved))).splitlines()]
         if not finished:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evopress.search.engine.evaluator import open_evaluator, require_tokens, search_text
+from evopress.search.engine.evaluator import ModelEvaluator, open_evaluator, require_tokens, search_text
 from evopress.search.evaluation import CountingEvaluator, Effort, Evaluator, SearchResult, TraceRow
 from evopress.search.problem import SearchContext, SearchProblem
 from evopress.search.resume import ResumeFolder
@@ -33,13 +33,19 @@ def search_in_rounds(strategy: "RoundStrategy", context: SearchContext, problem:
     """
     tokens = search_text(context.run)
     require_tokens(strategy.tokens_asked(problem), tokens.numel(), problem.where)
+    opened: list[ModelEvaluator] = []
     with stop_on_sigterm() as check:
 
         def make_evaluator() -> Evaluator:
             fitness, where = strategy.minimizes(), problem.where
-            return open_evaluator(context, problem, tokens, fitness, where, check, context.ranks)
+            opened.append(open_evaluator(context, problem, tokens, fitness, where, check, context.ranks))
+            return opened[0]
 
-        return run_rounds(strategy, problem, make_evaluator, context.resume, context.name, check)
+        started = time.monotonic()
+        result = run_rounds(strategy, problem, make_evaluator, context.resume, context.name, check)
+    for evaluator in opened:
+        log.info("search %s: %s", context.name, evaluator.counters.summary(time.monotonic() - started))
+    return result
 
 
 def run_rounds(

@@ -164,10 +164,10 @@ def test_searches_that_cannot_be_started_from_are_named() -> None:
     scores = {"strategy": "scores", "variants": "modules", "target": 7}
     for searches, message in [
         ({"evopress": {"start_from": ["unifrom"]}}, "searches.evopress.start_from: no search is named 'unifrom': did"),
-        ({"evopress": {"start_from": ["evopress"]}}, "start_from: 'evopress' rests on this search itself"),
+        ({"evopress": {"start_from": ["evopress"]}}, "start_from: 'evopress' depends on this search itself"),
         (
             {"a": {**evolution, "start_from": ["b"]}, "b": {**evolution, "start_from": ["a"]}},
-            "searches.a.start_from: 'b' rests on this search itself",
+            "searches.a.start_from: 'b' depends on this search itself",
         ),
         (
             {"scores": scores, "evopress": {"start_from": ["scores"]}},

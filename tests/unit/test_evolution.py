@@ -203,7 +203,7 @@ def go_on(resume, source, stops=(), generations=12):
             state = resume.load(source)
         state, rows = next_generation(state, space, 5, steps, evaluator, source)
         resume.save(state, source, rows)
-    return state.parent.tolist(), json.dumps(resume.records(generations))
+    return state.parent.tolist(), json.dumps(resume.result(state).records)
 
 
 def test_restarts_change_nothing(tmp_path):

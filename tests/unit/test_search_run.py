@@ -4,6 +4,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from search_run import COMPUTE, MIXED, SETTINGS, artifacts, fresh, prepare
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import (
     CONFIGURATION,
+    EFFORT,
     TOKENS,
     TRACE,
     VARIANTS,
@@ -67,8 +69,14 @@ def test_evolution_writes_a_configuration_within_budget_and_its_trace(run: Run) 
         assert json.loads(made_by.settings) == json.loads(SETTINGS.model_dump_json())
 
 
-def test_the_trace_holds_every_judgement(run: Run) -> None:
-    run_search(StageContext(run, COMPUTE), "q", MIXED)
+def test_the_trace_holds_every_evaluation(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="evopress"):
+        run_search(StageContext(run, COMPUTE), "q", MIXED)
+    (summary,) = (line for line in caplog.messages if "of the block work" in line)
+    found = re.fullmatch(
+        r"search q: (\d+) tokens of candidates at .* a second, ([\d.]+)% of the block work of .*", summary
+    )
+    assert int(found[1]) == read_table(run.effort("q"), EFFORT)["tokens"][0] and 0 < float(found[2]) < 100
     trace = read_table(run.trace("q"), TRACE)
     counts = trace.groupby(["generation", "step"]).size().to_dict()
     assert counts == {(0, 0): 4} | {(g, s): n for g in range(1, 7) for s, n in ((0, 6), (1, 4))}

@@ -58,6 +58,14 @@ class Counters:
         """Block work done, as a share of that of one candidate at a time."""
         return self.block_tokens / max(1, self.block_tokens_alone)
 
+    def summary(self, seconds: float) -> str:
+        """The work of ``seconds``, in words."""
+        return (
+            f"{self.candidate_tokens} tokens of candidates at {self.candidate_tokens / max(seconds, 1e-9):.3g} a second, "
+            f"{self.share_of_block_work:.1%} of the block work of one candidate at a time, at most "
+            f"{self.peak_weight_bytes / 1e9:.3g} GB of weights and {self.peak_state_bytes / 1e9:.3g} GB of hidden states"
+        )
+
 
 @dataclass(frozen=True)
 class Loaded:

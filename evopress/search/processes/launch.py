@@ -131,15 +131,13 @@ def _wait(workers: list[Worker], until: Callable[[int], bool] = lambda code: Fal
 def _error(workers: list[Worker]) -> EvopressError:
     """What the process that failed first has to say; one that merely lost its peers comes last."""
     codes = [worker.process.exitcode or 0 for worker in workers]
-    told = {rank: worker.told.recv() for rank, worker in enumerate(workers) if codes[rank] and _has_told(worker)}
+    told = {rank: words for rank, worker in enumerate(workers) if codes[rank] and (words := _words(worker))}
     for kind, message in told.values():
         if kind:
             error: EvopressError = getattr(errors, kind, SearchError)(message)
             return error
-    rank = min(
-        (rank for rank in range(len(codes)) if codes[rank]),
-        key=lambda rank: (codes[rank] == LOST_PEER, codes[rank] > 0),
-    )
+    failed = [rank for rank, code in enumerate(codes) if code]
+    rank = min(failed, key=lambda rank: (codes[rank] == LOST_PEER, codes[rank] > 0))
     last_words = f" ({told[rank][1]})" if rank in told else ""
     return SearchError(
         f"process {rank} of the search ({len(workers)} in all) {_how(codes[rank])}{last_words}; run again: the search "
@@ -147,11 +145,12 @@ def _error(workers: list[Worker]) -> EvopressError:
     )
 
 
-def _has_told(worker: Worker) -> bool:
+def _words(worker: Worker) -> tuple[str, str] | None:
+    """What the process told before it ended, if it did."""
     try:
-        return worker.told.poll() and not worker.told.closed
-    except OSError:
-        return False
+        return worker.told.recv() if worker.told.poll() else None
+    except (EOFError, OSError):
+        return None
 
 
 def _how(code: int) -> str:

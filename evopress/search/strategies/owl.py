@@ -67,9 +67,7 @@ class Owl(Strategy):
                 f"modules; use `scores`, `greedy` or `evolution`"
             )
         elif not isinstance(method.family, Sparsity):
-            yield (
-                f"{where}.variants: OWL chooses sparsities, but {self.variants!r} is quantized; name pruned variants"
-            )
+            yield (f"{where}.variants: OWL chooses sparsities, but {self.variants!r} has none; name pruned variants")
 
     def workers(self, processes: int) -> int:
         """One, that scores weights."""
