@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evopress.search.evolution.initial import even_candidate
-from evopress.search.space import Level, Space, Unit
+from evopress.compression.base import Level, Unit
+from evopress.search.candidates import uniform_start
+from evopress.search.space import Space
 from studies.pairs import ERRORS, KEPT, Judge, find_pairs, paired, rank_correlation, sample, unit_errors
 
 
@@ -91,7 +92,7 @@ def test_a_sample_keeps_to_the_budget_and_raises_one_unit() -> None:
             assert sorted((candidate - drawn.candidates[base]).tolist()) == [0] * 9 + [1]
     sums = errors[np.arange(10), free].sum(axis=1)
     assert sums.argmin() == 0  # what the first claim would have one choose
-    assert even_candidate(about).tolist() in free.tolist()
+    assert uniform_start(about).tolist() in free.tolist()
 
 
 @pytest.mark.parametrize(
