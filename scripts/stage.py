@@ -1,4 +1,4 @@
-"""Run one stage of a run: what every rule of the workflow starts. `python scripts/stage.py search --help` explains one."""
+"""Run one stage: what every rule of the workflow starts; `python scripts/stage.py search --help` explains one."""
 
 import sys
 

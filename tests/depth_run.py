@@ -40,7 +40,19 @@ def write_depth_configuration(
         kept = (block, kind) not in dropped
         parameters = int(group["parameters"].sum())
         level = ("keep", 0.0) if kept else ("drop", 1.0)
-        rows.append((prefix + kind, block, kind, "depth", *level, int(kept), parameters, kept * itemsize * parameters))
+        rows.append(
+            (
+                prefix + kind,
+                block,
+                kind,
+                "depth",
+                "modules",
+                *level,
+                int(kept),
+                parameters,
+                kept * itemsize * parameters,
+            )
+        )
     frame = pd.DataFrame(rows, columns=CONFIGURATION.names)
     write_table(frame, run.configuration(search), CONFIGURATION, provenance(SEARCH))
     table = pd.DataFrame(columns=MODULES.names)

@@ -63,13 +63,20 @@ def write_tokens(
     length: int = 12,
     seed: int = 0,
     fingerprint: str = FINGERPRINT,
+    starts: list[list[int]] | None = None,
+    settings: object = None,
 ) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(VOCABULARY, (sequences, length), generator=generator)
     frame = pd.DataFrame(
-        {"sequence": range(sequences), "documents": [["text"]] * sequences, "tokens": tokens.int().tolist()}
+        {
+            "sequence": range(sequences),
+            "documents": [["text"]] * sequences,
+            "tokens": tokens.int().tolist(),
+            "starts": starts or [[]] * sequences,
+        }
     )
-    write_table(frame, run.tokens(dataset), TOKENS, provenance({"source": "file"}, fingerprint))
+    write_table(frame, run.tokens(dataset), TOKENS, provenance(settings or {"source": "file"}, fingerprint))
     return tokens
 
 
@@ -85,7 +92,9 @@ def write_configuration(
             weights = shapes[f"{unit}.weight"][0] * shapes[f"{unit}.weight"][1]
             chosen = level or str(2 + (number + block) % 3)
             bits = int(chosen)
-            rows.append((unit, block, layer, "gptq", chosen, float(bits), bits * weights, weights, bits * weights // 8))
+            rows.append(
+                (unit, block, layer, "gptq", "bits", chosen, float(bits), bits * weights, weights, bits * weights // 8)
+            )
     frame = pd.DataFrame(rows, columns=CONFIGURATION.names)
     settings = SEARCH if level is None else {"strategy": "uniform", "target": float(level), "variants": "gptq"}
     write_table(frame, run.configuration(search), CONFIGURATION, provenance(settings, fingerprint))

@@ -9,15 +9,16 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tables import write_table
 from evopress.artifacts.tensors import write_tensors
-from evopress.compression.settings import GptqSettings
-from evopress.compression.variants import make_variants
+from evopress.compression.methods.gptq import Gptq
+from evopress.compression.stage import make_variants
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
-from evopress.search.settings import EvolutionSettings
+from evopress.search.strategies.evolution import Evolution
 
 COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
-SETTINGS = EvolutionSettings(
+SETTINGS = Evolution(
     variants="gptq",
     target=3.0,
     generations=6,
@@ -41,7 +42,7 @@ def prepare(folder: Path) -> Run:
         rows = layers[layers["block"] == block].drop_duplicates("input_group")
         hessians = {row.input_group: torch.eye(row.columns) for row in rows.itertuples()}
         write_tensors(hessians, run.hessian(block), provenance(), {"tokens": 1})
-        make_variants(run, "gptq", GptqSettings(bits=(2, 3, 4), group_size=8), COMPUTE, block)
+        make_variants(StageContext(run, COMPUTE), "gptq", Gptq(bits=(2, 3, 4), group_size=8), block)
     return run
 
 

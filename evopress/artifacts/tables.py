@@ -1,14 +1,16 @@
 """Parquet tables with a fixed schema, a checksum and provenance."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evopress.artifacts.atomic import atomic_file
-from evopress.artifacts.damage import damaged
+from evopress.artifacts.manifest import damaged
 from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
 from evopress.util.errors import ArtifactError
 
@@ -33,6 +35,11 @@ TOKENS = pa.schema(
         pa.field("sequence", pa.int32()),
         pa.field("documents", pa.list_(pa.string()), metadata={"about": "documents that the tokens come from"}),
         pa.field("tokens", pa.list_(pa.int32())),
+        pa.field(
+            "starts",
+            pa.list_(pa.int32()),
+            metadata={"about": "positions of start tokens, which no token before them is to predict"},
+        ),
     ]
 )
 
@@ -41,6 +48,7 @@ VARIANTS = pa.schema(
         pa.field("block", pa.int32()),
         pa.field("layer", pa.string()),
         pa.field("name", pa.string()),
+        pa.field("family", pa.string(), metadata={"about": "what levels count: bits, sparsity, modules"}),
         pa.field("level", pa.string(), metadata={"about": "label; tensors are stored under layer/level/part"}),
         pa.field("value", pa.float64(), metadata={"about": "bits, or sparsity"}),
         pa.field("cost", pa.int64(), metadata={"about": "what the budget counts, as in bits x weights"}),
@@ -49,7 +57,7 @@ VARIANTS = pa.schema(
         pa.field("bytes", pa.int64(), metadata={"about": "exact size of the stored tensors"}),
         pa.field("error", pa.float64(), metadata={"about": "tr(dW H dW') / tr(W H W')"}),
         pa.field("damping", pa.float64(), metadata={"about": "damping with which Cholesky succeeded"}),
-        pa.field("format", pa.string(), metadata={"about": "how the tensors decode (compression/packing.py)"}),
+        pa.field("format", pa.string(), metadata={"about": "how the tensors decode (compression/formats)"}),
     ]
 )
 
@@ -59,6 +67,7 @@ MODULES = pa.schema(
         pa.field("module", pa.string(), metadata={"about": "attn or mlp"}),
         pa.field("name", pa.string(), metadata={"about": "name of the module, as in model.layers.0.attn"}),
         pa.field("unit", pa.string(), metadata={"about": "what it is dropped with: itself, its block or a pair"}),
+        pa.field("family", pa.string(), metadata={"about": "what levels count: bits, sparsity, modules"}),
         pa.field("parameters", pa.int64(), metadata={"about": "weights of its linear layers"}),
         pa.field("bytes", pa.int64(), metadata={"about": "size of these weights in the dense model"}),
     ]
@@ -74,6 +83,7 @@ CONFIGURATION = pa.schema(
         pa.field("block", pa.int32()),
         pa.field("layer", pa.string(), metadata={"about": "name inside the block; attn or mlp for a module"}),
         pa.field("variants", pa.string(), metadata={"about": "folder of variants that the level comes from"}),
+        pa.field("family", pa.string(), metadata={"about": "what levels count: bits, sparsity, modules"}),
         pa.field("level", pa.string()),
         pa.field("value", pa.float64()),
         pa.field("cost", pa.int64()),
@@ -121,6 +131,13 @@ TASKS = pa.schema(
         pa.field("value", pa.float64()),
         pa.field("stderr", pa.float64()),
         pa.field("documents", pa.int64()),
+    ]
+)
+
+SECTIONS = pa.schema(
+    [
+        pa.field("title", pa.string(), metadata={"about": "heading in the report"}),
+        pa.field("html", pa.string(), metadata={"about": "what stands below it (report/sections.py)"}),
     ]
 )
 
@@ -192,6 +209,15 @@ def read_provenance(path: Path) -> Provenance:
         return Provenance.loads(metadata[_PROVENANCE].decode())
     except (KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: no readable provenance ({error!r}); delete it and run again") from error
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Settings that made a table, as it records them.
+
+    Raises:
+        ArtifactError: it has no readable provenance.
+    """
+    return json.loads(read_provenance(path).settings)
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:

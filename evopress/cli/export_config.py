@@ -3,14 +3,10 @@
 import argparse
 from pathlib import Path
 
-import pandas as pd
-
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.cli.output import add_output_arguments, emit
-from evopress.compression.measure import DROP, measure_of
-from evopress.search.configuration import read_configuration
-from evopress.search.text_format import format_drops, format_levels
+from evopress.search.configuration import Configuration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,14 +27,6 @@ def exported(results: Run, search: str) -> str:
     Raises:
         ArtifactError: an artifact is missing, damaged, or of another model.
     """
-    configuration = read_configuration(results, search)
-    if measure_of(configuration) == "depth":
-        layers = read_table(results.layers, LAYERS)
-        return format_drops(_dropped(configuration, int(layers["block"].max()) + 1))
-    return format_levels(zip(configuration["unit"], configuration["level"], strict=True))
-
-
-def _dropped(configuration: pd.DataFrame, blocks: int) -> list[frozenset[str]]:
-    """Kinds of modules that each block loses; what was not searched stays."""
-    gone = configuration[configuration["level"] == DROP]
-    return [frozenset(gone.loc[gone["block"] == block, "layer"]) for block in range(blocks)]
+    configuration = Configuration.read(results, search)
+    blocks = int(read_table(results.layers, LAYERS)["block"].max()) + 1
+    return configuration.text(blocks)

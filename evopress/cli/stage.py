@@ -11,13 +11,13 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from types import FrameType, UnionType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from evopress.artifacts.atomic import explain, is_lack_of_space_or_access
-from evopress.artifacts.damage import set_aside
+from evopress.artifacts.manifest import set_aside
 from evopress.artifacts.paths import Run
 from evopress.compression.base import Method
 from evopress.compression.methods import METHODS
@@ -26,36 +26,42 @@ from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
 from evopress.search.base import Strategy
 from evopress.search.strategies import STRATEGIES
-from evopress.util.errors import DamagedError, EvopressError
+from evopress.util.errors import INTERRUPTED, DamagedError, EvopressError
 from evopress.util.leases import leased
 from evopress.util.progress import log, setup_logging
-from evopress.workflow.stages import STAGES
+from evopress.workflow.stages import STAGES, Stage
 
 PLUGINS = {Method: METHODS, Strategy: STRATEGIES}
 """Registries by the base class that a parameter is annotated with."""
-INTERRUPTED = 128 + signal.SIGINT
+SHARED = ("context", "run", "results", "compute", "trust_remote_code")
+"""Parameters that are not options of their own."""
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
+def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> NoReturn:
     """Run the stage that the command line names and leave the process: with 0, or with 1 and an error of one line.
 
-    The devices that the stage uses are its own while it runs. SIGTERM (a scheduler's time limit, a cancelled run)
-    unwinds the stack, so that temporary files are removed.
+    Ctrl-C ends it with one line, too, and the exit code of shells. SIGTERM (a scheduler's time limit, a cancelled run)
+    unwinds the stack, so that temporary files are removed. The devices that the stage uses are its own while it runs.
     """
     try:
-        parsed, options = parse(arguments)
+        parsed, options = parse(arguments, stages)
         setup_logging(parsed.log)
         signal.signal(signal.SIGTERM, _leave)
         context = StageContext(parsed.run, parsed.compute, parsed.trust_remote_code, parsed.key)
-        with leased(parsed.compute.device, _devices(parsed.stage, context, options)):
+        stage = stages[parsed.stage]
+        with leased(parsed.compute.device, _devices(stage, context, options)):
             _set_threads(parsed.compute.threads)
-            _function(parsed.stage)(context, **options)
+            function = _function(stage)
+            named = inspect.signature(function).parameters
+            function(**{name: value for name, value in _shared(context).items() if name in named}, **options)
     except DamagedError as error:
         _fail(set_aside(error))
     except EvopressError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only end in a traceback
+        log.error("interrupted")
+        _print_unless_logged_there("interrupted")
         sys.exit(INTERRUPTED)
     except Exception as error:
         if isinstance(error, OSError) and is_lack_of_space_or_access(error):
@@ -65,7 +71,18 @@ def main(arguments: Sequence[str]) -> NoReturn:
     sys.exit(0)
 
 
-def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+def _shared(context: StageContext) -> dict[str, Any]:
+    """What the function of a stage may take beside its options, by the name of its parameter."""
+    return {
+        "context": context,
+        "run": context.run,
+        "results": context.run,
+        "compute": context.compute,
+        "trust_remote_code": context.trust_remote_code,
+    }
+
+
+def parse(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> tuple[argparse.Namespace, dict[str, Any]]:
     """What all stages share, and the options of the stage that is named, by parameter of its function.
 
     Raises:
@@ -78,13 +95,14 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     shared.add_argument("--key", default="", help="digest of all that the result depends on, kept with it")
     shared.add_argument("--log", type=Path, help="file to log to")
     parser = argparse.ArgumentParser(prog="scripts/stage.py", description=__doc__)
-    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument("stage", choices=stages, metavar="STAGE", help=", ".join(stages))
     named = parser.parse_args(arguments[:1]).stage
-    function = _function(named)
+    function = _function(stages[named])
     about = (inspect.getdoc(function) or "").split("\n\n")[0]
     own = argparse.ArgumentParser(prog=f"scripts/stage.py {named}", description=about, parents=[shared])
     hints = get_type_hints(function, include_extras=True)
-    names = [name for name in inspect.signature(function).parameters if name != "context"]
+    parameters = inspect.signature(function).parameters
+    names = [name for name, one in parameters.items() if name not in SHARED and one.kind is not one.KEYWORD_ONLY]
     for name in names:
         _add_option(own, name, hints[name])
     parsed = own.parse_args(arguments[1:])
@@ -97,6 +115,10 @@ def _add_option(parser: argparse.ArgumentParser, name: str, kind: Any) -> None:
     option = f"--{name.replace('_', '-')}"
     if get_origin(kind) in (tuple, list, Sequence):
         parser.add_argument(option, nargs="*", required=True, type=get_args(kind)[0])
+    elif get_origin(kind) is Literal:
+        parser.add_argument(option, required=True, choices=get_args(kind))
+    elif get_origin(kind) is UnionType and type(None) in get_args(kind):
+        parser.add_argument(option, type=get_args(kind)[0])
     elif kind in (int, str):
         parser.add_argument(option, required=True, type=kind)
     else:
@@ -115,16 +137,15 @@ def _compute(text: str) -> ComputeSettings:
     return parse_json(ComputeSettings, text, "compute")
 
 
-def _function(stage: str) -> Callable[..., None]:
-    found = STAGES[stage]
-    return getattr(importlib.import_module(found.module), found.function)
+def _function(stage: Stage) -> Callable[..., None]:
+    return getattr(importlib.import_module(stage.module), stage.function)
 
 
-def _devices(stage: str, context: StageContext, options: dict[str, Any]) -> int:
+def _devices(stage: Stage, context: StageContext, options: dict[str, Any]) -> int:
     """Devices that the stage uses: one, or one for each process of a search."""
     strategies = [option for option in options.values() if isinstance(option, Strategy)]
     processes = strategies[0].workers(context.compute.processes) if strategies else 1
-    return processes * STAGES[stage].gpu
+    return processes * stage.gpu
 
 
 def _advice(error: OSError) -> str:

@@ -10,11 +10,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from evopress.config.base import Section
+from evopress.util.errors import CompressionError, ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,6 +115,16 @@ class Family(ABC):
 
     name: ClassVar[str]
     """As tables record it."""
+    takes_modules: ClassVar[bool] = False
+    """Whether the lowest level takes modules out of the model; else levels are other weights of a linear layer."""
+    asked: ClassVar[str]
+    """What a target counts, as in `bits per weight`."""
+    introduction: ClassVar[str]
+    """Sentences of the model card that lead up to how the levels were chosen."""
+    size: ClassVar[str]
+    """What the model card calls the size of the compressed model."""
+    level_map: ClassVar[str]
+    """Caption of the figure that shows the level of each unit."""
 
     @abstractmethod
     def units(self, table: "pd.DataFrame", group_rule: GroupRule) -> tuple[Unit, ...]:
@@ -137,27 +149,108 @@ class Family(ABC):
 
     @abstractmethod
     def describe(self, units: Sequence[Unit], levels: Sequence[int]) -> str:
-        """What a choice of ``levels`` (indices, one per unit) comes to, in words."""
+        """What a choice of ``levels`` (indices, one per unit) comes to, in the words of the log."""
+
+    @abstractmethod
+    def facts(self, units: Sequence[Unit], levels: Sequence[int], target: float) -> str:
+        """The same beside the target, in the words of the command line."""
+
+    @abstractmethod
+    def excess(self, cost: int, units: Sequence[Unit], target: float) -> str:
+        """By how much a choice misses the target, in words, where it costs so much more than the budget."""
+
+    @abstractmethod
+    def reached(self, rows: "pd.DataFrame") -> str:
+        """What the rows of a configuration (CONFIGURATION schema) come to, as the report says after what was asked."""
 
 
 class Method(Section):
     """A way to make compressed variants; a subclass has a field ``method: Literal["its-name"]``."""
 
     family: ClassVar[Family]
+    per_block: ClassVar[bool] = False
+    """Whether there is a job and a file for each block; else one table for the whole model."""
+
     method: str = ""
     exclude: tuple[str, ...] = Field((), description="Patterns of names that stay dense, as in `*.down_proj`.")
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the jobs of blocks run one after the other, each on what the one before has left."""
+        return False
+
+    @property
+    def needs_hessians(self) -> bool:
+        """Whether the variants are made from the Hessians of the dense model."""
+        return False
 
     def labels(self) -> list[str]:
         """Labels of the levels that a unit with room for all of them has."""
         raise NotImplementedError
 
     def target_problems(self, target: float, where: str) -> Iterator[str]:
-        """Why a search over these levels cannot have ``target``; as far as that is known without a model."""
+        """Say why a search over these levels cannot have ``target``; as far as that is known without a model.
+
+        Args:
+            target: of the search.
+            where: dotted path of the search's settings, with which each problem begins.
+        """
         yield from ()
+
+    def table(self, layers: "pd.DataFrame", itemsize: int, where: str) -> "pd.DataFrame":
+        """What the family's units are made of, known from the model's config alone.
+
+        Args:
+            layers: of the model, LAYERS schema.
+            itemsize: bytes of a dense weight.
+            where: dotted path of the settings, for messages.
+
+        Raises:
+            ConfigError: a unit cannot have these levels; the message names it.
+        """
+        raise NotImplementedError
 
 
 class LayerMethod(Method):
     """A method that makes new weights of linear layers."""
+
+    per_block = True
+
+    propagation: Literal["dense", "sequential"] = Field(
+        "dense",
+        description="Whose outputs the Hessians of a block see: those of the dense blocks before it, or of the "
+        "compressed ones at `propagation_level`, block after block, in a chain of jobs with Hessians of its own.",
+    )
+    propagation_level: str | None = Field(
+        None, description='With `propagation: sequential`, the level, as in `"3"` (bits), `"0"` or `"2:4"`.'
+    )
+
+    @field_validator("propagation", mode="before")
+    @classmethod
+    def _check_renamed(cls, value: Any) -> Any:
+        if value == "compressed":
+            raise ValueError("`compressed` is now called `sequential`; write that")
+        return value
+
+    @model_validator(mode="after")
+    def _check_propagation(self) -> Self:
+        level, labels = self.propagation_level, self.labels()
+        if not self.sequential and level is not None:
+            raise ValueError("propagation_level: nothing is compressed underway; set `propagation: sequential` as well")
+        if self.sequential and level not in labels:
+            what = "needed with `propagation: sequential`" if level is None else f"{level!r} is not made"
+            raise ValueError(f"propagation_level: {what}; choose one of {', '.join(labels)} (in quotes)")
+        return self
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the Hessians of a block see the compressed blocks before it."""
+        return self.propagation == "sequential"
+
+    @property
+    def needs_hessians(self) -> bool:
+        """Unless the jobs make their own."""
+        return not self.sequential
 
     def levels_of(self, layer: LayerShape) -> list[Level]:
         """Levels of a layer, with exact costs and bytes.
@@ -167,7 +260,23 @@ class LayerMethod(Method):
         """
         raise NotImplementedError
 
-    def compress(self, weights: "Mapping[str, Tensor]", hessian: "Tensor", memory: float) -> list[Variant]:
+    def check(self, layers: Sequence[LayerShape], model: Sequence[LayerShape]) -> None:
+        """Refuse layers that cannot have the levels, before any work is done.
+
+        Args:
+            layers: those that are about to be compressed.
+            model: all layers that are compressed with these settings; what an error offers suits them, too.
+
+        Raises:
+            CompressionError: a layer cannot have the levels; the message names it.
+        """
+        for layer in layers:
+            try:
+                self.levels_of(layer)
+            except CompressionError as error:
+                raise CompressionError(f"{layer.name}: {error}") from error
+
+    def compress(self, weights: "Mapping[str, Tensor]", hessian: "Tensor", memory: float = math.inf) -> "list[Variant]":
         """All variants of layers that share their input.
 
         Args:
@@ -187,6 +296,70 @@ class LayerMethod(Method):
     def operations(self, layers: Sequence[LayerShape]) -> float:
         """Multiplications and additions of `compress`."""
         raise NotImplementedError
+
+    def excludes(self, name: str) -> bool:
+        """Whether a layer of this name stays dense."""
+        return any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+    def table(self, layers: "pd.DataFrame", itemsize: int, where: str) -> "pd.DataFrame":
+        """One row for each layer and level, in the order of ``layers``: what the VARIANTS schema has beforehand."""
+        import pandas as pd
+
+        rows = []
+        for layer in layer_shapes(layers, itemsize):
+            if self.excludes(layer.name):
+                continue
+            try:
+                levels = self.levels_of(layer)
+            except CompressionError as error:
+                raise ConfigError(f"{where}: {layer.name}: {error}") from error
+            own = {"block": layer.block, "layer": layer.layer, "name": layer.name, "parameters": layer.parameters}
+            rows += [
+                own | {"level": level.label, "value": level.value, "cost": level.cost, "bytes": level.bytes}
+                for level in levels
+            ]
+        columns = ["block", "layer", "name", "level", "value", "cost", "parameters", "bytes"]
+        return pd.DataFrame(rows, columns=columns).assign(family=self.family.name)
+
+
+def layer_shapes(layers: "pd.DataFrame", itemsize: int) -> list[LayerShape]:
+    """Linear layers of a table with the LAYERS schema; ``itemsize`` is that of their dense weights."""
+    return [
+        LayerShape(
+            name=row["name"],
+            block=int(row["block"]),
+            layer=row["layer"],
+            input_group=row["input_group"],
+            rows=int(row["rows"]),
+            columns=int(row["columns"]),
+            itemsize=itemsize,
+        )
+        for row in layers.to_dict("records")
+    ]
+
+
+def sweep_bytes(layers: Sequence[LayerShape], panel: float, *, factorizes: bool) -> int:
+    """Most bytes that a method holds which goes once over the columns of layers with the same input.
+
+    Args:
+        layers: given as dense weights, of which a float32 copy is made beside the Hessian.
+        panel: bytes of what it works on.
+        factorizes: whether it takes a Cholesky factor: the Hessian reordered and reversed, and the factor in float64,
+            of which a float32 copy stays.
+    """
+    columns, weights = layers[0].columns, sum(layer.parameters for layer in layers)
+    factor = (4 + 4 + 8) * columns**2 if factorizes else 0
+    return int(8 * weights + 4 * columns**2 + max(factor, panel + factor / 4))
+
+
+def sweep_operations(layers: Sequence[LayerShape], levels: Sequence[int], *, factorizes: bool) -> float:
+    """Multiplications and additions of such a method that gives each layer so many ``levels``."""
+    columns = layers[0].columns
+    total = 2.0 * columns * sum(layer.parameters for layer in layers)  # energy, for the relative error
+    if factorizes:
+        total += columns * sum(count * layer.parameters for count, layer in zip(levels, layers, strict=True))
+        total += columns**3 / 3
+    return total
 
 
 class Format(ABC):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evopress.compression.measure import DROP, of_modules
+from evopress.compression.families import DROP, of_modules
 from evopress.models.checkpoint import Checkpoint
 from evopress.util.errors import ArtifactError
 

@@ -1,6 +1,7 @@
 """The families: bit-widths, sparsities, and modules that are kept or dropped.
 
-Costs are exact integers, and the costs of the chosen levels may not exceed the budget of their group.
+Costs are exact integers, and the costs of the chosen levels may not exceed the budget of their group. Every table of
+variants and every configuration records the family of its levels, by name.
 """
 
 import math
@@ -8,10 +9,11 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from evopress.compression.base import Family, GroupRule, Level, Unit
-from evopress.util.errors import ConfigError
+from evopress.models.modules import ATTENTION, KINDS, MLP
+from evopress.util.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,16 +24,47 @@ WHOLE = "block"
 """Group of units that hold both modules of their blocks."""
 
 
+def level_map_caption(bright: str) -> str:
+    """Caption of a map of layers whose levels are the brighter the more they ``bright``."""
+    return (
+        "Level of every layer: one column a block, from the input on the left to the output on the right. "
+        f"Bright layers {bright}, dark layers fewer. Colours mean the same in all searches of this kind."
+    )
+
+
 class LayerFamily(Family):
     """Levels of linear layers, with a budget in proportion to their weights."""
 
-    below: tuple[str, str] = ("below", "lowest")
+    introduction = (
+        "The linear layers listed below each have a level of compression; the rest is as in the original. The levels "
+        "are "
+    )
+    size = "packed size of the whole model"
+    below: ClassVar[tuple[str, str]] = ("below", "lowest")
     """Words for a target that would cost less than the cheapest levels."""
-    above: tuple[str, str] = ("above", "highest")
+    above: ClassVar[tuple[str, str]] = ("above", "highest")
+    unit: ClassVar[str]
+    """What follows an average in a sentence, as in `bits per weight`."""
+    column: ClassVar[tuple[str, str, int]]
+    """Title, subtitle and decimals of the average's column in the comparison of models."""
+    overhead: ClassVar[str]
+    """What is stored beside the numbers that levels count, as in `scales and zeros`."""
+    labels: ClassVar[str]
+    """What the labels of levels mean, for the model card."""
+    storage: ClassVar[str]
+    """How the folder of a compressed model holds the weights and what that means for who runs it, for the card."""
 
     @abstractmethod
     def budget(self, target: float, parameters: int) -> int:
         """Most that so many weights may cost to meet the target: exact, with the target as written in decimal."""
+
+    @abstractmethod
+    def title(self, average: float) -> str:
+        """What a model is called that has this average, as in `at 3 bits per weight`."""
+
+    @abstractmethod
+    def bits(self, cost: int, parameters: int, dense_bytes: int) -> float:
+        """Bits per weight, without overhead, of layers with this total cost that take ``dense_bytes`` uncompressed."""
 
     def units(self, table: "pd.DataFrame", group_rule: GroupRule) -> tuple[Unit, ...]:
         """Units of a table with the VARIANTS schema: one per linear layer, ordered by block."""
@@ -67,6 +100,21 @@ class LayerFamily(Family):
         cost = sum(unit.levels[level].cost for unit, level in zip(units, levels, strict=True))
         return f"{len(units)} units, {self.name} {self.average(cost, _parameters(units)):.4f} on average"
 
+    def facts(self, units: Sequence[Unit], levels: Sequence[int], target: float) -> str:
+        """Number of layers and their average."""
+        cost = sum(unit.levels[level].cost for unit, level in zip(units, levels, strict=True))
+        average = self.average(cost, _parameters(units))
+        return f"{len(units)} layers, {average:.6g} {self.unit} on average (target {target:g})"
+
+    def excess(self, cost: int, units: Sequence[Unit], target: float) -> str:
+        """As an average."""
+        return f"{cost / _parameters(units):.3g} {self.unit} above the target of {target:g} ({cost} in all)"
+
+    def reached(self, rows: "pd.DataFrame") -> str:
+        """The average."""
+        average = self.average(int(rows["cost"].sum()), int(rows["parameters"].sum()))
+        return f"asked, {average:.4f} reached"
+
     def _check_target(self, units: Sequence[Unit], target: float, where: str) -> None:
         """Refuse a target outside of what the levels allow, with the limit that is passed."""
         budget = self.budget(target, _parameters(units))
@@ -90,6 +138,15 @@ class Bits(LayerFamily):
     """Average bits per weight, at most; a level costs its bits times the weights."""
 
     name = "bits"
+    asked = unit = "bits per weight"
+    column = ("bits", "per weight", 2)
+    overhead = "scales and zeros"
+    labels = "bits per weight, without scales"
+    storage = (
+        "The weights are stored dequantized, in the type of the original, so the folder loads like the original, with "
+        "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original."
+    )
+    level_map = level_map_caption("keep more bits")
 
     def budget(self, target: float, parameters: int) -> int:
         """Most bits."""
@@ -99,11 +156,36 @@ class Bits(LayerFamily):
         """Bits per weight, without scales and zero points."""
         return cost / parameters
 
+    def title(self, average: float) -> str:
+        """To four digits."""
+        return f"at {average:.4g} bits per weight"
+
+    def bits(self, cost: int, parameters: int, dense_bytes: int) -> float:
+        """The average."""
+        return cost / parameters
+
+    def excess(self, cost: int, units: Sequence[Unit], target: float) -> str:
+        """In bits."""
+        share = cost / _parameters(units)
+        return f"{share:.3g} bits per weight above the target of {target:g} ({cost} bits in all)"
+
 
 class Sparsity(LayerFamily):
     """Average sparsity, at least; a level costs the weights that it keeps."""
 
     name = "sparsity"
+    asked = "sparsity"
+    unit = "of the weights zero"
+    column = ("sparsity", "of searched layers", 4)
+    overhead = "the bitmask"
+    labels = "signed steps of equally many weights from the target sparsity, or n of every m weights kept"
+    storage = (
+        "The removed weights are stored as zeros, so the folder loads like the original, with "
+        "`AutoModelForCausalLM.from_pretrained`, and takes as much memory and time as the original: no mainstream "
+        "runtime gains speed from zeros in arbitrary places today. (Patterns such as 2:4 can be used by some GPUs, "
+        "once a runtime has converted the weights.)"
+    )
+    level_map = level_map_caption("lose more weights")
     below = ("above", "highest")
     above = ("below", "lowest")
 
@@ -115,11 +197,32 @@ class Sparsity(LayerFamily):
         """Share of the weights that are zero."""
         return 1 - cost / parameters
 
+    def title(self, average: float) -> str:
+        """In per cent."""
+        return f"at {average:.1%} sparsity"
+
+    def bits(self, cost: int, parameters: int, dense_bytes: int) -> float:
+        """Those of the weights that are kept, in the type of the original."""
+        return (1 - self.average(cost, parameters)) * 8 * dense_bytes / parameters
+
+    def excess(self, cost: int, units: Sequence[Unit], target: float) -> str:
+        """In weights."""
+        share = cost / _parameters(units)
+        return f"{share:.3g} short of the target of {target:g} ({cost} weights too many stay)"
+
 
 class Modules(Family):
     """Attention and MLP modules that are kept or dropped; exactly so many blocks' worth of them go."""
 
     name = "modules"
+    takes_modules = True
+    asked = "blocks' worth of modules"
+    introduction = "Everything but its dropped modules is as in the original. They were "
+    size = "size of the parameters in use"
+    level_map = (
+        "Modules that are dropped (bright) and kept (dark): one column a block, from the input on the left to the "
+        "output on the right."
+    )
 
     def units(self, table: "pd.DataFrame", group_rule: GroupRule) -> tuple[Unit, ...]:
         """Units of a table with the MODULES schema, ordered by block; to keep one costs 1.
@@ -172,6 +275,31 @@ class Modules(Family):
         dropped = sum(len(unit.modules) for unit, level in zip(units, levels, strict=True) if not level)
         return f"{dropped} of {total} modules dropped"
 
+    def facts(self, units: Sequence[Unit], levels: Sequence[int], target: float) -> str:
+        """How many modules of each kind go, and how many blocks lose both."""
+        dropped = [
+            module
+            for unit, level in zip(units, levels, strict=True)
+            if unit.levels[level].label == DROP
+            for module in unit.modules
+        ]
+        kinds = Counter(kind for _, kind in dropped)
+        whole = sum(count == len(KINDS) for count in Counter(block for block, _ in dropped).values())
+        return (
+            f"drops {kinds[ATTENTION]} attention and {kinds[MLP]} MLP modules, {whole} blocks whole; the target is "
+            f"{target:g} blocks"
+        )
+
+    def excess(self, cost: int, units: Sequence[Unit], target: float) -> str:
+        """In modules."""
+        return f"{cost * len(units[0].modules)} modules too many stay for the target of {target:g} blocks"
+
+    def reached(self, rows: "pd.DataFrame") -> str:
+        """How many modules of each kind go."""
+        dropped = rows[rows["level"] == DROP]["layer"]
+        counts = " and ".join(f"{(dropped == kind).sum()} {kind}" for kind in KINDS)
+        return f"asked to drop, {counts} modules dropped"
+
 
 def share_out(budget: int, wanted: Sequence[int], limits: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     """Give each group what it wants, within its limits; the others bear the difference in proportion to their room.
@@ -200,3 +328,44 @@ def _cost_limits(units: Iterable[Unit]) -> tuple[int, int]:
 
 
 BITS, SPARSITY, MODULES = Bits(), Sparsity(), Modules()
+
+FAMILIES: list[Family] = [BITS, SPARSITY, MODULES]
+"""By the name that tables record."""
+
+
+def family_named(name: str) -> Family:
+    """The family that a table records.
+
+    Raises:
+        ArtifactError: there is none of this name.
+    """
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    raise ArtifactError(f"unknown family of levels {name!r} (there are: {known}); was it written by a newer version?")
+
+
+def family_of(table: "pd.DataFrame") -> Family:
+    """The family of a table's levels (column family); where modules are dropped as well, that of the layers.
+
+    Raises:
+        ArtifactError: the table is empty, or has levels of an unknown family or of several.
+    """
+    families = [family_named(name) for name in dict.fromkeys(table["family"])]
+    of_layers = [family for family in families if not family.takes_modules]
+    found = of_layers or families
+    if len(found) != 1:
+        names = " and ".join(family.name for family in found)
+        raise ArtifactError(f"levels of {names or 'no'} family, where one is expected; delete the table and run again")
+    return found[0]
+
+
+def of_modules(table: "pd.DataFrame") -> "pd.Series[bool]":
+    """Which rows of a table (column family) take modules out of the model; the others are of linear layers.
+
+    Raises:
+        ArtifactError: a row has an unknown family.
+    """
+    taking = {name: family_named(name).takes_modules for name in table["family"].unique()}
+    return table["family"].map(taking).astype(bool)

@@ -14,17 +14,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import LAYERS, read_provenance, read_table
 from evopress.artifacts.tensors import read_manifest, read_tensors, write_tensors
-from evopress.compression.settings import HessianSettings
-from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
+from evopress.config.hessians import HessianSettings
 from evopress.data.tokens import read_tokens
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
-from evopress.models.verify import require_intact
-from evopress.util.device import resolve_device
+from evopress.models.verify import check_model
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 from evopress.util.progress import log, progress
 
@@ -52,14 +50,7 @@ def symmetrize(hessian: Tensor) -> Tensor:
     return hessian.triu() + hessian.triu(1).t()
 
 
-def accumulate_hessians(
-    run: Run,
-    settings: HessianSettings,
-    compute: ComputeSettings,
-    shard: int,
-    *,
-    trust_remote_code: bool = False,
-) -> None:
+def accumulate_hessians(context: StageContext, settings: HessianSettings, shard: int) -> None:
     """Accumulate the Hessians of all blocks over one shard of the calibration tokens, and write each block's when done.
 
     With a single shard the files are those that the variants read; otherwise `sum_hessians` adds the shards up.
@@ -69,14 +60,15 @@ def accumulate_hessians(
         CompressionError: an input of a layer is not finite; the message names the layer.
         ConfigError: there are more shards than sequences.
     """
+    run = context.run
     tokens_path = run.tokens("calibration")
     require_same_model(run, read_provenance(tokens_path), tokens_path)
     require_same_model(run, read_provenance(run.layers), run.layers)
     tokens = shard_of(read_tokens(run, "calibration"), shard, settings.shards)
     layers = read_table(run.layers, LAYERS)
-    require_intact(run)
+    check_model(run)
     model = BlockwiseModel.from_folder(
-        run.model, resolve_device(compute.device), resident=False, quick=True, trust_remote_code=trust_remote_code
+        run.model, context.device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
     )
     text = json.loads(read_provenance(tokens_path).settings)
     own = settings.model_dump(mode="json", exclude={"keep"})

@@ -1,5 +1,6 @@
 """How large a model is, and would be once its layers are stored packed and its dropped modules not at all."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,8 +9,9 @@ import pandas as pd
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.compression.dropped import Dropped, dropped_modules, idle_tensors
-from evopress.compression.measure import Measure, average, measure_of, of_modules
+from evopress.compression.families import LayerFamily, family_of, of_modules
 from evopress.models.checkpoint import Checkpoint
+from evopress.util.errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,10 @@ class Size:
     """The same with scales, zeros or bitmasks."""
     total_bytes: int
     """The whole model: searched layers packed, everything else in use in the dense model's type."""
-    measure: Measure = "bits"
-    """What the search chose; with modules and layers in one configuration, that of the layers."""
-    sparsity: float | None = None
-    """Share of the searched layers' weights that are zero; None where levels are not sparsities."""
+    family: LayerFamily | None = None
+    """Of the levels of linear layers; None where none was chosen."""
+    average: float = math.nan
+    """What these levels come to, as the family counts them; NaN without one."""
     depth: Depth | None = None
     """Where modules were dropped."""
 
@@ -72,15 +74,16 @@ def compressed_size(checkpoint: Checkpoint, configuration: pd.DataFrame, layers:
     searched = configuration[~modules]
     if searched.empty:
         bits = 8 * total / sum(count for name, count in checkpoint.elements().items() if name not in idle)
-        return Size(bits, bits, total, "depth", depth=depth)
+        return Size(bits, bits, total, depth=depth)
     parameters, packed = int(searched["parameters"].sum()), int(searched["bytes"].sum())
     dense = _searched_bytes(checkpoint, sizes, searched)
     in_use = searched[[_stored(checkpoint, unit) not in idle for unit in searched["unit"]]]
     total += int(in_use["bytes"].sum()) - _searched_bytes(checkpoint, sizes, in_use)
-    measure = measure_of(searched)
-    level = average(measure, int(searched["cost"].sum()), parameters)
-    bits, sparsity = (level, None) if measure == "bits" else ((1 - level) * 8 * dense / parameters, level)
-    return Size(bits, 8 * packed / parameters, total, measure, sparsity, depth)
+    family, cost = family_of(searched), int(searched["cost"].sum())
+    if not isinstance(family, LayerFamily):
+        raise ArtifactError(f"configuration: levels of the family {family.name!r} are no levels of linear layers")
+    bits, average = family.bits(cost, parameters, dense), family.average(cost, parameters)
+    return Size(bits, 8 * packed / parameters, total, family, average, depth)
 
 
 def size_of(run: Run, configuration: pd.DataFrame) -> Size:

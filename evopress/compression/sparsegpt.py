@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from evopress.compression.cholesky import damped_cholesky, forward, invert_unit_lower
-from evopress.compression.pruned import Pruned
-from evopress.compression.sparse_masks import lowest, ranks
-from evopress.compression.sparsity_levels import SparsityLevel, portions
+from evopress.compression.pruning import Pruned, lowest, ranks
+from evopress.compression.sparsity import SparsityLevel, portions
 from evopress.util.errors import CompressionError
 
 _INNER_CHUNK = 16

@@ -1,64 +1,248 @@
-"""Variants of the sparsity family: the levels of each layer, the method that prunes, and the packed result."""
+"""The levels of methods that prune, and what these methods share.
 
+A layer is offered exact numbers of weights to remove, so that layers of different size trade: as in EvoPress (arXiv
+2410.14649, section 4.2), neighbouring levels of every layer differ by the same number of weights. Level 0 is the target
+sparsity; "+3" removes three steps more, "-3" three steps fewer. Layers of equal shape are pruned together, to as many
+levels at once as the memory allows.
+"""
+
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+from pydantic import Field, field_validator
 
-from evopress.compression.pruned import Pruned
-from evopress.compression.score_pruning import magnitude, wanda
-from evopress.compression.settings import SparseGptSettings, SparsitySettings, WandaSettings
-from evopress.compression.sparse_packing import BITMASK, encode_bitmask
-from evopress.compression.sparsegpt import inverse_factor, sparsegpt
-from evopress.compression.sparsity_levels import SparsityLevel, pattern_levels, unstructured_levels
-from evopress.compression.variant import Variant
+from evopress.compression.base import LayerMethod, LayerShape, Level, Variant, sweep_bytes, sweep_operations
+from evopress.compression.families import SPARSITY
 from evopress.util.errors import CompressionError
 from evopress.util.progress import log
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evopress.compression.pruning import Pruned
+
+    Prune = Callable[[Tensor, Sequence["SparsityLevel"]], Pruned]
+    """(weights [layers, rows, columns], levels) -> all levels of all layers."""
 
 _BYTES_PER_WEIGHT = 16
 """Peak memory of a sweep per level and weight: the float32 panel, weights and mask in both layouts."""
 
-Prune = Callable[[Tensor, Sequence[SparsityLevel]], Pruned]
-"""(weights [layers, rows, columns], levels) -> all levels of all layers."""
+
+@dataclass(frozen=True)
+class SparsityLevel:
+    """How many weights of a layer go, and which structure they keep to."""
+
+    label: str
+    """Signed steps from the target, or the pattern."""
+    removed: int
+    """Weights of the layer that become zero."""
+    pattern: tuple[int, int] | None = None
+    """n of every m neighbouring inputs are kept; None is anywhere in the layer."""
 
 
-def sparse_variants(
-    weights: Mapping[str, Tensor], hessian: Tensor, settings: SparsitySettings, memory: float
-) -> list[Variant]:
-    """Make all sparse variants of layers that share their input, those of equal shape in one sweep.
+def unstructured_levels(parameters: int, target: float, step: int, each_way: int) -> list[SparsityLevel]:
+    """Levels from the densest to the sparsest; at least one weight of the layer stays, at least none goes.
+
+    Level 0 removes the least number of weights that reaches the target, so a model at level 0 everywhere never exceeds
+    its budget. A layer without room for a step either way has level 0 alone.
 
     Args:
-        weights: finite weights [rows, columns] by layer, all with the same columns.
-        hessian: X^T X of their input, [columns, columns].
-        settings: the method and its levels.
-        memory: bytes that a sweep may take; layers, then levels are split into several sweeps where they need more.
+        parameters: weights of the layer.
+        target: sparsity of level 0, strictly between 0 and 1.
+        step: weights between two levels.
+        each_way: levels on either side of the target, at most.
 
     Raises:
-        CompressionError: the layers cannot be pruned as asked.
+        CompressionError: not even level 0 leaves the layer a weight.
     """
-    prune, damping = _method(settings, hessian)
-    by_layer: dict[str, list[Variant]] = {layer: [] for layer in weights}
-    for layers in _of_same_shape(weights, memory):
-        stacked = torch.stack([weights[layer] for layer in layers])
-        levels = _levels(layers, stacked, settings)
-        energies = torch.einsum("lrc,lrc->l", stacked.float() @ hessian, stacked.float()).double()
-        for batch in _batches(levels, stacked.numel(), memory):
-            pruned = prune(stacked, batch)
-            for number, layer in enumerate(layers):
-                by_layer[layer] += _packed(layer, number, batch, pruned, float(energies[number]), damping)
-    return [variant for variants in by_layer.values() for variant in variants]
+    centre = removed_at(parameters, target)
+    if centre >= parameters:
+        raise CompressionError(
+            f"sparsity {target} leaves nothing of a layer of {parameters} weights; lower it or exclude the layer"
+        )
+    counts = {steps: centre + steps * step for steps in range(-each_way, each_way + 1)}
+    return [SparsityLevel(step_label(steps), removed) for steps, removed in counts.items() if 0 <= removed < parameters]
 
 
-def _method(settings: SparsitySettings, hessian: Tensor) -> tuple[Prune, float]:
-    """The function that prunes, and the damping that it uses (0 where the method has none)."""
-    if isinstance(settings, SparseGptSettings):
-        factor, options = inverse_factor(hessian, settings.damping), (settings.block_size, settings.even_blocks)
-        return lambda weights, levels: sparsegpt(weights, factor, levels, *options), factor.damping
-    score = wanda if isinstance(settings, WandaSettings) else magnitude
-    return lambda weights, levels: score(weights, hessian, levels), 0.0
+def removed_at(parameters: int, sparsity: float) -> int:
+    """The exact least number of weights whose removal reaches ``sparsity``, taken as it is written in decimal."""
+    return math.ceil(Fraction(str(sparsity)) * parameters)
 
 
-def _of_same_shape(weights: Mapping[str, Tensor], memory: float) -> Iterator[list[str]]:
+def pattern_levels(parameters: int, columns: int, patterns: Sequence[str]) -> list[SparsityLevel]:
+    """One level per n:m pattern, from the densest to the sparsest.
+
+    Raises:
+        CompressionError: a pattern does not divide the layer's inputs.
+    """
+    levels = []
+    for pattern in patterns:
+        keep, of = parse_pattern(pattern)
+        if columns % of:
+            raise CompressionError(
+                f"pattern {pattern} needs inputs in multiples of {of}, but there are {columns}; exclude the layer"
+            )
+        levels.append(SparsityLevel(pattern, parameters // of * (of - keep), (keep, of)))
+    return sorted(levels, key=lambda level: level.removed)
+
+
+def portions(total: int, parts: Sequence[int]) -> list[int]:
+    """Cut ``total`` into whole shares that sum to it, each less than 1 away from being proportional to its part."""
+    return list(_portions(total, parts))
+
+
+def _portions(total: int, parts: Sequence[int]) -> Iterator[int]:
+    whole, before, given = sum(parts), 0, 0
+    for part in parts:
+        before += part
+        reached = total * before // whole
+        yield reached - given
+        given = reached
+
+
+def parse_pattern(text: str) -> tuple[int, int]:
+    """Read ``n:m``: n of every m neighbouring inputs are kept.
+
+    Raises:
+        ValueError: it is no such pattern, or it keeps everything.
+    """
+    match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ValueError(
+            f"{text!r} is not a pattern n:m with 0 < n < m, as in 2:4 (two of every four weights are kept)"
+        )
+    return int(match[1]), int(match[2])
+
+
+def pattern_sparsity(text: str) -> float:
+    """Share of the weights that the pattern ``n:m`` removes."""
+    kept, of = parse_pattern(text)
+    return (of - kept) / of
+
+
+def step_label(steps: int) -> str:
+    """Label of the level that lies ``steps`` steps beyond the target sparsity, as in `+3`."""
+    return f"{steps:+d}" if steps else "0"
+
+
+class PruningMethod(LayerMethod):
+    """Which weights may go; the levels are the same whatever method chooses them."""
+
+    family = SPARSITY
+    factorizes: ClassVar[bool] = False
+    """Whether the method takes a Cholesky factor of the Hessian."""
+
+    sparsity: float = Field(0.5, gt=0, lt=1, description="Level 0: the share of each layer's weights that become zero.")
+    step: int = Field(1_000_000, ge=1, description="Weights between two levels, the same for layers of every size.")
+    levels: int = Field(8, ge=0, description="Levels on either side of level 0, where a layer has room for them.")
+    patterns: tuple[str, ...] = Field(
+        (),
+        description="Patterns `n:m` (n of every m neighbouring weights are kept), one level each, in place of "
+        "`sparsity`, `step` and `levels`, which put zeros anywhere.",
+    )
+
+    @field_validator("patterns")
+    @classmethod
+    def _check_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            parse_pattern(pattern)
+        if len(set(patterns)) != len(patterns):
+            raise ValueError(f"a pattern is named twice in {list(patterns)}")
+        return patterns
+
+    def labels(self) -> list[str]:
+        """Patterns, or steps from the target."""
+        return list(self.patterns) or [step_label(steps) for steps in range(-self.levels, self.levels + 1)]
+
+    def target_problems(self, target: float, where: str) -> Iterator[str]:
+        """A target that is no sparsity, or above all patterns."""
+        if target >= 1:
+            yield f"{where}.target: {target:g} is no sparsity below 1, which is what these variants offer"
+        elif self.patterns and target > (highest := max(map(pattern_sparsity, self.patterns))):
+            yield f"{where}.target: {target:g} sparsity is above the highest level ({highest:g})"
+
+    def levels_of(self, layer: LayerShape) -> list[Level]:
+        """Levels from the sparsest to the densest."""
+        from evopress.compression.formats.bitmask import BitmaskFormat
+
+        levels, parameters = self.sparsities(layer.parameters, layer.columns), layer.parameters
+        return [
+            Level(
+                level.label,
+                level.removed / parameters,
+                parameters - level.removed,
+                BitmaskFormat().bytes(parameters, parameters - level.removed, layer.itemsize),
+            )
+            for level in reversed(levels)
+        ]
+
+    def sparsities(self, parameters: int, columns: int) -> list["SparsityLevel"]:
+        """Levels of a layer of so many weights and inputs, from the densest to the sparsest.
+
+        Raises:
+            CompressionError: the layer cannot have them.
+        """
+        if self.patterns:
+            return pattern_levels(parameters, columns, self.patterns)
+        return unstructured_levels(parameters, self.sparsity, self.step, self.levels)
+
+    def pruner(self, hessian: "Tensor") -> "tuple[Prune, float]":
+        """The function that prunes layers with this Hessian, and the damping that it uses (0 where it has none).
+
+        Raises:
+            CompressionError: the Hessian cannot be factorized.
+        """
+        raise NotImplementedError
+
+    def compress(self, weights: "Mapping[str, Tensor]", hessian: "Tensor", memory: float = math.inf) -> list[Variant]:
+        """All variants of layers that share their input, those of equal shape in one sweep.
+
+        Layers, then levels are split into several sweeps where one would take more than ``memory``.
+        """
+        import torch
+
+        prune, damping = self.pruner(hessian)
+        by_layer: dict[str, list[Variant]] = {layer: [] for layer in weights}
+        for layers in of_same_shape(weights, memory):
+            stacked = torch.stack([weights[layer] for layer in layers])
+            levels = self._levels_of_all(layers, stacked)
+            energies = torch.einsum("lrc,lrc->l", stacked.float() @ hessian, stacked.float()).double()
+            for batch in _batches(levels, stacked.numel(), memory):
+                pruned = prune(stacked, batch)
+                for number, layer in enumerate(layers):
+                    by_layer[layer] += _packed(layer, number, batch, pruned, float(energies[number]), damping)
+        return [variant for variants in by_layer.values() for variant in variants]
+
+    def _levels_of_all(self, layers: Sequence[str], stacked: "Tensor") -> list["SparsityLevel"]:
+        """Levels of layers of the same shape, stacked as [layers, rows, columns]."""
+        parameters, columns = stacked[0].numel(), stacked.shape[-1]
+        levels, names = self.sparsities(parameters, columns), ", ".join(layers)
+        if len(levels) == 1 and self.levels and not self.patterns:
+            log.info(
+                "%s: %d weights leave no room for a step of %d; fixed at sparsity %g",
+                names,
+                parameters,
+                self.step,
+                self.sparsity,
+            )
+        return levels
+
+    def peak_bytes(self, layers: Sequence[LayerShape], memory: float) -> int:
+        """With a panel of one level of a layer at least."""
+        panel = _BYTES_PER_WEIGHT * sum(len(self.levels_of(layer)) * layer.parameters for layer in layers)
+        least = _BYTES_PER_WEIGHT * max(layer.parameters for layer in layers)
+        return sweep_bytes(layers, min(panel, max(memory, least)), factorizes=self.factorizes)
+
+    def operations(self, layers: Sequence[LayerShape]) -> float:
+        """Of the relative errors, and of the sweep where the method makes one."""
+        return sweep_operations(layers, [len(self.levels_of(layer)) for layer in layers], factorizes=self.factorizes)
+
+
+def of_same_shape(weights: "Mapping[str, Tensor]", memory: float) -> Iterator[list[str]]:
     """Names of layers of the same shape and type, as many together as the memory holds one level of."""
     by_kind: dict[object, list[str]] = {}
     for layer, weight in weights.items():
@@ -73,26 +257,6 @@ def _share_of(memory: float, weights: int, count: int) -> int:
     return int(max(1.0, min(count, memory / (_BYTES_PER_WEIGHT * weights))))
 
 
-def _levels(layers: Sequence[str], stacked: Tensor, settings: SparsitySettings) -> list[SparsityLevel]:
-    """Levels of layers of the same shape, stacked as [layers, rows, columns]."""
-    parameters, columns = stacked[0].numel(), stacked.shape[-1]
-    try:
-        if settings.patterns:
-            return pattern_levels(parameters, columns, settings.patterns)
-        levels = unstructured_levels(parameters, settings.sparsity, settings.step, settings.levels)
-    except CompressionError as error:
-        raise CompressionError(f"{', '.join(layers)}: {error}") from error
-    if len(levels) == 1 and settings.levels:
-        log.info(
-            "%s: %d weights leave no room for a step of %d; fixed at sparsity %g",
-            ", ".join(layers),
-            parameters,
-            settings.step,
-            settings.sparsity,
-        )
-    return levels
-
-
 def _batches(levels: Sequence[SparsityLevel], weights: int, memory: float) -> Iterator[list[SparsityLevel]]:
     """Levels that one sweep makes: those without a pattern or of the same m, as many as the memory allows."""
     most = _share_of(memory, weights, len(levels))
@@ -104,9 +268,12 @@ def _batches(levels: Sequence[SparsityLevel], weights: int, memory: float) -> It
 
 
 def _packed(
-    layer: str, number: int, levels: Sequence[SparsityLevel], pruned: Pruned, energy: float, damping: float
+    layer: str, number: int, levels: Sequence[SparsityLevel], pruned: "Pruned", energy: float, damping: float
 ) -> Iterator[Variant]:
     """Variants of the layer at ``number`` in the stack."""
+    from evopress.compression.formats.bitmask import BitmaskFormat
+
+    form = BitmaskFormat()
     for index, level in enumerate(levels):
         weight, kept = pruned.weights[index, number], pruned.kept[index, number]
         yield Variant(
@@ -115,8 +282,8 @@ def _packed(
             value=level.removed / weight.numel(),
             cost=weight.numel() - level.removed,
             parameters=weight.numel(),
-            format=BITMASK,
-            parts=encode_bitmask(weight, kept),
+            format=str(form),
+            parts=form.encode(weight, kept),
             error=float(pruned.errors[index, number]) / energy if energy > 0 else 0.0,
             damping=damping,
         )

@@ -5,6 +5,7 @@ makes no model again.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -15,26 +16,17 @@ from evopress.artifacts.model_facts import ModelFacts, read_model_facts
 from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.stitched import read_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, read_table
-from evopress.compression.measure import of_modules
+from evopress.compression.families import MODULES, of_modules
 from evopress.compression.size import Size, dense_size, size_of
+from evopress.data.held_out import recorded_leaks
 from evopress.export.depth_card import DepthFolder, depth_introduction, depth_size_rows, depth_title, modules_table
 from evopress.export.markdown import escape, fenced, markdown_table
-from evopress.export.strategies import chosen_by
 from evopress.models.checkpoint import Checkpoint
-from evopress.search.configuration import read_configuration, variants_of
+from evopress.search.configuration import Configuration
+from evopress.search.strategies import STRATEGIES
+from evopress.util.errors import ConfigError
 from evopress.util.versions import versions
 from evopress.util.yaml_text import to_yaml
-
-QUANTIZED = (
-    "The weights are stored dequantized, in the type of the original, so the folder loads like the original, with "
-    "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original."
-)
-SPARSE = (
-    "The removed weights are stored as zeros, so the folder loads like the original, with "
-    "`AutoModelForCausalLM.from_pretrained`, and takes as much memory and time as the original: no mainstream runtime "
-    "gains speed from zeros in arbitrary places today. (Patterns such as 2:4 can be used by some GPUs, once a runtime "
-    "has converted the weights.)"
-)
 
 
 def write_card(run: Run, search: str) -> None:
@@ -59,7 +51,7 @@ def render_card(run: Run, search: str, folder: DepthFolder | None = None) -> str
         ArtifactError: as `write_card`.
     """
     facts = read_model_facts(run)
-    configuration = read_configuration(run, search)
+    configuration = Configuration.read(run, search).table
     settings = json.loads(read_provenance(run.configuration(search)).settings)
     size, dense = size_of(run, configuration), dense_size(Checkpoint(run.model), configuration)
     if size.depth and folder is None:
@@ -71,8 +63,7 @@ def render_card(run: Run, search: str, folder: DepthFolder | None = None) -> str
         _introduction(facts, search, settings, size, folder),
         "## Size",
         _size_section(size, dense, settings, folder),
-        "## Held-out text",
-        _perplexity_section(run, search),
+        *_perplexity_section(run, search),
         *_levels_sections(configuration, size, folder),
         "## Settings",
         _settings_section(run, search, configuration),
@@ -104,11 +95,7 @@ def levels_table(configuration: pd.DataFrame) -> str:
 
 
 def _title(size: Size) -> str:
-    words = []
-    if size.measure != "depth":
-        words += [
-            f"at {size.bits:.4g} bits per weight" if size.sparsity is None else f"at {size.sparsity:.1%} sparsity"
-        ]
+    words = [size.family.title(size.average)] if size.family else []
     if size.depth:
         words += [f"without {depth_title(size.depth.dropped)}"]
     return " ".join(words)
@@ -119,15 +106,18 @@ def _levels_sections(configuration: pd.DataFrame, size: Size, folder: DepthFolde
     sections = []
     if folder:
         sections += ["## Dropped modules", "Blocks that are not listed are whole.", modules_table(folder)]
-    if size.measure != "depth":
-        meaning = (
-            "bits per weight, without scales"
-            if size.sparsity is None
-            else "signed steps of equally many weights from the target sparsity, or n of every m weights kept"
-        )
-        sections += ["## Levels", f"The level of each linear layer ({meaning}), by block."]
+    if size.family:
+        sections += ["## Levels", f"The level of each linear layer ({size.family.labels}), by block."]
         sections += [levels_table(configuration[~of_modules(configuration)])]
     return sections
+
+
+def _chosen_by(settings: Mapping[str, Any]) -> str:
+    """End of a sentence on levels, or on dropped modules: what a search with these settings did."""
+    try:
+        return STRATEGIES.parse(settings, "search").sentence()
+    except ConfigError:  # a strategy from outside of the package, or settings of another release
+        return f"found by the strategy {settings.get('strategy')}"
 
 
 def _introduction(
@@ -136,18 +126,13 @@ def _introduction(
     origin = escape(facts.origin)
     if facts.hub_id:
         origin = f"[{escape(facts.hub_id)}](https://huggingface.co/{quote(facts.hub_id)})"
-    layers = (
-        "The linear layers listed below each have a level of compression; the rest is as in the original. The levels "
-        "are "
-        if size.measure != "depth"
-        else "Everything but its dropped modules is as in the original. They were "
-    )
-    texts = [f"A compressed version of {origin}. {layers}{chosen_by(settings)} (search `{search}`)."]
+    what = (size.family or MODULES).introduction
+    texts = [f"A compressed version of {origin}. {what}{_chosen_by(settings)} (search `{search}`)."]
     if folder:
         texts += [depth_introduction(folder)]
-    if size.measure != "depth":
+    if size.family:
         texts += [
-            f"{QUANTIZED if size.sparsity is None else SPARSE} "
+            f"{size.family.storage} "
             "The packed size below is what the same numbers take with each layer stored at its level."
         ]
     return "\n\n".join(texts)
@@ -156,32 +141,26 @@ def _introduction(
 def _size_section(size: Size, dense: Size, settings: dict[str, Any], folder: DepthFolder | None) -> str:
     asked = f"{settings['target']:g}" if isinstance(settings.get("target"), int | float) else "not stated"
     rows: list[list[str]] = depth_size_rows(folder) if folder else []
-    if size.measure == "depth":
-        rows = [["blocks' worth of modules to drop, as asked", asked], *rows]
-    elif size.measure == "bits":
+    if size.family:
         rows += [
-            ["bits per weight asked (compressed layers)", asked],
-            ["bits per weight reached", f"{size.bits:.4f}"],
-            ["bits per weight with scales and zeros", f"{size.bits_with_overhead:.4f}"],
+            [f"{size.family.asked} asked (compressed layers)", asked],
+            [f"{size.family.asked} reached", f"{size.average:.4f}"],
+            [f"bits per weight with {size.family.overhead}", f"{size.bits_with_overhead:.4f}"],
         ]
     else:
-        rows += [
-            ["sparsity asked (compressed layers)", asked],
-            ["sparsity reached", f"{size.sparsity:.4f}"],
-            ["bits per weight with the bitmask", f"{size.bits_with_overhead:.4f}"],
-        ]
-    name = "size of the parameters in use" if size.measure == "depth" else "packed size of the whole model"
+        rows = [[f"{MODULES.asked} to drop, as asked", asked], *rows]
     rows += [
         ["bits per weight of the original", f"{dense.bits:.4g}"],
-        [name, f"{size.total_bytes / 1e6:,.1f} MB"],
+        [(size.family or MODULES).size, f"{size.total_bytes / 1e6:,.1f} MB"],
         ["size of the original", f"{dense.total_bytes / 1e6:,.1f} MB"],
     ]
     return markdown_table(["", "value"], rows)
 
 
-def _perplexity_section(run: Run, search: str) -> str:
+def _perplexity_section(run: Run, search: str) -> list[str]:
+    """Title and table, and a warning where the text is not held out."""
     if not run.perplexity(search).exists():
-        return "Not measured yet."
+        return ["## Held-out text", "Not measured yet."]
     measured = read_table(run.perplexity(search), PERPLEXITY).to_dict("records")
     original: dict[str, float] = {}
     if run.perplexity(DENSE).exists():
@@ -204,12 +183,14 @@ def _perplexity_section(run: Run, search: str) -> str:
         "KL to the original (nats per token)",
         "tokens",
     ]
-    return markdown_table(columns, rows)
+    leaks = recorded_leaks(run, [str(row["dataset"]) for row in measured])
+    title = "## Perplexity, on text that is not all held out" if leaks else "## Held-out text"
+    return [title, markdown_table(columns, rows), *(f"**Warning:** {escape(sentence)}." for sentence in leaks)]
 
 
 def _settings_section(run: Run, search: str, configuration: pd.DataFrame) -> str:
     """Settings that made the configuration and its variants, as the artifacts themselves record them."""
     made: dict[str, Any] = {"search": json.loads(read_provenance(run.configuration(search)).settings)}
-    for name, table in variants_of(run, configuration):
+    for name, table in Configuration(configuration).made_by(run):
         made.setdefault("variants", {})[name] = json.loads(read_provenance(table).settings)
     return fenced(to_yaml(made), "yaml")

@@ -8,16 +8,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from evopress.compression.base import Unit
 from evopress.config.data import TextSettings
 from evopress.plan.judging import dense_layers, memory_plan, minibatch, passes_of, peak_memory
 from evopress.plan.shape import ModelShape
-from evopress.plan.space import kept_share, planned_space
-from evopress.search.engine.prefixes import plan_block
-from evopress.search.settings import BruteSettings, DpSettings, GreedySettings, ScoresSettings
-from evopress.search.space import Space, Unit
-from evopress.search.strategies import brute, dp, greedy, scores
+from evopress.plan.space import kept_share, planned_problem
+from evopress.search.engine.forward import plan_block
+from evopress.search.problem import SearchProblem
+from evopress.search.space import Space
+from evopress.search.strategies.brute import BruteForce
+from evopress.search.strategies.dp import DynamicProgramming
+from evopress.search.strategies.greedy import Greedy
+from evopress.search.strategies.scores import BlockScores
 
-BaselineSettings = GreedySettings | DpSettings | ScoresSettings | BruteSettings
+BaselineSettings = Greedy | DynamicProgramming | BlockScores | BruteForce
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,13 @@ def baseline_work(
     Raises:
         ConfigError: the target and the levels do not allow the search.
     """
-    rule = settings.group_rule if isinstance(settings, GreedySettings | DpSettings) else "none"
-    space = planned_space(variants, settings.target, rule, where)
-    judged, ran = judgements(space, settings, shape.blocks, where), kept_share(space, shape.blocks)
+    problem = planned_problem(variants, settings.target, settings.grouping(), where)
+    space = problem.space
+    judged, ran = judgements(problem, settings, shape.blocks), kept_share(space, shape.blocks)
     memory, length = memory_plan(shape, memory_gb, device), text.sequence_length
     read = float(text.tokens or math.nan) if judged.teacher else 0.0
     tokens = judged.candidates * settings.tokens
-    arithmetic = ran.arithmetic if isinstance(settings, BruteSettings) else 1.0  # others judge nearly whole models
+    arithmetic = ran.arithmetic if isinstance(settings, BruteForce) else 1.0  # others judge nearly whole models
     block_tokens = shape.blocks * (tokens * judged.share * arithmetic + read)
     head_tokens = tokens + judged.teacher * settings.tokens if judged.head else 0
     hidden = passes_of(shape, minibatch(settings.tokens, length), min(judged.together, judged.candidates), memory)[1]
@@ -77,29 +81,21 @@ def baseline_work(
     )
 
 
-def judgements(space: Space, settings: BaselineSettings, blocks: int, where: str) -> Judged:
-    """Candidates that a strategy judges; those of a greedy descent are the most that there can be.
+def judgements(problem: SearchProblem, settings: BaselineSettings, blocks: int) -> Judged:
+    """Candidates that a strategy will have evaluated; those of a greedy descent are the most that there can be.
 
     Raises:
         ConfigError: there are more than brute force may try.
     """
-    if isinstance(settings, BruteSettings):
-        brute.require_few(space, settings.max_candidates, where)
-        count = brute.choices(space)
-        return Judged(count, min(count, brute.PART), _all_choices(space), settings.fitness != "perplexity")
-    if isinstance(settings, GreedySettings):
-        steps = np.vstack([space.top, space.top - np.eye(len(space.units), dtype=np.int16)])
-        rounds = greedy.rounds_left(space, space.top, settings.per_round)
-        share = shared_work(space, steps.clip(min=0), blocks, len(steps))
-        return Judged(rounds * len(steps), len(steps), share, settings.fitness != "perplexity")
-    if isinstance(settings, DpSettings):
-        alone = dp.one_alone(space)
-        return Judged(len(alone), dp.PART, shared_work(space, alone, blocks, dp.PART), head=False)
-    if not settings.judges():
+    requests = settings.evaluations(problem, np.random.Generator(np.random.PCG64(0)))
+    fitness = settings.minimizes()
+    if not requests or fitness is None:
         return Judged(1, 1, 1.0, teacher=False, head=False)
-    removed = np.stack([scores.without(space, [block]) for block in scores.whole_blocks(space)])
-    share = shared_work(space, removed, blocks, scores.PART)
-    return Judged(len(removed), scores.PART, share, settings.score == "kl")
+    counts = [len(request.candidates) * request.times for request in requests]
+    together = max(len(request.candidates) for request in requests)
+    work = [shared_work(problem.space, request.candidates, blocks, together) for request in requests]
+    share = float(np.average(work, weights=counts))
+    return Judged(sum(counts), together, share, fitness.name != "perplexity", fitness.name != "hidden_error")
 
 
 def shared_work(space: Space, candidates: NDArray[np.int16], blocks: int, part: int) -> float:
@@ -125,13 +121,3 @@ def _gone(units: Sequence[Unit], block: int, levels: Sequence[int]) -> bool:
     chosen = zip(units, levels, strict=True)
     kinds = {kind for unit, level in chosen if level == 0 for other, kind in unit.modules if other == block}
     return len(kinds) == 2
-
-
-def _all_choices(space: Space) -> float:
-    """Share of block work of all ways to drop so many units: one state for each choice made so far."""
-    units, dropped = len(space.units), brute.dropped_units(space)
-    states = [
-        sum(math.comb(seen, gone) for gone in range(min(seen, dropped) + 1) if dropped - gone <= units - seen)
-        for seen in range(1, units + 1)
-    ]
-    return sum(states) / units / math.comb(units, dropped)

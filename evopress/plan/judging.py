@@ -4,7 +4,7 @@ import pandas as pd
 
 from evopress.plan.shape import ModelShape
 from evopress.search.engine.memory import ACTIVATION_WIDTH, MemoryPlan, divide_memory, least_memory, score_bytes
-from evopress.search.minibatch import Minibatch
+from evopress.search.evaluation import Minibatch
 from evopress.util.device import resolve_device
 
 

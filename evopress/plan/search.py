@@ -10,10 +10,11 @@ from evopress.plan.judging import dense_layers, memory_plan, minibatch, passes_o
 from evopress.plan.shape import ModelShape
 from evopress.plan.sharing import Sharing, Unrelated
 from evopress.plan.space import kept_share, planned_space
+from evopress.search.candidates import uniform_start
 from evopress.search.engine.memory import MemoryPlan
-from evopress.search.evolution.initial import even_candidate
-from evopress.search.settings import EvolutionSettings, RandomSettings
 from evopress.search.space import Space
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.random import RandomSearch
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class SearchWork:
 def search_work(
     shape: ModelShape,
     variants: pd.DataFrame,
-    settings: EvolutionSettings | RandomSettings,
+    settings: Evolution | RandomSearch,
     text: TextSettings,
     memory_gb: float,
     device: str,
@@ -87,7 +88,7 @@ def search_work(
 
     Args:
         shape: the model.
-        variants: table of its variants, as `planning.variants.variant_table` makes it.
+        variants: table of its variants, as `Method.table` makes it.
         settings: the search.
         text: what it judges on; unknown size makes the teacher's size NaN.
         memory_gb: memory of a process.
@@ -107,7 +108,7 @@ def search_work(
     head_tokens = sum((step.candidates + teacher) * step.tokens for step in steps)
     available = float(text.tokens or math.nan)
     teacher_bytes = available * shape.hidden_size * shape.itemsize * teacher
-    starts = _start_tokens(settings, len(space.units), even_fits=space.fits(even_candidate(space)))
+    starts = _start_tokens(settings, len(space.units), even_fits=space.fits(uniform_start(space)))
     block_flops = shape.blocks * shape.block_flops(text.sequence_length)
     read = sum(step.tokens for step in steps) * shape.hidden_size * shape.itemsize * teacher
     return SearchWork(
@@ -132,10 +133,10 @@ def search_work(
     )
 
 
-def _sharing(space: Space, blocks: int, settings: EvolutionSettings | RandomSettings) -> Sharing | Unrelated:
+def _sharing(space: Space, blocks: int, settings: Evolution | RandomSearch) -> Sharing | Unrelated:
     """How candidates of one generation are related."""
     units = space.units
-    if isinstance(settings, RandomSettings):
+    if isinstance(settings, RandomSearch):
         return Unrelated(tuple(len(unit.levels) for unit in units))
     return Sharing.of([unit.block for unit in units], [unit.group for unit in units], blocks)
 
@@ -158,7 +159,7 @@ class _Weights:
 def _weights(
     shape: ModelShape, variants: pd.DataFrame, space: Space, memory: MemoryPlan, steps: tuple[StepWork, ...]
 ) -> _Weights:
-    chosen = zip(space.units, even_candidate(space), strict=True)
+    chosen = zip(space.units, uniform_start(space), strict=True)
     compressed = [(unit, level) for unit, level in chosen if not unit.modules]
     parent = sum(unit.parameters for unit, _ in compressed) * shape.itemsize
     packing = sum(unit.levels[level].bytes for unit, level in compressed) / max(1, parent)
@@ -175,7 +176,7 @@ def _weights(
 def _steps(
     shape: ModelShape,
     sharing: Sharing | Unrelated,
-    settings: EvolutionSettings | RandomSettings,
+    settings: Evolution | RandomSearch,
     length: int,
     memory: MemoryPlan,
 ) -> tuple[StepWork, ...]:
@@ -204,9 +205,9 @@ def _all_levels(space: Space, shape: ModelShape) -> int:
     return sum(unit.parameters * len(unit.levels) for unit in layers) * shape.itemsize
 
 
-def _start_tokens(settings: EvolutionSettings | RandomSettings, units: int, *, even_fits: bool) -> int:
+def _start_tokens(settings: Evolution | RandomSearch, units: int, *, even_fits: bool) -> int:
     """Tokens that candidates run before the first generation, at most."""
-    if isinstance(settings, RandomSettings):
+    if isinstance(settings, RandomSearch):
         return 0
     starts = (1 if even_fits else settings.initial_candidates) + len(settings.start_from)
     if settings.start == "even":

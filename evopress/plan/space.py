@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evopress.compression.measure import measure_of
-from evopress.search.depth import make_depth_space, units_from_modules
-from evopress.search.space import GroupRule, Space, make_space, units_from_variants
+from evopress.compression.base import GroupRule
+from evopress.compression.families import family_of
+from evopress.search.problem import SearchProblem
+from evopress.search.space import Space, make_space
+from evopress.util.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,15 @@ class Kept:
 
 
 def planned_space(variants: pd.DataFrame, target: float, group_rule: GroupRule, where: str) -> Space:
-    """The space that a search will have.
+    """The space of `planned_problem`."""
+    return planned_problem(variants, target, group_rule, where).space
+
+
+def planned_problem(variants: pd.DataFrame, target: float, group_rule: GroupRule, where: str) -> SearchProblem:
+    """The problem that a search will have.
 
     Args:
-        variants: as `planning.variants.variant_table` makes it.
+        variants: as `Method.table` makes it.
         target: of the search.
         group_rule: who may trade levels.
         where: dotted path of the search's settings, for messages.
@@ -31,9 +38,11 @@ def planned_space(variants: pd.DataFrame, target: float, group_rule: GroupRule, 
     Raises:
         ConfigError: the target and the levels do not allow a search.
     """
-    if "unit" in variants:
-        return make_depth_space(units_from_modules(variants, group_rule), target, where)
-    return make_space(units_from_variants(variants, group_rule), target, where, measure_of(variants))
+    if variants.empty:
+        raise ConfigError(f"{where}.variants: holds nothing to choose from; exclude fewer")
+    family = family_of(variants)
+    space = make_space(family, family.units(variants, group_rule), target, where)
+    return SearchProblem(space, family, "", where)
 
 
 def kept_share(space: Space, blocks: int) -> Kept:

@@ -10,20 +10,16 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evopress.compression.settings import (
-    CompressionSettings,
-    DropSettings,
-    GptqSettings,
-    MagnitudeSettings,
-    needs_hessians,
-)
-from evopress.compression.settings import WandaSettings as Wanda
+from evopress.compression.base import LayerMethod, layer_shapes
 from evopress.config.model import FolderModel, HubModel
 from evopress.plan.baselines import BaselineSettings, baseline_work
 from evopress.plan.judging import device_type
 from evopress.plan.search import SearchWork
 from evopress.plan.shape import ModelShape
-from evopress.search.settings import DpSettings, EvolutionSettings, GreedySettings, OwlSettings, RandomSettings
+from evopress.search.strategies.dp import DynamicProgramming
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.greedy import Greedy
+from evopress.search.strategies.random import RandomSearch
 from evopress.workflow.settings import Settings
 from evopress.workflow.slices import texts
 
@@ -60,7 +56,7 @@ def stages(
     Args:
         settings: the run.
         shape: its model.
-        variants: table of each database of variants (`planning.variants.COLUMNS`).
+        variants: table of each database of variants (`Method.table`).
         searches: work of each evolutionary or random search.
     """
     return [
@@ -134,35 +130,24 @@ def _hessians(settings: Settings, shape: ModelShape) -> Iterator[Stage]:
 
 def _needs_hessians(settings: Settings) -> bool:
     """Whether anything rests on the Hessians of the dense model; chains make their own."""
-    dense = any(map(needs_hessians, settings.variants.values()))
-    return dense or any(isinstance(search, OwlSettings) for search in settings.searches.values())
+    dense = any(method.needs_hessians for method in settings.variants.values())
+    return dense or any(search.needs_hessians for search in settings.searches.values())
 
 
 def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFrame) -> Stage:
     method = settings.variants[name]
-    if isinstance(method, DropSettings):
+    if not isinstance(method, LayerMethod):
         return Stage(f"variants {name}", 1, note="only a list of modules")
     own = table[table["block"] == table["block"].min()]
     layers = shape.layers[shape.layers["name"].isin(own["name"])]
-    levels = len(own) / max(1, len(layers))
     sweep = flops = 0.0
     for _, members in layers.groupby("input_group", sort=False):
-        columns, weights = int(members["columns"].iloc[0]), int(members["parameters"].sum())
-        # What cannot be split: all levels of a row, or one level of a layer.
-        if isinstance(method, GptqSettings):
-            per_level, least = 12, 12 * levels * columns
-        else:
-            per_level, least = 16, 16 * int(members["parameters"].max())
-        panel = min(per_level * levels * weights, max(settings.compute.memory_gb * 1e9, least))
-        # The Hessian reordered and reversed, and its factor in float64, of which the sweep keeps a float32 copy.
-        factor = 0 if _needs_no_factor(method) else (4 + 4 + 8) * columns**2
-        sweep = max(sweep, 8 * weights + 4 * columns**2 + max(factor, panel + factor / 4))
-        flops += 2 * weights * columns  # energy, for the relative error
-        if factor:
-            flops += weights * columns * levels + columns**3 / 3
+        group = layer_shapes(members, shape.itemsize)
+        sweep = max(sweep, method.peak_bytes(group, settings.compute.memory_gb * 1e9))
+        flops += method.operations(group)
     memory, total = sweep + float(own["bytes"].sum()), flops * shape.blocks
     disk = float(table["bytes"].sum())
-    if method.propagation == "dense":
+    if not method.sequential:
         return Stage(f"variants {name}", shape.blocks, memory, disk, flops=total)
     tokens, forward = _forward(settings, shape, "calibration", logits=0)
     hessians = hessian_bytes(shape.layers)
@@ -172,20 +157,16 @@ def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFr
     return Stage(f"variants {name}", shape.blocks, memory, disk, tokens, total, note="one block after the other")
 
 
-def _needs_no_factor(method: CompressionSettings) -> bool:
-    return isinstance(method, (Wanda, MagnitudeSettings))
-
-
 def _searches(
     settings: Settings, shape: ModelShape, variants: Mapping[str, pd.DataFrame], searches: Mapping[str, SearchWork]
 ) -> Iterator[Stage]:
     for name, search in settings.searches.items():
-        if isinstance(search, EvolutionSettings | RandomSettings):
+        if isinstance(search, Evolution | RandomSearch):
             yield _generations(name, settings, searches[name])
         elif isinstance(search, BaselineSettings):
             yield _baseline(name, search, settings, shape, variants[search.variants])
         else:
-            memory = float(shape.block_bytes) * 4 if isinstance(search, OwlSettings) else 0.0
+            memory = float(shape.block_bytes) * 4 if search.needs_hessians else 0.0
             yield Stage(f"search {name}", 1, memory, note="no candidate is run")
 
 
@@ -201,12 +182,12 @@ def _baseline(
     name: str, search: BaselineSettings, settings: Settings, shape: ModelShape, variants: pd.DataFrame
 ) -> Stage:
     jobs = max(1, search.workers(settings.compute.processes))
-    if isinstance(search, DpSettings) and search.errors == "table":
+    if isinstance(search, DynamicProgramming) and search.errors == "table":
         return Stage(f"search {name}", jobs, note="no candidate is run")
     device = device_type(settings.compute.device)
     text, gigabytes = settings.data.search, settings.compute.memory_gb
     work = baseline_work(shape, variants, search, text, gigabytes, device, f"searches.{name}")
-    note = "at most" if isinstance(search, GreedySettings) else ""
+    note = "at most" if isinstance(search, Greedy) else ""
     return Stage(f"search {name}", jobs, work.memory_bytes, 0.0, float(work.candidate_tokens), work.flops, note)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import DENSE, Run
+from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import PERPLEXITY, TASKS, read_provenance, read_table
 from evopress.compression.size import dense_size, size_of
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import KINDS
-from evopress.search.configuration import read_configuration
+from evopress.search.configuration import Configuration
 from evopress.util.errors import ArtifactError
 
 
@@ -78,7 +78,6 @@ class Comparison:
 DROPPED = {kind: Column("dropped", f"{kind} modules", 0) for kind in KINDS}
 PARAMETERS = Column("parameters", "millions, in use", 1)
 BITS = Column("bits", "per weight", 2)
-SPARSITY = Column("sparsity", "of searched layers", 4)
 SIZE = Column("packed size", "MB", 1)
 
 
@@ -89,7 +88,7 @@ def compare(run: Run, searches: Sequence[str]) -> Comparison:
         ArtifactError: an artifact is missing, damaged, or of another model.
     """
     comparison = Comparison()
-    configurations = {search: read_configuration(run, search) for search in searches}
+    configurations = {search: Configuration.read(run, search).table for search in searches}
     _put_sizes(comparison, run, configurations)
     models = [DENSE, *searches]
     tables = {model: _checked(run, run.perplexity(model), PERPLEXITY) for model in models}
@@ -103,18 +102,18 @@ def compare(run: Run, searches: Sequence[str]) -> Comparison:
 
 
 def _put_sizes(comparison: Comparison, run: Run, configurations: Mapping[str, pd.DataFrame]) -> None:
-    """Sizes of all models, in what their searches chose: bits, sparsity or modules."""
+    """Sizes of all models, in what the families of their levels count."""
     checkpoint = Checkpoint(run.model)
     compressed = {search: size_of(run, configuration) for search, configuration in configurations.items()}
-    layers = next((configurations[name] for name, size in compressed.items() if size.measure != "depth"), None)
+    layers = next((configurations[name] for name, size in compressed.items() if size.family), None)
     for model, size in {DENSE: dense_size(checkpoint, layers), **compressed}.items():
         if size.depth:
             for kind, column in DROPPED.items():
                 comparison.put(model, column, Cell(size.depth.dropped.count(kind)))
             comparison.put(model, PARAMETERS, Cell(size.depth.in_use / 1e6))
-        if size.sparsity is not None:
-            comparison.put(model, SPARSITY, Cell(size.sparsity))
-        if size.measure != "depth" and (layers is not None or not configurations):
+        if size.family:
+            comparison.put(model, Column(*size.family.column), Cell(size.average))
+        if size.family or (model == DENSE and (layers is not None or not configurations)):
             comparison.put(model, BITS, Cell(size.bits))
         comparison.put(model, SIZE, Cell(size.total_bytes / 1e6))
     if PARAMETERS in comparison.columns:

@@ -6,26 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from evopress.artifacts.atomic import write_text
 from evopress.artifacts.model_facts import read_model_facts
 from evopress.artifacts.paths import DENSE, Run
-from evopress.artifacts.tables import PERPLEXITY, TRACE, read_table
-from evopress.compression.measure import DROP, Measure, average, measure_of, of_modules
-from evopress.config.studies import ReportedStudies
-from evopress.models.modules import KINDS
+from evopress.artifacts.tables import PERPLEXITY, TRACE, read_table, settings_of
+from evopress.compression.base import Family
+from evopress.compression.families import family_of, of_modules
+from evopress.data.held_out import recorded_leaks
 from evopress.report.comparison import compare
-from evopress.report.plots import level_map, search_curve
-from evopress.report.studies import FITNESS, settings_of, study_sections
+from evopress.report.plots import FITNESS, level_map, search_curve
+from evopress.report.sections import environment, read_sections
 from evopress.report.summary import summary
-from evopress.search.configuration import read_configuration, variants_of
+from evopress.search.configuration import Configuration
 from evopress.util.versions import versions
 from evopress.util.yaml_text import to_yaml
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
-NO_STUDIES = ReportedStudies()
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,8 @@ class SearchSection:
 
     name: str
     strategy: str
-    measure: Measure
+    caption: str
+    """Of the level map."""
     budget: str
     """What was asked for, and what was reached."""
     generations: int
@@ -44,33 +43,35 @@ class SearchSection:
     """The one level of a configuration that has no other."""
 
 
-def write_report(results: Run, searches: Sequence[str], studies: ReportedStudies = NO_STUDIES) -> None:
-    """Write report.html and summary.txt; ``studies`` are those whose tables are there.
+def write_report(results: Run, searches: Sequence[str], extra: Sequence[Path] = ()) -> None:
+    """Write report.html and summary.txt; ``extra`` are tables of sections to include, with the columns of SECTIONS.
 
     Raises:
         ArtifactError: an artifact is missing, damaged, of another model, or the report cannot be written.
     """
     facts = read_model_facts(results)
     comparison = compare(results, searches)
-    configurations = {search: read_configuration(results, search) for search in searches}
-    values: dict[Measure, set[float]] = {}
+    seen = recorded_leaks(results, read_table(results.perplexity(DENSE), PERPLEXITY)["dataset"])
+    configurations = {search: Configuration.read(results, search).table for search in searches}
+    values: dict[str, set[float]] = {}
     for configuration in configurations.values():
-        values.setdefault(measure_of(configuration), set()).update(configuration["value"])
+        values.setdefault(family_of(configuration).name, set()).update(configuration["value"])
     sections = [_section(results, search, configurations[search], values) for search in searches]
-    page = _environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
+    page = environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
     html = page.render(
         run=results.root.name,
         facts=facts,
         dense=DENSE,
         comparison=comparison,
-        studies=list(study_sections(results, studies)),
+        leaks=seen,
+        extra=read_sections(results, extra),
         sections=sections,
         settings=to_yaml(recorded_settings(results, searches)),
         versions=versions(),
     )
     write_text(results.report, html)
     title = f"{facts.name}, compressed ({results.root})"
-    write_text(results.summary, summary(comparison, results, title, searches))
+    write_text(results.summary, summary(comparison, results, title, searches, seen))
 
 
 def recorded_settings(results: Run, searches: Sequence[str]) -> dict[str, Any]:
@@ -86,14 +87,12 @@ def recorded_settings(results: Run, searches: Sequence[str]) -> dict[str, Any]:
             made["texts"][dataset] = settings_of(results.tokens(dataset))
     for search in searches:
         made["searches"][search] = settings_of(results.configuration(search))
-        for name, table in variants_of(results, read_configuration(results, search)):
+        for name, table in Configuration.read(results, search).made_by(results):
             made["variants"][name] = settings_of(table)
     return made
 
 
-def _section(
-    results: Run, search: str, configuration: pd.DataFrame, values: Mapping[Measure, set[float]]
-) -> SearchSection:
+def _section(results: Run, search: str, configuration: pd.DataFrame, values: Mapping[str, set[float]]) -> SearchSection:
     settings = settings_of(results.configuration(search))
     trace = read_table(results.trace(search), TRACE)
     levels = sorted(set(configuration["level"]))
@@ -102,29 +101,20 @@ def _section(
         fitness = str(settings.get("fitness", "fitness"))
         curve = Markup(search_curve(trace, search, FITNESS.get(fitness, fitness)))  # noqa: S704 (matplotlib escapes)
     several = len(levels) > 1
-    measure = measure_of(configuration)
+    family = family_of(configuration)
     return SearchSection(
         name=search,
         strategy=str(settings.get("strategy", "unknown")),
-        measure=measure,
-        budget=_budget(settings.get("target"), configuration, measure),
+        caption=family.level_map,
+        budget=_budget(settings.get("target"), configuration, family),
         generations=int(trace["generation"].max()) if len(trace) else 0,
         curve=curve,
-        level_map=Markup(level_map(configuration, search, sorted(values[measure]))) if several else None,  # noqa: S704
+        level_map=Markup(level_map(configuration, search, sorted(values[family.name]))) if several else None,  # noqa: S704
         level="" if several else levels[0],
     )
 
 
-def _budget(target: object, configuration: pd.DataFrame, measure: Measure) -> str:
+def _budget(target: object, configuration: pd.DataFrame, family: Family) -> str:
     asked = f"{target:g}" if isinstance(target, int | float) else "unknown"
-    if measure == "depth":
-        dropped = configuration[configuration["level"] == DROP]["layer"]
-        counts = " and ".join(f"{(dropped == kind).sum()} {kind}" for kind in KINDS)
-        return f"{asked} blocks' worth of modules asked to drop, {counts} modules dropped"
-    layers = configuration[~of_modules(configuration)]
-    reached = average(measure, int(layers["cost"].sum()), int(layers["parameters"].sum()))
-    return f"{asked} {'bits per weight' if measure == 'bits' else 'sparsity'} asked, {reached:.4f} reached"
-
-
-def _environment() -> Environment:
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    rows = configuration[of_modules(configuration) == family.takes_modules]
+    return f"{asked} {family.asked} {family.reached(rows)}"

@@ -1,35 +1,221 @@
-"""The configuration that a search chose, read with the check that it belongs to the model at hand."""
+"""A configuration: one level for each unit, as a table, as a candidate of a search space, or as text.
 
-from collections.abc import Iterator
+The only place that turns one of these forms into another. The table is what a search leaves; the texts are those that
+are published with the paper (`text_format`).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
+from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table
-from evopress.compression.measure import of_modules
-from evopress.util.errors import ArtifactError
+from evopress.compression.base import Unit
+from evopress.compression.families import DROP, KEEP, family_of
+from evopress.search.candidates import uniform_start
+from evopress.search.problem import SearchProblem
+from evopress.search.space import Candidate, Space
+from evopress.search.text_format import LayerLine, format_drops, format_levels, parse_drops, parse_levels, shown
+from evopress.util.errors import ArtifactError, ConfigError
+
+_MOST_PROBLEMS = 5
 
 
-def read_configuration(run: Run, search: str) -> pd.DataFrame:
-    """Configuration of a search, with the columns of CONFIGURATION.
+@dataclass(frozen=True)
+class Configuration:
+    """The levels of all units, layers or modules."""
+
+    table: pd.DataFrame
+    """CONFIGURATION schema."""
+
+    @classmethod
+    def read(cls, run: Run, search: str) -> "Configuration":
+        """What a search chose.
+
+        Raises:
+            ArtifactError: missing, damaged, empty, or made for another model.
+        """
+        path = run.configuration(search)
+        table = read_table(path, CONFIGURATION)
+        require_same_model(run, read_provenance(path), path)
+        if table.empty:
+            raise ArtifactError(f"{path}: holds no unit; delete it and run the search again")
+        return cls(table)
+
+    @classmethod
+    def of_candidate(cls, problem: SearchProblem, candidate: Candidate) -> "Configuration":
+        """The levels of a candidate [units]; a unit of several modules is a row for each of them."""
+        units = problem.space.units
+        chosen = {unit.name: (unit, unit.levels[index]) for unit, index in zip(units, candidate, strict=True)}
+        if problem.modules is None:
+            own = [(unit.name, unit.block, unit.layer, unit.parameters, made.bytes) for unit, made in chosen.values()]
+            levels = [level for _, level in chosen.values()]
+        else:
+            modules = problem.modules.to_dict("records")
+            levels = [chosen[module["unit"]][1] for module in modules]
+            own = [
+                (each["name"], each["block"], each["module"], each["parameters"], each["bytes"] * level.cost)
+                for each, level in zip(modules, levels, strict=True)
+            ]
+        rows = [
+            {
+                "unit": name,
+                "block": block,
+                "layer": layer,
+                "variants": problem.variants,
+                "family": problem.family.name,
+                "level": level.label,
+                "value": level.value,
+                "cost": level.cost,
+                "parameters": parameters,
+                "bytes": size,
+            }
+            for (name, block, layer, parameters, size), level in zip(own, levels, strict=True)
+        ]
+        return cls(pd.DataFrame(rows, columns=CONFIGURATION.names))
+
+    def nearest(self, space: Space) -> Candidate:
+        """What it comes to in a space, whatever that costs.
+
+        A layer gets its level of nearest value, as the space may have other levels; where it is missing, its uniform
+        one. A unit of modules is dropped if all of them are.
+        """
+        values = dict(zip(self.table["unit"], self.table["value"], strict=True))
+        gone = set(self._dropped())
+        candidate = uniform_start(space)
+        for number, unit in enumerate(space.units):
+            if unit.modules:
+                candidate[number] = 0 if gone.issuperset(unit.modules) else space.top[number]
+            elif unit.name in values:
+                candidate[number] = int(np.argmin([abs(level.value - values[unit.name]) for level in unit.levels]))
+        return candidate
+
+    def text(self, blocks: int) -> str:
+        """Text in the published format: of dropped modules, block by block, or of levels, layer by layer.
+
+        Args:
+            blocks: of the model; what was not searched stays.
+        """
+        if family_of(self.table).takes_modules:
+            dropped = list(self._dropped())
+            return format_drops([frozenset(kind for at, kind in dropped if at == block) for block in range(blocks)])
+        return format_levels(zip(self.table["unit"], self.table["level"], strict=True))
+
+    def made_by(self, run: Run) -> Iterator[tuple[str, Path]]:
+        """Name of each folder of variants that it picks from, and a table there that records its settings."""
+        for name, rows in self.table.groupby("variants"):
+            if family_of(rows).takes_modules:
+                yield str(name), run.module_table(str(name))
+            else:
+                yield str(name), run.variant_table(str(name), int(rows["block"].min()))
+
+    def _dropped(self) -> Iterator[tuple[int, str]]:
+        """Modules that are dropped, as (block, kind)."""
+        rows = self.table[self.table["level"] == DROP]
+        return zip(rows["block"].tolist(), rows["layer"].tolist(), strict=True)
+
+
+def require_budget(problem: SearchProblem, candidate: Candidate, target: float, where: str) -> None:
+    """Refuse a candidate that costs more than the target allows; who may trade with whom does not matter.
 
     Raises:
-        ArtifactError: missing, damaged, empty, or made for another model.
+        ConfigError: with how much is too much.
     """
-    path = run.configuration(search)
-    configuration = read_table(path, CONFIGURATION)
-    require_same_model(run, read_provenance(path), path)
-    if configuration.empty:
-        raise ArtifactError(f"{path}: holds no unit; delete it and run the search again")
-    return configuration
+    excess = problem.space.cost_of(candidate) - problem.space.budget
+    if excess > 0:
+        how_much = problem.family.excess(excess, problem.space.units, target)
+        raise ConfigError(f"{where}: {how_much}; set another target, or choose another file")
 
 
-def variants_of(run: Run, configuration: pd.DataFrame) -> Iterator[tuple[str, Path]]:
-    """Name of each folder of variants that a configuration picks from, and a table there that records its settings."""
-    for name, rows in configuration.groupby("variants"):
-        if of_modules(rows).all():
-            yield str(name), run.module_table(str(name))
-        else:
-            yield str(name), run.variant_table(str(name), int(rows["block"].min()))
+# --- from text -------------------------------------------------------------------------------------------------------
+
+
+def parse_candidate(text: str, space: Space, blocks: int, where: str) -> Candidate:
+    """The candidate that a text names, whatever it costs; the units of the space tell which format it has.
+
+    Args:
+        text: of either format (`text_format`).
+        space: the units.
+        blocks: number of blocks of the model.
+        where: what messages start with, as in `searches.mine.file: levels.txt`.
+
+    Raises:
+        ConfigError: the text is of another format or does not fit the model; the message names the line.
+    """
+    if any(unit.modules for unit in space.units):
+        return _match_drops(parse_drops(text, where), space, blocks, where)
+    return _match_levels(parse_levels(text, where), space, where)
+
+
+def _match_levels(lines: Sequence[LayerLine], space: Space, where: str) -> Candidate:
+    number_of = {unit.name: number for number, unit in enumerate(space.units)}
+    _refuse(f"{where}, line {line.line}: {_unknown(line, number_of)}" for line in lines if line.layer not in number_of)
+    missing = [name for name in number_of if name not in {line.layer for line in lines}]
+    _refuse(f"{where}: has no level for {name}" for name in missing)
+    candidate = np.full(len(space.units), -1, dtype=np.int16)
+    for line in lines:
+        candidate[number_of[line.layer]] = _level(space.units[number_of[line.layer]], line.level)
+    unmade = [line for line in lines if candidate[number_of[line.layer]] < 0]
+    _refuse(
+        f"{where}, line {line.line}: {line.layer} has no level {line.level}; there are "
+        + ", ".join(level.label for level in space.units[number_of[line.layer]].levels)
+        for line in unmade
+    )
+    return candidate
+
+
+def _unknown(line: LayerLine, known: Iterable[str]) -> str:
+    near = get_close_matches(line.layer[:200], known, n=1, cutoff=0.8)
+    hint = f"did you mean {near[0]}?" if near else "is this a configuration of another model, or is the layer excluded?"
+    return f"no searched layer is named {shown(line.layer)}: {hint}"
+
+
+def _level(unit: Unit, asked: str) -> int:
+    """Number of the level with this label, or with another spelling of it (3, +3); -1 if there is none."""
+    spellings = {asked} if ":" in asked else {str(int(asked)), f"{int(asked):+d}"}
+    return next((number for number, level in enumerate(unit.levels) if level.label in spellings), -1)
+
+
+def _match_drops(dropped: Sequence[frozenset[str]], space: Space, blocks: int, where: str) -> Candidate:
+    if len(dropped) != blocks:
+        raise ConfigError(
+            f"{where}, line {len(dropped)}: is the last, but the model has {blocks} blocks, which take a line each"
+        )
+    _refuse(_cannot_stay_apart(dropped, space, where))
+    offered = {module for unit in space.units for module in unit.modules}
+    asked = [(block, kind) for block, kinds in enumerate(dropped) for kind in sorted(kinds)]
+    _refuse(
+        f"{where}, line {block + 1}: the {kind} module of this block may not be dropped; the variants exclude it"
+        for block, kind in asked
+        if (block, kind) not in offered
+    )
+    labels = [DROP if _count(unit, dropped) else KEEP for unit in space.units]
+    levels = [[level.label for level in unit.levels] for unit in space.units]
+    return np.array([known.index(label) for known, label in zip(levels, labels, strict=True)], dtype=np.int16)
+
+
+def _cannot_stay_apart(dropped: Sequence[frozenset[str]], space: Space, where: str) -> Iterator[str]:
+    """Units of several modules of which the text drops some only."""
+    for unit in space.units:
+        if 0 < _count(unit, dropped) < len(unit.modules):
+            lines = sorted({block + 1 for block, _ in unit.modules})
+            named = " and ".join(f"{block}.{kind}" for block, kind in unit.modules)
+            yield f"{where}, line {lines[0]}: drops a part of {unit.name}, but {named} stay or go together here"
+
+
+def _count(unit: Unit, dropped: Sequence[frozenset[str]]) -> int:
+    return sum(kind in dropped[block] for block, kind in unit.modules)
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    """Raise an error of the first problems, if there are any, one a line."""
+    rest = iter(problems)
+    if first := list(islice(rest, _MOST_PROBLEMS)):
+        more = sum(1 for _ in rest)
+        raise ConfigError("\n".join([*first, f"... and {more} more" if more else ""]).rstrip())

@@ -1,37 +1,70 @@
-"""Judging a given list of candidates on the same tokens, a part a round; the best one is found."""
+"""Evaluating a given list of candidates on the same tokens, a part a round; the best one is found."""
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, ClassVar
 
-from evopress.search.evolution.generations import State, require_number, select_next
-from evopress.search.evolution.selection import Evaluator, Known, Step, select
-from evopress.search.rounds import Round, Rounds
+from evopress.search.base import Request, RoundStrategy
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from evopress.search.evaluation import Evaluator, SearchResult
+    from evopress.search.problem import SearchProblem
+    from evopress.search.selection import Round, State
 
 
-def enumeration(candidates: NDArray[np.int16], part: int, tokens: int, seed: int) -> Rounds:
-    """Rounds that judge all of ``candidates`` [C, units], ``part`` of them at a time.
+class Enumeration(RoundStrategy):
+    """A strategy that evaluates all candidates of a list; the class that is made of it has `tokens` for each.
 
-    Judgements are comparable across rounds: every round draws the tokens anew with the same seed. In the trace, the
+    Evaluations are comparable across rounds: every round draws the tokens anew with the same seed. In the trace, the
     rows of a round that are numbered from 0 are its candidates, in order.
     """
-    steps, parts = [Step(1, tokens)], -(-len(candidates) // part)
 
-    def again() -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64(seed))
+    rounds: ClassVar[str] = "parts"
+    part: ClassVar[int] = 64
+    """Candidates that are evaluated together, and lost if the search is killed."""
+    if TYPE_CHECKING:
+        tokens: int
 
-    def start(evaluator: Evaluator, rng: np.random.Generator) -> Round:
-        known: Known = {}
-        chosen = select(candidates[:part], None, steps, evaluator, known, again(), generation=0)
-        require_number(chosen.judgement.fitness)
-        return State(0, chosen.winners, known), chosen.rows
+    def candidates(self, problem: "SearchProblem") -> "NDArray[np.int16]":
+        """All of them, [C, units]."""
+        raise NotImplementedError
 
-    def advance(state: State, evaluator: Evaluator, rng: np.random.Generator) -> Round:
-        first = (state.generation + 1) * part
-        return select_next(state, candidates[first : first + part], steps, evaluator, again())
+    def first_round(self, problem: "SearchProblem", evaluator: "Evaluator", rng: "np.random.Generator") -> "Round":
+        """Evaluate the first part."""
+        from evopress.search.selection import Step, first_selection
 
-    return Rounds(start, advance, lambda state: parts - 1 - state.generation, seed, "parts")
+        part, step = self.candidates(problem)[: self.part], Step(1, self.tokens)
+        return first_selection(part, step, evaluator, self._same_again())
+
+    def next_round(
+        self, state: "State", problem: "SearchProblem", evaluator: "Evaluator", rng: "np.random.Generator"
+    ) -> "Round":
+        """Evaluate the next part, and the best so far."""
+        from evopress.search.selection import Step, select_next
+
+        first = (state.generation + 1) * self.part
+        part = self.candidates(problem)[first : first + self.part]
+        return select_next(state, part, [Step(1, self.tokens)], evaluator, self._same_again())
+
+    def remaining(self, state: "State", problem: "SearchProblem") -> int:
+        """Parts that are left."""
+        return -(-len(self.candidates(problem)) // self.part) - 1 - state.generation
+
+    def evaluations(self, problem: "SearchProblem", rng: "np.random.Generator") -> list[Request]:
+        """All parts."""
+        candidates = self.candidates(problem)
+        starts = range(0, len(candidates), self.part)
+        return [Request(candidates[start : start + self.part], self.tokens) for start in starts]
+
+    def _same_again(self) -> "np.random.Generator":
+        import numpy as np
+
+        return np.random.Generator(np.random.PCG64(self.seed))
 
 
-def fitness_of_each(records: list[dict]) -> NDArray[np.float64]:
-    """Fitness of each candidate of an enumeration, [C], from its trace."""
-    return np.array([record["fitness"] for record in records if record["candidate"] >= 0])
+def fitness_of_each(result: "SearchResult") -> "NDArray[np.float64]":
+    """Fitness of each candidate of an enumeration, [C]."""
+    import numpy as np
+
+    return np.array([record["fitness"] for record in result.records if record["candidate"] >= 0])

@@ -1,56 +1,74 @@
-"""What a search picks from: its variants on disk, as a space."""
+"""The problem that a search solves, and what it is given to solve it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import CONFIGURATION, MODULES, read_provenance, read_table
-from evopress.artifacts.tensors import read_manifest, sha256
-from evopress.compression.measure import Measure, average, measure_of
+from evopress.artifacts.manifest import sha256
+from evopress.artifacts.paths import Run, manifest_path
+from evopress.artifacts.provenance import require_same_model
+from evopress.artifacts.tables import MODULES, read_provenance, read_table
+from evopress.compression.base import Family, GroupRule
+from evopress.compression.families import family_of
 from evopress.compression.store import VariantStore
-from evopress.search.depth import make_depth_space, module_rows, units_from_modules
-from evopress.search.space import Candidate, GroupRule, Space, make_space, units_from_variants
+from evopress.config.context import StageContext
+from evopress.search.base import Strategy
+from evopress.search.processes.ranks import Ranks
+from evopress.search.resume import ResumeFolder
+from evopress.search.space import Candidate, Space, make_space
+from evopress.util.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Choices:
-    """The space of one search, and where its levels come from."""
+class SearchProblem:
+    """A level is wanted for every unit, within a budget."""
 
     space: Space
+    family: Family
     variants: str
-    """Name of the variants."""
-    measure: Measure
-    digests: list[str]
-    """Of everything that was read."""
-    store: VariantStore | None
-    """The weights of the levels; None where levels are to keep or to drop."""
+    """Name of the variants that the levels are of."""
+    where: str
+    """Dotted path of the search's settings, for messages."""
+    store: VariantStore | None = None
+    """The weights of the levels; None where levels are to keep or to drop, and before variants are made."""
     modules: pd.DataFrame | None = None
-    """What may be dropped (MODULES schema)."""
-
-    def configuration(self, candidate: Candidate) -> pd.DataFrame:
-        """Table with the CONFIGURATION schema."""
-        if self.modules is not None:
-            return module_rows(self.modules, self.space, candidate, self.variants)
-        return layer_rows(self.space, candidate, self.variants)
+    """What may be dropped (MODULES schema), where levels are to keep or to drop."""
+    earlier: Mapping[str, Candidate] = field(default_factory=dict)
+    """What the searches that this one depends on have found, as candidates of this space, whatever they cost."""
+    digests: tuple[str, ...] = ()
+    """Of all variants that were read."""
 
     def describe(self, candidate: Candidate) -> str:
         """What a candidate comes to, in words."""
-        units = self.space.units
-        if self.modules is not None:
-            dropped = self.modules["unit"].isin(
-                [unit.name for unit, level in zip(units, candidate, strict=True) if not level]
-            )
-            return f"{int(dropped.sum())} of {len(dropped)} modules dropped"
-        reached = average(self.measure, self.space.cost_of(candidate), sum(unit.parameters for unit in units))
-        return f"{len(units)} units, {self.measure} {reached:.4f} on average"
+        return self.family.describe(self.space.units, candidate.tolist())
 
 
-def open_choices(
-    run: Run, variants: str, target: float, group_rule: GroupRule, where: str, *, check: bool = True
-) -> Choices:
-    """Open the variants of a search.
+@dataclass(frozen=True, kw_only=True)
+class SearchContext(StageContext):
+    """One named search of a run, in one of its processes."""
+
+    name: str
+    resume: ResumeFolder
+    ranks: Ranks = field(default_factory=Ranks)
+
+
+def open_problem(run: Run, strategy: Strategy, where: str) -> SearchProblem:
+    """Open what a search picks from, and what the searches that it depends on have found.
+
+    Raises:
+        ConfigError: the target and the levels do not allow the search.
+        ArtifactError: variants or configurations are missing, damaged or of another model.
+    """
+    from evopress.search.configuration import Configuration  # which knows problems
+
+    problem = open_variants(run, strategy.variants, strategy.target, strategy.grouping(), where)
+    found = {name: Configuration.read(run, name).nearest(problem.space) for name in strategy.depends_on()}
+    return replace(problem, earlier=found)
+
+
+def open_variants(run: Run, variants: str, target: float, group_rule: GroupRule, where: str) -> SearchProblem:
+    """Open variants as a problem.
 
     Args:
         run: the run.
@@ -58,7 +76,6 @@ def open_choices(
         target: of the search.
         group_rule: who may trade levels.
         where: dotted path of the search's settings, for messages.
-        check: whether to verify digests.
 
     Raises:
         ConfigError: the target and the levels do not allow the search.
@@ -67,31 +84,14 @@ def open_choices(
     path = run.module_table(variants)
     if path.exists():
         require_same_model(run, read_provenance(path), path)
-        modules = read_table(path, MODULES)
-        space = make_depth_space(units_from_modules(modules, group_rule), target, where)
-        return Choices(space, variants, "depth", [sha256(path)], None, modules)
-    store = VariantStore(run, variants, check=check)
-    measure = measure_of(store.table)
-    space = make_space(units_from_variants(store.table, group_rule), target, where, measure)
-    blocks = sorted({unit.block for unit in space.units})
-    digests = [read_manifest(run.variant_tensors(variants, block))["sha256"] for block in blocks]
-    return Choices(space, variants, measure, digests, store)
-
-
-def layer_rows(space: Space, candidate: Candidate, variants: str) -> pd.DataFrame:
-    """The level of each layer, with the CONFIGURATION schema."""
-    rows = [
-        (
-            unit.name,
-            unit.block,
-            unit.layer,
-            variants,
-            level.label,
-            level.value,
-            level.cost,
-            unit.parameters,
-            level.bytes,
-        )
-        for unit, level in ((unit, unit.levels[index]) for unit, index in zip(space.units, candidate, strict=True))
-    ]
-    return pd.DataFrame(rows, columns=CONFIGURATION.names)
+        table, store, modules = read_table(path, MODULES), None, read_table(path, MODULES)
+        digests = [sha256(path)]
+    else:
+        store, modules = VariantStore(run, variants), None
+        table, blocks = store.table, sorted(int(block) for block in store.table["block"].unique())
+        digests = [sha256(manifest_path(run.variant_tensors(variants, block))) for block in blocks]
+    if table.empty:
+        raise ConfigError(f"{where}.variants: holds nothing to choose from; exclude fewer")
+    family = family_of(table)
+    space = make_space(family, family.units(table, group_rule), target, where)
+    return SearchProblem(space, family, variants, where, store, modules, digests=tuple(digests))

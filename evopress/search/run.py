@@ -1,31 +1,78 @@
-"""The search stage, in one process or several."""
+"""The search stage: from variants to a configuration, its trace and its effort, in one process or several."""
 
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from evopress import __version__
+from evopress.artifacts.manifest import sha256
 from evopress.artifacts.paths import Run
-from evopress.config.compute import ComputeSettings
-from evopress.search.processes.launch import Job, run_in_processes
-from evopress.search.settings import SearchSettings
-from evopress.search.stage import search
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, read_table, write_table
+from evopress.config.context import StageContext
+from evopress.search.base import Strategy
+from evopress.search.configuration import Configuration
+from evopress.search.evaluation import Effort, SearchResult, effort_table, read_effort, trace_table
+from evopress.search.problem import SearchContext, SearchProblem, open_problem
+from evopress.search.processes.launch import run_in_processes
+from evopress.search.processes.ranks import Ranks
+from evopress.search.resume import ResumeFolder
+from evopress.util.progress import log
 
 
-def run_search(
-    run: Run,
-    name: str,
-    settings: SearchSettings,
-    compute: ComputeSettings,
-    *,
-    trust_remote_code: bool = False,
-) -> None:
-    """Choose a level for every unit; write ``run.configuration(name)`` and ``run.trace(name)``.
+def run_search(context: StageContext, name: str, strategy: Strategy) -> None:
+    """Choose a level for every unit; write ``run.configuration(name)``, ``.trace(name)`` and ``.effort(name)``.
 
-    A search that was killed goes on from its last finished generation. On SIGTERM the process exits with code 143.
-    Strategies that judge candidates by the model use all processes, the others one.
+    A search that was killed goes on from its last finished round. On SIGTERM the process exits with code 143.
+    Strategies that evaluate candidates by the model use all processes, the others one.
 
     Raises:
         ConfigError: the target, the levels, the text and the memory do not allow the search.
         ArtifactError: variants or tokens are missing, damaged or of another model.
         SearchError: no candidate has a fitness, or one of several processes died.
     """
-    if settings.workers(compute.processes) > 1:
-        run_in_processes(Job(run, name, settings, compute, trust_remote_code))
+    if strategy.workers(context.compute.processes) > 1:
+        run_in_processes(search, (context, name, strategy), context.compute)
     else:
-        search(run, name, settings, compute, trust_remote_code)
+        search(Ranks(), context, name, strategy)
+
+
+def search(ranks: Ranks, context: StageContext, name: str, strategy: Strategy) -> None:
+    """Search as one of several processes, all of which call this; only the first writes."""
+    run = context.run
+    problem = open_problem(run, strategy, f"searches.{name}")
+    resume = ResumeFolder(run.resume(name), _digest(run, strategy, problem.digests), ranks)
+    compute = context.compute
+    if ranks.count > 1:
+        compute = compute.model_copy(update={"device": str(ranks.device), "processes": 1})
+    own = SearchContext(run, compute, context.trust_remote_code, name=name, resume=resume, ranks=ranks)
+    started = time.monotonic()
+    result = strategy.search(own, problem)
+    if ranks.rank > 0:
+        return
+    if not result.effort.seconds:
+        result = replace(result, effort=Effort(result.effort.tokens, time.monotonic() - started))
+    _write(run, name, strategy, problem, result)
+    resume.remove()
+    log.info("search %s: %s", name, problem.describe(result.candidate))
+
+
+def _write(run: Run, name: str, strategy: Strategy, problem: SearchProblem, result: SearchResult) -> None:
+    """Write the artifacts; the configuration, which the others go with, last."""
+    # What the searches took that this one depends on is part of what it took.
+    spent = [read_effort(read_table(run.effort(other), EFFORT)) for other in strategy.depends_on()]
+    provenance = Provenance("search", strategy.model_dump_json(), read_model_fingerprint(run))
+    write_table(trace_table(result.records), run.trace(name), TRACE, provenance)
+    write_table(effort_table(sum(spent, result.effort)), run.effort(name), EFFORT, provenance)
+    chosen = Configuration.of_candidate(problem, result.candidate)
+    write_table(chosen.table, run.configuration(name), CONFIGURATION, provenance)
+
+
+def _digest(run: Run, strategy: Strategy, read: Sequence[str]) -> str:
+    """Identify everything that the result of a search depends on: ``read`` are digests of its variants."""
+    earlier = [sha256(run.configuration(name)) for name in strategy.depends_on()]
+    read = [read_model_fingerprint(run), sha256(run.tokens("search")), *read, *earlier]
+    content = [__version__, strategy.model_dump_json(), *read]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -4,61 +4,19 @@ Nothing here knows what a level means. A level has a cost (an exact integer), an
 not exceed the budget; bits, remaining weights and bytes differ in their numbers only.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
-from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from evopress.compression.measure import Measure, average
-from evopress.util.errors import ConfigError
+from evopress.compression.base import Family, Unit
 
-GroupRule = Literal["size", "name", "none"]
 Candidate = NDArray[np.int16]
 """One level index per unit, [units]."""
 DENSE_LEVEL = -1
 """In a candidate, a unit as it is in the dense model. Only for measuring: it has no cost, and no result holds it."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """One way to compress a unit."""
-
-    label: str
-    value: float
-    """Bits per weight, without overhead, or sparsity."""
-    cost: int
-    """What the budget counts, as in bits x weights."""
-    bytes: int
-    error: float = math.nan
-    """Relative output error of the unit alone; NaN where none is known."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Something that has levels: a linear layer, or a module."""
-
-    name: str
-    block: int
-    layer: str
-    """Name inside the block."""
-    group: str
-    """Units of the same group may trade levels."""
-    parameters: int
-    levels: tuple[Level, ...]
-    """By rising cost."""
-    modules: tuple[tuple[int, str], ...] = ()
-    """Modules that leave the model at level `drop`, as (block, kind); none where the unit is a linear layer."""
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Blocks whose output its level changes at first hand."""
-        return tuple(dict.fromkeys(block for block, _ in self.modules)) or (self.block,)
 
 
 @dataclass(frozen=True)
@@ -106,113 +64,26 @@ class Space:
         chosen = np.arange(len(self.units)) if units is None else units
         return int(self.costs[chosen, candidate[chosen]].sum())
 
+    def slacks(self, candidate: Candidate) -> NDArray[np.int64]:
+        """What each group may still spend, [groups]; negative where it exceeds its budget."""
+        spent = [self.cost_of(candidate, members) for members in self.members]
+        return np.array(self.group_budgets, dtype=np.int64) - np.array(spent, dtype=np.int64)
+
     def fits(self, candidate: Candidate) -> bool:
         """Whether every group keeps to its budget."""
-        return all(
-            self.cost_of(candidate, members) <= budget
-            for members, budget in zip(self.members, self.group_budgets, strict=True)
-        )
+        return bool((self.slacks(candidate) >= 0).all())
 
 
-def units_from_variants(table: pd.DataFrame, group_rule: GroupRule) -> tuple[Unit, ...]:
-    """Units of a table with the VARIANTS schema: one per linear layer, ordered by block.
+def make_space(family: Family, units: Sequence[Unit], target: float, where: str) -> Space:
+    """Space whose budgets are what the target allows.
 
     Args:
-        table: the variants of every block.
-        group_rule: who may trade: layers of the same ``size``, of the same ``name`` (q_proj), or all (``none``).
-    """
-    by_layer: dict[str, list[dict[Any, Any]]] = {}
-    for record in table.sort_values("cost", kind="stable").to_dict("records"):  # once: frames are slow by the row
-        by_layer.setdefault(record["name"], []).append(record)
-    units = []
-    for name in table["name"].unique():
-        records = by_layer[name]
-        levels = (
-            Level(r["level"], float(r["value"]), int(r["cost"]), int(r["bytes"]), float(r.get("error", math.nan)))
-            for r in records
-        )
-        first, parameters = records[0], int(records[0]["parameters"])
-        group = {"size": str(parameters), "name": first["layer"].rsplit(".", 1)[-1], "none": "all"}[group_rule]
-        units.append(Unit(first["name"], int(first["block"]), first["layer"], group, parameters, tuple(levels)))
-    return tuple(sorted(units, key=lambda unit: unit.block))
-
-
-def make_space(units: Sequence[Unit], target: float, where: str, measure: Measure = "bits") -> Space:
-    """Set the budget: costs sum to at most what the target allows (`budget_for`), shared out among the groups.
-
-    Args:
+        family: of the variants.
         units: what is searched, ordered by block.
-        target: average bits (at most) or sparsity (at least); need not be a level.
+        target: as the user wrote it; need not be a level.
         where: dotted path of the search's settings, for messages.
-        measure: what ``target`` counts.
 
     Raises:
         ConfigError: there is nothing to search, or no choice of levels can meet the target.
     """
-    if not units:
-        raise ConfigError(f"{where}.variants: holds no layer; exclude fewer")
-    check_target(units, target, f"{where}.target", measure)
-    groups: dict[str, list[Unit]] = {}
-    for unit in units:
-        groups.setdefault(unit.group, []).append(unit)
-    budget = budget_for(target, sum(unit.parameters for unit in units), measure)
-    wanted = [budget_for(target, sum(unit.parameters for unit in group), measure) for group in groups.values()]
-    limits = [_cost_limits(group) for group in groups.values()]
-    return Space(tuple(units), _share_out(budget, wanted, limits))
-
-
-def budget_for(target: float, parameters: int, measure: Measure = "bits") -> int:
-    """Most bits, or most weights kept, that meet the target: exact, with the target as it was written in decimal."""
-    exact = Fraction(str(target))
-    return math.floor((exact if measure == "bits" else 1 - exact) * parameters)
-
-
-def check_target(units: Sequence[Unit], target: float, where: str, measure: Measure) -> None:
-    """Refuse a target that lies outside of what the levels allow.
-
-    Raises:
-        ConfigError: with the limit that is passed.
-    """
-    parameters = sum(unit.parameters for unit in units)
-    budget = budget_for(target, parameters, measure)
-    lowest, highest = _cost_limits(units)
-    cheap, dear = (("below", "lowest"), ("above", "highest"))
-    if measure == "sparsity":
-        cheap, dear = dear, cheap
-    if budget < lowest:
-        side, end = cheap
-        bound = _describe([unit.levels[0] for unit in units], average(measure, lowest, parameters), end)
-        raise ConfigError(f"{where}: {target:g} {measure} is {side} the {bound}")
-    if budget > highest:
-        side, end = dear
-        bound = _describe([unit.levels[-1] for unit in units], average(measure, highest, parameters), end)
-        raise ConfigError(f"{where}: {target:g} {measure} is {side} the {bound}")
-
-
-def _describe(levels: Iterable[Level], average: float, which: str) -> str:
-    values = {level.value for level in levels}
-    if len(values) == 1:
-        return f"{which} level ({values.pop():g})"
-    return f"{which} average that the levels of these layers allow ({average:.4g})"
-
-
-def _cost_limits(units: Iterable[Unit]) -> tuple[int, int]:
-    ends = [(unit.levels[0].cost, unit.levels[-1].cost) for unit in units]
-    return sum(low for low, _ in ends), sum(high for _, high in ends)
-
-
-def _share_out(budget: int, wanted: Sequence[int], limits: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """Give each group what it wants, within its limits; the others bear the difference in proportion to their room.
-
-    Groups with fixed units may be unable to spend (or to save) what their size would have them; the sum of the shares
-    never exceeds ``budget``.
-    """
-    shares = [min(max(want, low), high) for want, (low, high) in zip(wanted, limits, strict=True)]
-    missing = budget - sum(shares)
-    edges = [low if missing < 0 else high for low, high in limits]
-    room = [edge - share for edge, share in zip(edges, shares, strict=True)]
-    total = sum(room)
-    if not total:
-        return tuple(shares)
-    # Floor division rounds towards less cost, for either sign, and never past an edge: |missing| <= |total|.
-    return tuple(share + missing * part // total for share, part in zip(shares, room, strict=True))
+    return Space(tuple(units), family.budgets(units, target, where))

@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "evopress"
+FOLDERS = {"evopress": Path(), "studies": Path("workflow")}
+"""Packages of the project, with the folder below the root that holds each."""
 _TEXTS = {"description", "help"}
 """Keywords of calls that only explain."""
 
@@ -26,13 +27,13 @@ def code_digest(modules: Iterable[str], root: Path = Path()) -> str:
 
 
 def code_files(modules: Iterable[str], root: Path = Path()) -> list[str]:
-    """Files of ``modules`` and of all that they import of the package, directly or not, with data files beside them.
+    """Files of ``modules`` and of all that they import of the project, directly or not, with data files beside them.
 
     A registry of plug-ins is not followed: which of them a stage uses is for the caller to name.
 
     Args:
         modules: dotted names.
-        root: folder that holds the package.
+        root: folder of the project.
 
     Returns:
         Sorted paths below ``root``.
@@ -44,7 +45,7 @@ def code_files(modules: Iterable[str], root: Path = Path()) -> list[str]:
         if path not in seen:
             seen.add(path)
             pending.extend(_imported_files(path, root, path.stat().st_mtime_ns))
-    data = {beside for module in seen for beside in _data_files(module, root)}
+    data = {beside for module in seen for beside in _data_files(module)}
     return sorted(path.relative_to(root).as_posix() for path in seen | data)
 
 
@@ -87,7 +88,7 @@ def _named_modules(node: ast.AST, path: Path, root: Path) -> Iterator[str]:
     elif isinstance(node, ast.ImportFrom):
         base = node.module or ""
         if node.level:
-            parts = path.relative_to(root).parts
+            parts = _parts(path, root)
             base = ".".join([*parts[: len(parts) - node.level], *([node.module] if node.module else [])])
         yield base
         yield from (f"{base}.{alias.name}" for alias in node.names)
@@ -96,16 +97,22 @@ def _named_modules(node: ast.AST, path: Path, root: Path) -> Iterator[str]:
 def _module_files(module: str, root: Path) -> Iterator[Path]:
     """File of a module of the package, with the ``__init__.py`` of each package around it."""
     parts = module.split(".")
-    if parts[0] != PACKAGE:
+    if parts[0] not in FOLDERS:
         return
     for length in range(1, len(parts) + 1):
-        path = root.joinpath(*parts[:length])
+        path = root / FOLDERS[parts[0]] / Path(*parts[:length])
         for candidate in (path / "__init__.py", path.with_suffix(".py")):
             if candidate.is_file():
                 yield candidate
 
 
-def _data_files(module: Path, root: Path) -> Iterator[Path]:
+def _parts(path: Path, root: Path) -> tuple[str, ...]:
+    """Parts of the dotted name of the module at ``path``."""
+    below = path.relative_to(root).parts
+    return next(below[len(folder.parts) :] for name, folder in FOLDERS.items() if below[len(folder.parts)] == name)
+
+
+def _data_files(module: Path) -> Iterator[Path]:
     """Templates and the like: files that share the module's name, as ``report.html.j2`` beside ``report.py``."""
     yield from (path for path in module.parent.glob(f"{module.stem}.*") if path.suffix not in {".py", ".pyc"})
 
@@ -131,13 +138,13 @@ class _WithoutTexts(ast.NodeTransformer):
                 setattr(node, field, [one for one in statements if not _is_text(one)])
         return node
 
-    def visit_Raise(self, node: ast.Raise) -> Any:  # noqa: N802 (ast's name)
+    def visit_Raise(self, node: ast.Raise) -> Any:
         """Keep the type of an error."""
         if isinstance(node.exc, ast.Call):
             node.exc.args = [one for one in node.exc.args if not isinstance(one, ast.Constant | ast.JoinedStr)]
         return self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> Any:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> Any:
         """Drop explanations."""
         node.keywords = [one for one in node.keywords if one.arg not in _TEXTS or not _is_words(one.value)]
         return self.generic_visit(node)

@@ -1,7 +1,7 @@
 """How many accelerators a job can use: what the scheduler hands out, and what the job then leases."""
 
 from evopress.config.compute import ComputeSettings
-from evopress.search.settings import SearchSettings
+from evopress.search.base import Strategy
 
 
 def devices_of_job(compute: ComputeSettings) -> int:
@@ -9,6 +9,6 @@ def devices_of_job(compute: ComputeSettings) -> int:
     return 0 if compute.device == "cpu" else 1
 
 
-def devices_of_search(search: SearchSettings, compute: ComputeSettings) -> int:
+def devices_of_search(search: Strategy, compute: ComputeSettings) -> int:
     """One for each process of a search that makes use of it."""
     return devices_of_job(compute) * search.workers(compute.processes)

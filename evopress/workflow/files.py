@@ -8,7 +8,8 @@ from evopress.config.data import FileText, TextSettings
 from evopress.config.evaluation import TaskSettings
 from evopress.config.model import FolderModel, GgufModel, ModelSettings
 from evopress.data.local import find_files
-from evopress.search.settings import ImportedSettings, SearchSettings
+from evopress.search.base import Strategy
+from evopress.search.strategies.imported import Imported
 from evopress.util.errors import ConfigError, ModelError
 
 _NOT_LITERAL = re.compile(r"[{}\n\r]|<[a-z][a-z0-9_]*>")
@@ -52,13 +53,13 @@ def task_files(tasks: TaskSettings) -> list[str]:
     return _listed(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
 
 
-def search_files(search: SearchSettings, where: str) -> list[str]:
+def search_files(search: Strategy, where: str) -> list[str]:
     """The file of an imported configuration: an edited one is imported again.
 
     Raises:
         ConfigError: it is not there.
     """
-    if not isinstance(search, ImportedSettings):
+    if not isinstance(search, Imported):
         return []
     path = Path(search.file)
     if not path.is_file():

@@ -7,7 +7,7 @@ finished artifact that records its key can be told from one that is out of date.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,10 @@ from evopress.artifacts.paths import DENSE
 from evopress.workflow import slices
 from evopress.workflow.code_dependencies import code_digest
 from evopress.workflow.settings import Settings
-from evopress.workflow.stages import module_of
+from evopress.workflow.stages import STAGES
+
+MEASURED = ("perplexity", "tasks")
+"""Stages that measure a model."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Keys:
     """Folder that holds the package."""
 
     @cached_property
-    def _known(self) -> dict[tuple[str, ...], str]:
+    def _digests(self) -> dict[tuple[str, ...], str]:
+        """Of code, by the modules that it starts from."""
         return {}
 
     def model(self) -> str:
@@ -49,13 +53,14 @@ class Keys:
 
     def variants(self, name: str) -> str:
         """Of a database of variants."""
-        method = self.settings.variants[name]
-        before = self.model()
-        if method.needs_hessians:
-            before = self.hessians()
-        elif method.stage == "variants_chain":
-            before = self.tokens("calibration")
-        return self._key(method.stage, slices.variants_slice(self.settings, name), before, plugins=[method])
+        method, stage, before = self.settings.variants[name], "variants", self.hessians
+        if not method.per_block:
+            stage, before = "variants_modules", self.model
+        elif method.sequential:
+            stage, before = "variants_sequential", lambda: self.tokens("calibration")
+        elif not method.needs_hessians:
+            before = self.model
+        return self._key(stage, slices.variants_slice(self.settings, name), before(), plugins=[method])
 
     def search(self, name: str) -> str:
         """Of what a search chose."""
@@ -81,16 +86,17 @@ class Keys:
         """Of a model card."""
         return self._key("card", "{}", self.evaluation("perplexity", search), self.evaluation("perplexity", DENSE))
 
-    def report(self, others: Mapping[str, str]) -> str:
-        """Of the report; ``others`` are further things that it shows, by name."""
+    def report(self) -> str:
+        """Of the report."""
         models = [DENSE, *self.settings.searches]
-        before = [self.evaluation(stage, model) for stage in ("perplexity", "tasks") for model in models]
-        return self._key("report", json.dumps(others), *before)
+        return self._key("report", "{}", *(self.evaluation(kind, model) for kind in MEASURED for model in models))
 
-    def _key(self, stage: str, settings: str, *before: str, plugins: tuple[object, ...] | list[object] = ()) -> str:
-        """Digest of a stage's slice of the settings, its code with that of the plug-ins it uses, and earlier keys."""
-        modules = (module_of(stage), *(type(plugin).__module__ for plugin in plugins))
-        if modules not in self._known:
-            self._known[modules] = code_digest(modules, self.root)
-        content = json.dumps([stage, settings, self._known[modules], *before])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+    def of(self, modules: Sequence[str], settings: str, *before: str) -> str:
+        """Key of what ``modules`` make from a slice of the settings and what has the keys ``before``."""
+        named = tuple(modules)
+        if named not in self._digests:
+            self._digests[named] = code_digest(named, self.root)
+        return hashlib.sha256(json.dumps([settings, self._digests[named], *before]).encode()).hexdigest()[:16]
+
+    def _key(self, stage: str, settings: str, *before: str, plugins: Sequence[object] = ()) -> str:
+        return self.of([STAGES[stage].module, *(type(plugin).__module__ for plugin in plugins)], settings, *before)

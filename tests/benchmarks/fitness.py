@@ -29,23 +29,24 @@ from transformers.utils.logging import disable_progress_bar
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS
 from evopress.config.compute import ComputeSettings
 from evopress.data.tokens import read_tokens, write_tokens
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.sources import prepare_model
-from evopress.search.engine.evaluator import model_evaluator
-from evopress.search.engine.fitness import ModelEvaluator
-from evopress.search.engine.objectives import Fitness
-from evopress.search.evolution.mutation import make_offspring
-from evopress.search.minibatch import Minibatch
-from evopress.search.space import Level, Space, Unit, make_space
+from evopress.search.base import Fitness
+from evopress.search.candidates import make_offspring
+from evopress.search.engine.evaluator import ModelEvaluator, model_evaluator
+from evopress.search.evaluation import Minibatch
+from evopress.search.space import Space, make_space
 from evopress.search.strategies.uniform import uniform_candidate
 from evopress.workflow.settings import Settings
 
 CASES = ("16x512", "64x512", "8x2048")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BITS = (2, 3, 4, 5, 6)
+WIDTHS = (2, 3, 4, 5, 6)
 TARGET = 3.0
 
 
@@ -206,9 +207,9 @@ def search_space(results: Run) -> Space:
     units = []
     for row in read_table(results.layers, LAYERS).itertuples():
         size = int(row.parameters)
-        levels = tuple(Level(str(bits), float(bits), bits * size, bits * size // 8) for bits in BITS)
+        levels = tuple(Level(str(bits), float(bits), bits * size, bits * size // 8) for bits in WIDTHS)
         units.append(Unit(row.name, int(row.block), row.layer, str(size), size, levels))
-    return make_space(units, TARGET, "benchmark")
+    return make_space(BITS, units, TARGET, "benchmark")
 
 
 def gigabytes(count: float) -> str:

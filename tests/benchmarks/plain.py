@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM
 
+from evopress.compression.base import Unit
 from evopress.search.engine.weights import Unpack
-from evopress.search.minibatch import Minibatch
-from evopress.search.space import Unit
+from evopress.search.evaluation import Minibatch
 
 
 class PlainEvaluator:

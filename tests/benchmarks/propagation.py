@@ -57,7 +57,7 @@ def kind_name(kind: str) -> str:
 def comparison(bits: int) -> dict[str, object]:
     """Settings: the same variants with both kinds of propagation, and nothing else."""
     gptq = {"method": "gptq", "bits": [bits], "group_size": 64}
-    chain = {"propagation": "compressed", "propagation_level": str(bits)}
+    chain = {"propagation": "sequential", "propagation_level": str(bits)}
     return {
         "name": "propagation",
         "variants": {"gptq": None, kind_name("dense"): gptq, kind_name("compressed"): {**gptq, **chain}},

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from evopress.compression.base import Unit
+from evopress.compression.formats import decode
+from evopress.compression.formats.integer import IntegerFormat
 from evopress.compression.grid import fit_grid, highest_codes, quantize
-from evopress.compression.packing import IntegerFormat, decode
 from evopress.models.checkpoint import Checkpoint
-from evopress.search.space import Unit
 
 GROUP = 64
 

@@ -16,31 +16,28 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, VARIANTS, read_table
-from evopress.compression.drop import make_module_table
-from evopress.compression.settings import DropSettings
+from evopress.compression.methods.drop import Drop, make_module_table
 from evopress.compression.store import VariantStore
+from evopress.config.context import StageContext
 from evopress.data.tokens import read_tokens
 from evopress.models.blockwise import BlockwiseModel
+from evopress.search.base import Strategy
 from evopress.search.engine.block_scores import SCORES, block_scores
-from evopress.search.engine.fitness import ModelEvaluator
+from evopress.search.engine.evaluator import ModelEvaluator
 from evopress.search.run import run_search
-from evopress.search.settings import (
-    BruteSettings,
-    DpSettings,
-    GreedySettings,
-    RandomSettings,
-    ScoresSettings,
-    SearchSettings,
-)
-from evopress.search.strategies.scores import least, least_window
+from evopress.search.strategies.brute import BruteForce
+from evopress.search.strategies.dp import DynamicProgramming
+from evopress.search.strategies.greedy import Greedy
+from evopress.search.strategies.random import RandomSearch
+from evopress.search.strategies.scores import BlockScores, least, least_window
 from evopress.util import metrics
 from evopress.util.errors import ConfigError
 
-RANDOM = RandomSettings(
+RANDOM = RandomSearch(
     variants="gptq", target=2.7, generations=4, offspring=5, survivors=(2, 1), tokens=(18, 48), seed=3
 )
-GREEDY = GreedySettings(variants="gptq", target=2.7, tokens=24, per_round=4, group_rule="none")
-DP = DpSettings(variants="gptq", target=2.7)
+GREEDY = Greedy(variants="gptq", target=2.7, tokens=24, per_round=4, group_rule="none")
+DP = DynamicProgramming(variants="gptq", target=2.7)
 WHOLE = 72
 """All tokens of the search text."""
 
@@ -48,9 +45,9 @@ WHOLE = 72
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     results = prepare(tmp_path_factory.mktemp("baselines"))
-    make_module_table(results, "depth", DropSettings())
-    make_module_table(results, "blocks", DropSettings(unit="block"))
-    make_module_table(results, "late", DropSettings(exclude=("*.0.attn",)))
+    make_module_table(StageContext(results), "depth", Drop())
+    make_module_table(StageContext(results), "blocks", Drop(unit="block"))
+    make_module_table(StageContext(results), "late", Drop(exclude=("*.0.attn",)))
     return results
 
 
@@ -69,8 +66,8 @@ def plain(prepared: Run) -> PreTrainedModel:
     [RANDOM, GREEDY, DP, DP.model_copy(update={"errors": "propagated", "tokens": 24})],
     ids=["random", "greedy", "dp", "dp-propagated"],
 )
-def test_the_budget_holds_and_effort_is_told(results: Run, settings: SearchSettings) -> None:
-    run_search(results, "s", settings, COMPUTE)
+def test_the_budget_holds_and_effort_is_told(results: Run, settings: Strategy) -> None:
+    run_search(StageContext(results, COMPUTE), "s", settings)
     made = read_table(results.configuration("s"), CONFIGURATION)
     assert len(made) == BLOCKS * len(LAYERS)
     assert 2.55 < made["cost"].sum() / made["parameters"].sum() <= 2.7
@@ -81,8 +78,8 @@ def test_the_budget_holds_and_effort_is_told(results: Run, settings: SearchSetti
 
 
 def test_dp_has_the_least_summed_error_of_all_that_was_tried(results: Run) -> None:
-    run_search(results, "dp", DP, COMPUTE)
-    run_search(results, "random", RANDOM.model_copy(update={"group_rule": "none"}), COMPUTE)
+    run_search(StageContext(results, COMPUTE), "dp", DP)
+    run_search(StageContext(results, COMPUTE), "random", RANDOM.model_copy(update={"group_rule": "none"}))
     errors = VariantStore(results, "gptq").table.set_index(["name", "level"])["error"]
     sums = {}
     for name in ("dp", "random"):
@@ -93,7 +90,7 @@ def test_dp_has_the_least_summed_error_of_all_that_was_tried(results: Run) -> No
 
 def test_propagated_errors_are_those_of_one_layer_alone(results: Run, plain: PreTrainedModel) -> None:
     settings = DP.model_copy(update={"errors": "propagated", "tokens": WHOLE})
-    run_search(results, "dp", settings, COMPUTE)
+    run_search(StageContext(results, COMPUTE), "dp", settings)
     ids, store = read_tokens(results, "search"), VariantStore(results, "gptq")
     dense = last_hidden(plain, ids)
     expected = []
@@ -150,10 +147,10 @@ def replaced(parameter: Tensor, weight: Tensor) -> Iterator[None]:
 
 @pytest.mark.parametrize("settings", [RANDOM, GREEDY.model_copy(update={"per_round": 1})], ids=["random", "greedy"])
 def test_killed_and_restarted_it_ends_with_the_same_bytes(
-    results: Run, settings: SearchSettings, monkeypatch: pytest.MonkeyPatch
+    results: Run, settings: Strategy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fresh(results, "whole")
-    run_search(whole, "q", settings, COMPUTE)
+    run_search(StageContext(whole, COMPUTE), "q", settings)
     evaluate = ModelEvaluator.evaluate
     for last in (3, 1, 2):
         calls = iter(range(last))
@@ -165,8 +162,8 @@ def test_killed_and_restarted_it_ends_with_the_same_bytes(
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(ModelEvaluator, "evaluate", dying)
-            run_search(results, "q", settings, COMPUTE)
-    run_search(results, "q", settings, COMPUTE)
+            run_search(StageContext(results, COMPUTE), "q", settings)
+    run_search(StageContext(results, COMPUTE), "q", settings)
     assert artifacts(results) == artifacts(whole)
     spent = [read_table(run.effort("q"), EFFORT)["tokens"][0] for run in (results, whole)]
     assert spent[0] == spent[1]
@@ -207,8 +204,8 @@ def test_the_block_of_least_score_is_dropped(results: Run, plain: PreTrainedMode
     else:
         expected = [alone(plain, ids, block, score) for block in range(BLOCKS)]
     for variants in ("depth", "blocks"):
-        settings = ScoresSettings(variants=variants, target=1, score=score, tokens=WHOLE)
-        run_search(results, variants, settings, COMPUTE)
+        settings = BlockScores(variants=variants, target=1, score=score, tokens=WHOLE)
+        run_search(StageContext(results, COMPUTE), variants, settings)
         made = read_table(results.configuration(variants), CONFIGURATION)
         assert set(made.loc[made["level"] == "drop", "block"]) == {int(np.argmin(expected))}
         assert made["level"].tolist().count("drop") == 2
@@ -229,8 +226,8 @@ def alone(model: PreTrainedModel, ids: Tensor, block: int, score: str) -> float:
 
 
 def test_blocks_that_may_not_go_as_a_whole_stay(results: Run) -> None:
-    settings = ScoresSettings(variants="late", target=1, score="l2", tokens=WHOLE)
-    run_search(results, "s", settings, COMPUTE)
+    settings = BlockScores(variants="late", target=1, score="l2", tokens=WHOLE)
+    run_search(StageContext(results, COMPUTE), "s", settings)
     made = read_table(results.configuration("s"), CONFIGURATION)
     assert made.loc[made["level"] == "drop", "unit"].tolist() == ["model.layers.1.attn", "model.layers.1.mlp"]
 
@@ -245,7 +242,7 @@ def test_ties_and_windows() -> None:
 
 
 def test_brute_force_keeps_the_best_block_set(results: Run, plain: PreTrainedModel) -> None:
-    run_search(results, "b", BruteSettings(variants="blocks", target=1, tokens=WHOLE), COMPUTE)
+    run_search(StageContext(results, COMPUTE), "b", BruteForce(variants="blocks", target=1, tokens=WHOLE))
     expected = [alone(plain, read_tokens(results, "search"), block, "kl") for block in range(BLOCKS)]
     trace = read_table(results.trace("b"), TRACE)
     np.testing.assert_allclose(trace["fitness"], expected, rtol=1e-4)
@@ -256,20 +253,20 @@ def test_brute_force_keeps_the_best_block_set(results: Run, plain: PreTrainedMod
 @pytest.mark.parametrize(
     "settings",
     [
-        GreedySettings(variants="depth", target=1, tokens=WHOLE),
+        Greedy(variants="depth", target=1, tokens=WHOLE),
         RANDOM.model_copy(update={"variants": "depth", "target": 1}),
-        DpSettings(variants="depth", target=1, errors="propagated", tokens=WHOLE, group_rule="size"),
+        DynamicProgramming(variants="depth", target=1, errors="propagated", tokens=WHOLE, group_rule="size"),
     ],
     ids=["greedy", "random", "dp"],
 )
-def test_the_others_drop_modules_too(results: Run, settings: SearchSettings) -> None:
-    run_search(results, "s", settings, COMPUTE)
+def test_the_others_drop_modules_too(results: Run, settings: Strategy) -> None:
+    run_search(StageContext(results, COMPUTE), "s", settings)
     made = read_table(results.configuration("s"), CONFIGURATION)
     assert made[made["level"] == "drop"].groupby("layer").size().to_dict() == {"attn": 1, "mlp": 1}
 
 
 def test_greedy_removes_the_module_whose_loss_hurts_least_first(results: Run, plain: PreTrainedModel) -> None:
-    run_search(results, "g", GreedySettings(variants="depth", target=1, tokens=WHOLE), COMPUTE)
+    run_search(StageContext(results, COMPUTE), "g", Greedy(variants="depth", target=1, tokens=WHOLE))
     trace = read_table(results.trace("g"), TRACE)
     first = trace[trace["generation"] == 1]
     ids, expected = read_tokens(results, "search"), [0.0]

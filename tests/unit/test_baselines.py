@@ -6,20 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from toy_search import run
 
-from evopress.search.context import Found
-from evopress.search.enumeration import enumeration, fitness_of_each
-from evopress.search.evolution.sampling import random_candidate, random_candidates
-from evopress.search.evolution.selection import Judgement
-from evopress.search.minibatch import draw_minibatch
-from evopress.search.record.resume import ResumeFolder
-from evopress.search.rounds import Rounds, run_rounds
-from evopress.search.settings import EvolutionSettings, GreedySettings, RandomSettings
-from evopress.search.space import Level, Space, Unit, make_space
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS
+from evopress.search.candidates import random_candidate, random_candidates
+from evopress.search.enumeration import Enumeration, fitness_of_each
+from evopress.search.evaluation import Evaluation, draw_minibatch
+from evopress.search.space import Space, make_space
 from evopress.search.strategies.brute import every_choice
-from evopress.search.strategies.evolution import generations
-from evopress.search.strategies.greedy import descent
-from evopress.search.strategies.random import draws
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.greedy import Greedy
+from evopress.search.strategies.random import RandomSearch
 from evopress.util.errors import ConfigError, SearchError
 
 STEPS = {"variants": "v", "target": 1, "offspring": 6, "survivors": (3, 1), "tokens": (16, 64), "generations": 5}
@@ -42,7 +40,17 @@ class Weighted:
             raise KeyboardInterrupt
         self.calls += 1
         self.tokens += len(candidates) * minibatch.tokens
-        return [Judgement(float(value), (float(value),)) for value in candidates @ self.weights]
+        return [Evaluation(float(value), (float(value),)) for value in candidates @ self.weights]
+
+
+class Listed(Enumeration):
+    """Every choice of a space."""
+
+    tokens: int = 32
+    seed: int = 3
+
+    def candidates(self, problem):
+        return every_choice(problem.space, 70, "searches.b")
 
 
 def space_of(sizes: list[int], bits: tuple[int, ...], target: float, groups: int = 1) -> Space:
@@ -50,16 +58,12 @@ def space_of(sizes: list[int], bits: tuple[int, ...], target: float, groups: int
         Unit(f"u{i}", i, "layer", f"g{i % groups}", size, tuple(Level(str(b), float(b), b * size, b) for b in bits))
         for i, size in enumerate(sizes)
     ]
-    return make_space(made, target, "searches.x")
+    return make_space(BITS, made, target, "searches.x")
 
 
 def depth_of(units: int, kept: int) -> Space:
     levels = (Level("drop", 1.0, 0, 0), Level("keep", 0.0, 1, 1))
     return Space(tuple(Unit(f"b{i}", i, "b", "all", 1, levels) for i in range(units)), (kept,))
-
-
-def run(rounds: Rounds, evaluator: Weighted, folder) -> Found:
-    return run_rounds(rounds, lambda: evaluator, ResumeFolder(folder, "digest"), "x", lambda: None)
 
 
 # --- random search -------------------------------------------------------------------------------------------------
@@ -93,11 +97,11 @@ def test_a_small_space_gives_fewer_candidates_than_asked():
 def test_random_search_keeps_the_best_and_judges_as_many_tokens_as_evolution(tmp_path):
     space, weights = depth_of(20, 12), np.arange(20.0)
     evaluator = Weighted(weights)
-    found = run(draws(space, RandomSettings(**STEPS)), evaluator, tmp_path / "random")
+    found = run(RandomSearch(**STEPS), space, evaluator, tmp_path / "random")
     assert found.candidate @ weights == min(record["fitness"] for record in found.records)
     assert found.effort.tokens == evaluator.tokens
     evolution = Weighted(weights)
-    run(generations(space, EvolutionSettings(**STEPS, initial_candidates=1)), evolution, tmp_path / "evolution")
+    run(Evolution(**STEPS, initial_candidates=1), space, evolution, tmp_path / "evolution")
     assert evaluator.tokens == evolution.tokens == 5 * (6 * 16 + 4 * 64)
     accepted = [record["fitness"] for record in found.records if record["accepted"]]
     assert accepted[1:] == sorted(accepted[1:], reverse=True), "without noise the best so far never gets worse"
@@ -109,9 +113,9 @@ def test_random_search_keeps_the_best_and_judges_as_many_tokens_as_evolution(tmp
 @pytest.mark.parametrize("per_round", [1, 3, 100])
 def test_greedy_drops_what_costs_least(tmp_path, per_round):
     weights = -np.random.default_rng(0).permutation(12).astype(float)
-    settings = GreedySettings(variants="v", target=5, tokens=32, per_round=per_round)
+    settings = Greedy(variants="v", target=5, tokens=32, per_round=per_round)
     evaluator = Weighted(weights)
-    found = run(descent(depth_of(12, 7), settings), evaluator, tmp_path)
+    found = run(settings, depth_of(12, 7), evaluator, tmp_path)
     assert sorted(-weights[found.candidate == 0]) == [0, 1, 2, 3, 4]
     rounds = math.ceil(5 / per_round)
     assert evaluator.calls == rounds
@@ -121,15 +125,15 @@ def test_greedy_drops_what_costs_least(tmp_path, per_round):
 
 def test_greedy_weighs_effects_by_what_they_save(tmp_path):
     space = space_of([10, 30], (2, 3), 2.25)  # to save 30 of 120, either the large one goes down or both
-    settings = GreedySettings(variants="v", target=2.25, tokens=16)
-    found = run(descent(space, settings), Weighted(np.array([-2.0, -3.0])), tmp_path)
+    settings = Greedy(variants="v", target=2.25, tokens=16)
+    found = run(settings, space, Weighted(np.array([-2.0, -3.0])), tmp_path)
     assert found.candidate.tolist() == [1, 0]
 
 
 def test_greedy_meets_the_budget_and_spends_what_a_last_step_left(tmp_path):
     space = space_of([7, 100, 13, 29, 31, 5], (2, 3, 4, 8), 3.7, groups=2)
-    settings = GreedySettings(variants="v", target=3.7, tokens=16, per_round=2)
-    found = run(descent(space, settings), Weighted(-np.array([1.0, 9, 3, 2, 8, 4])), tmp_path)
+    settings = Greedy(variants="v", target=3.7, tokens=16, per_round=2)
+    found = run(settings, space, Weighted(-np.array([1.0, 9, 3, 2, 8, 4])), tmp_path)
     assert space.fits(found.candidate)
     for unit in np.flatnonzero(found.candidate < space.top):
         raised = found.candidate.copy()
@@ -139,15 +143,15 @@ def test_greedy_meets_the_budget_and_spends_what_a_last_step_left(tmp_path):
 
 def test_greedy_within_its_budget_from_the_start_judges_nothing(tmp_path):
     space = space_of([10, 20], (2, 3), 3)
-    settings = GreedySettings(variants="v", target=3, tokens=16)
-    found = run(descent(space, settings), Weighted(np.zeros(2)), tmp_path)
+    settings = Greedy(variants="v", target=3, tokens=16)
+    found = run(settings, space, Weighted(np.zeros(2)), tmp_path)
     assert found.candidate.tolist() == [1, 1] and found.records == []
 
 
 def test_greedy_says_when_there_is_no_fitness(tmp_path):
-    settings = GreedySettings(variants="v", target=1, tokens=16)
+    settings = Greedy(variants="v", target=1, tokens=16)
     with pytest.raises(SearchError, match="NaN"):
-        run(descent(depth_of(4, 3), settings), Weighted(np.full(4, np.nan)), tmp_path)
+        run(settings, depth_of(4, 3), Weighted(np.full(4, np.nan)), tmp_path)
 
 
 # --- enumeration ---------------------------------------------------------------------------------------------------
@@ -167,12 +171,13 @@ def test_too_many_choices_are_refused_with_their_number():
 
 
 @pytest.mark.parametrize("part", [1, 4, 15, 99])
-def test_an_enumeration_finds_the_best_and_the_fitness_of_each(tmp_path, part):
+def test_an_enumeration_finds_the_best_and_the_fitness_of_each(tmp_path, part, monkeypatch):
     candidates, weights = every_choice(depth_of(6, 4), 15, "searches.b"), np.array([3.0, 1, 4, 1.5, 9, 2.6])
     evaluator = Weighted(weights)
-    found = run(enumeration(candidates, part, 32, seed=3), evaluator, tmp_path)
+    monkeypatch.setattr(Listed, "part", part)
+    found = run(Listed(variants="v", target=1), depth_of(6, 4), evaluator, tmp_path)
     assert found.candidate @ weights == min(candidates @ weights)
-    np.testing.assert_array_equal(fitness_of_each(found.records), candidates @ weights)
+    np.testing.assert_array_equal(fitness_of_each(found), candidates @ weights)
     assert evaluator.tokens == found.effort.tokens == 15 * 32, "each is judged once"
     assert len({tuple(record["sequences"]) for record in found.records}) == 1, "all on the same tokens"
 
@@ -184,15 +189,15 @@ def test_an_enumeration_finds_the_best_and_the_fitness_of_each(tmp_path, part):
 def test_a_search_that_was_cut_short_ends_as_one_that_was_not(tmp_path, strategy):
     space, weights = depth_of(8, 4), -(np.arange(8.0) ** 2)
     rounds = {
-        "random": draws(space, RandomSettings(**STEPS)),
-        "greedy": descent(space, GreedySettings(variants="v", target=4, tokens=100)),
-        "enumeration": enumeration(every_choice(space, 70, "searches.b"), 16, 100, seed=1),
+        "random": RandomSearch(**STEPS),
+        "greedy": Greedy(variants="v", target=4, tokens=100),
+        "enumeration": Listed(variants="v", target=1, tokens=100, seed=1),
     }[strategy]
-    whole = run(rounds, Weighted(weights), tmp_path / "whole")
+    whole = run(rounds, space, Weighted(weights), tmp_path / "whole")
     for fails_at in (1, 2, 0):
         with pytest.raises(KeyboardInterrupt):
-            run(rounds, Weighted(weights, fails_at), tmp_path / "cut")
-    found = run(rounds, Weighted(weights), tmp_path / "cut")
+            run(rounds, space, Weighted(weights, fails_at), tmp_path / "cut")
+    found = run(rounds, space, Weighted(weights), tmp_path / "cut")
     assert found.candidate.tolist() == whole.candidate.tolist()
     assert found.records == whole.records
     assert found.effort.tokens == whole.effort.tokens and found.effort.seconds > 0

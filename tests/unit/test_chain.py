@@ -9,24 +9,26 @@ from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.tables import TOKENS, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import read_manifest, read_tensors
 from evopress.compression import hessian
-from evopress.compression.chain import make_chained_variants
-from evopress.compression.compress import compress
-from evopress.compression.packing import decode
-from evopress.compression.settings import CompressionSettings, GptqSettings, WandaSettings
+from evopress.compression.base import LayerMethod
+from evopress.compression.formats import decode
+from evopress.compression.methods.gptq import Gptq
+from evopress.compression.methods.wanda import Wanda
+from evopress.compression.sequential import make_sequential_variants
 from evopress.compression.store import VariantStore
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.models.structure import layer_table
 from evopress.util.errors import ArtifactError, CompressionError
 
 CPU = ComputeSettings(device="cpu")
 BLOCKS = 3
-PRUNED = WandaSettings(step=100, levels=1, propagation="compressed", propagation_level="+1")
-QUANTIZED = GptqSettings(bits=(2, 4), group_size=16, propagation="compressed", propagation_level="2")
+PRUNED = Wanda(step=100, levels=1, propagation="sequential", propagation_level="+1")
+QUANTIZED = Gptq(bits=(2, 4), group_size=16, propagation="sequential", propagation_level="2")
 
 
-def make_all(run: Run, settings: CompressionSettings, name: str = "c") -> VariantStore:
+def make_all(run: Run, settings: LayerMethod, name: str = "c") -> VariantStore:
     for block in range(BLOCKS):
-        make_chained_variants(run, name, settings, CPU, block)
+        make_sequential_variants(StageContext(run, CPU), name, settings, block)
     return VariantStore(run, name)
 
 
@@ -44,7 +46,7 @@ def test_hessians_are_those_of_the_model_compressed_so_far(name, tmp_path, monke
         hessians = expected_hessians(model, architectures.tokens(SEQUENCES))
         for row in rows.itertuples():
             weight = model.get_submodule(row.name).weight
-            for variant in compress({row.layer: weight.clone()}, hessians[row.name].float(), PRUNED):
+            for variant in PRUNED.compress({row.layer: weight.clone()}, hessians[row.name].float()):
                 expected = decode(variant.format, variant.parts, weight.shape, torch.float32)
                 assert torch.equal(store.weight(block, row.layer, variant.level), expected)
         for row in rows.itertuples():
@@ -69,7 +71,7 @@ def test_all_levels_are_made_and_the_manifest_tells_of_the_chain(tmp_path):
     store = make_all(run, QUANTIZED)
     assert set(store.table["level"]) == {"2", "4"}
     facts = read_manifest(run.variant_tensors("c", 1))["facts"]
-    assert facts["hessians"] == {"calibration": {"source": "x"}, "propagation": "compressed"}
+    assert facts["hessians"] == {"calibration": {"source": "x"}, "propagation": "sequential"}
     assert facts["tokens"] == SEQUENCES * architectures.LENGTH
     assert not run.hessian(0).exists()
 
@@ -83,7 +85,7 @@ def test_excluded_layers_run_dense(tmp_path):
     hessians = expected_hessians(model, architectures.tokens(SEQUENCES))
     name = "model.layers.2.mlp.down_proj"
     weight = model.get_submodule(name).weight.clone()
-    dense = {v.level: v for v in compress({"mlp.down_proj": weight}, hessians[name].float(), PRUNED)}
+    dense = {v.level: v for v in PRUNED.compress({"mlp.down_proj": weight}, hessians[name].float())}
     expected = decode(dense["0"].format, dense["0"].parts, weight.shape, torch.float32)
     assert torch.equal(store.weight(2, "mlp.down_proj", "0"), expected)
     assert set(store.table["block"]) == {2}
@@ -93,30 +95,30 @@ def test_a_layer_without_room_for_the_level_is_named(tmp_path):
     run = prepare(tmp_path / "run", architectures.build("llama"))
     settings = PRUNED.model_copy(update={"step": 600})
     with pytest.raises(CompressionError, match=r"k_proj.*no room for the propagation_level \+1; .*\(0\)"):
-        make_chained_variants(run, "c", settings, CPU, 0)
+        make_sequential_variants(StageContext(run, CPU), "c", settings, 0)
     assert not run.variant_tensors("c", 0).exists()
 
 
 def test_a_state_of_another_chain_is_refused(tmp_path):
     run = prepare(tmp_path / "run", architectures.build("llama"))
-    make_chained_variants(run, "c", PRUNED, CPU, 0)
+    make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 0)
     with pytest.raises(ArtifactError, match=r"chain/block_000\.safetensors: belongs to .*other settings"):
-        make_chained_variants(run, "c", PRUNED.model_copy(update={"propagation_level": "0"}), CPU, 1)
+        make_sequential_variants(StageContext(run, CPU), "c", PRUNED.model_copy(update={"propagation_level": "0"}), 1)
     tokens = read_table(run.tokens("calibration"), TOKENS)
     write_table(tokens[1:], run.tokens("calibration"), TOKENS, read_provenance(run.tokens("calibration")))
     with pytest.raises(ArtifactError, match="other tokens"):
-        make_chained_variants(run, "c", PRUNED, CPU, 1)
+        make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 1)
 
 
 def test_a_state_that_is_missing_or_cut_short_is_named(tmp_path):
     run = prepare(tmp_path / "run", architectures.build("llama"))
     with pytest.raises(ArtifactError, match=r"chain/block_000.*missing"):
-        make_chained_variants(run, "c", PRUNED, CPU, 1)
-    make_chained_variants(run, "c", PRUNED, CPU, 0)
+        make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 1)
+    make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 0)
     path = run.chain_state("c", 0)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ArtifactError, match=r"chain/block_000.*damaged"):
-        make_chained_variants(run, "c", PRUNED, CPU, 1)
+        make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 1)
     assert not manifest_path(run.variant_tensors("c", 1)).exists()
 
 
@@ -124,6 +126,6 @@ def test_inputs_that_are_not_finite_name_the_layer(tmp_path):
     model = architectures.build("llama")
     model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
     run = prepare(tmp_path / "run", model)
-    make_chained_variants(run, "c", PRUNED, CPU, 0)
+    make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 0)
     with pytest.raises(CompressionError, match=r"model\.layers\.1\.mlp\.down_proj: NaN or infinity"):
-        make_chained_variants(run, "c", PRUNED, CPU, 1)
+        make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 1)

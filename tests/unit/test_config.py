@@ -11,15 +11,15 @@ import pytest
 import yaml
 
 from evopress.artifacts.origin import require_settings
-from evopress.compression.settings import VariantSettings
+from evopress.compression.base import Method
 from evopress.config.base import Section
 from evopress.config.data import TextSettings
 from evopress.config.model import ModelSettings
-from evopress.search.settings import SearchSettings
+from evopress.search.base import Strategy
 from evopress.util.errors import ArtifactError, ConfigError
 from evopress.workflow import slices
 from evopress.workflow.loading import read_yaml
-from evopress.workflow.reference import reference, rows, schema, sections_of, updated_readme
+from evopress.workflow.reference import reference, rows, sections_of
 from evopress.workflow.settings import Settings, lay_over
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -89,16 +89,16 @@ def test_the_default_is_valid_and_complete_files_need_nothing_else() -> None:
         ({"model": {"source": "hub", "id": "a/b/c"}}, "model.id: 'a/b/c' is no repository of the hub"),
         ({"variants": {"gptq": {"bits": [1, 2]}}}, "variants.gptq.bits: bit-widths must lie between 2 and 8"),
         (
-            {"variants": {"gptq": {"propagation": "compressed"}}},
-            "variants.gptq: propagation_level: needed with `propagation: compressed`; choose one of 2, 3, 4, 5, 6",
+            {"variants": {"gptq": {"propagation": "sequential"}}},
+            "variants.gptq: propagation_level: needed with `propagation: sequential`; choose one of 2, 3, 4, 5, 6",
         ),
         (
-            {"variants": {"gptq": {"propagation": "compressed", "propagation_level": "7"}}},
+            {"variants": {"gptq": {"propagation": "sequential", "propagation_level": "7"}}},
             "variants.gptq: propagation_level: '7' is not made; choose one of 2, 3, 4, 5, 6",
         ),
         (
-            {"variants": {"s": {"method": "wanda", "levels": 1, "propagation": "compressed"}}},
-            "variants.s: propagation_level: needed with `propagation: compressed`; choose one of -1, 0, +1",
+            {"variants": {"s": {"method": "wanda", "levels": 1, "propagation": "sequential"}}},
+            "variants.s: propagation_level: needed with `propagation: sequential`; choose one of -1, 0, +1",
         ),
         (
             {"variants": {"gptq": {"propagation_level": "3"}}},
@@ -156,8 +156,8 @@ def test_an_overlay_leaves_the_default_as_it_was() -> None:
     [
         (ModelSettings, {"model": None}, slices.model_slice),
         (TextSettings, {"data": {"search": None}}, lambda settings: slices.tokens_slice(settings, "search")),
-        (VariantSettings, {"variants": {"gptq": None}}, lambda settings: slices.variants_slice(settings, "gptq")),
-        (SearchSettings, {"searches": {"q3": None}}, lambda settings: slices.search_slice(settings, "q3")),
+        (Method, {"variants": {"gptq": None}}, lambda settings: slices.variants_slice(settings, "gptq")),
+        (Strategy, {"searches": {"q3": None}}, lambda settings: slices.search_slice(settings, "q3")),
     ],
 )
 def test_every_field_of_every_kind_is_in_the_slice_of_its_stage(
@@ -179,13 +179,6 @@ def filled(where: dict[str, Any], section: Section) -> dict[str, Any]:
     if name == "data":
         return {"data": load({}).data.model_copy(update=filled(below, section))}
     return {name: filled(below, section)}
-
-
-def test_generated_files_are_up_to_date() -> None:
-    advice = "run `python -m evopress.workflow.reference`"
-    readme = (REPOSITORY / "config/README.md").read_text()
-    assert (REPOSITORY / "config/schema.json").read_text() == schema(), advice
-    assert updated_readme(readme) == readme, advice
 
 
 def test_the_reference_tells_every_setting_once_and_what_it_means() -> None:
@@ -228,3 +221,23 @@ def test_an_archive_of_other_settings_is_named(tmp_path: Path) -> None:
         archive.write_bytes(content)
         with pytest.raises(ArtifactError, match="no readable provenance"):
             require_settings([(archive, '{"a": 1}')], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ({"searches": {"Q3": FLAT}}, "searches.Q3: differs from 'q3' in case alone"),
+        ({"searches": {"Dense": FLAT}}, "searches.Dense: differs from 'dense' in case alone"),
+        ({"variants": {"GPTQ": {"method": "gptq"}}}, "variants.GPTQ: differs from 'gptq' in case alone"),
+        ({"data": {"evaluation": {"Held": TEXT}}}, "data.evaluation.Held: differs from 'held' in case alone"),
+        ({"data": {"evaluation": {"SEARCH": TEXT}}}, "data.evaluation.SEARCH: differs from 'search' in case alone"),
+    ],
+)
+def test_names_that_some_file_systems_take_for_the_same_are_refused(overlay: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(overlay)
+    assert str(caught.value).startswith(message) and len(str(caught.value).splitlines()) == 1
+
+
+def test_names_may_differ_in_more_than_case_and_across_sections() -> None:
+    load({"searches": {"gptq": FLAT, "q3b": FLAT}, "variants": {"held": {"method": "gptq"}}})

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 from finished_run import make_results, provenance, tiny_model, write_configuration
@@ -11,13 +10,13 @@ from paper_models import PAPER, write_model_config
 from evopress.__main__ import main
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, write_table
-from evopress.compression.drop import module_table
-from evopress.compression.settings import DropSettings
+from evopress.compression.families import MODULES
+from evopress.compression.methods.drop import Drop
 from evopress.models.structure import layer_table
-from evopress.search.depth import make_depth_space, module_rows, units_from_modules
-from evopress.search.settings import ImportedSettings
-from evopress.search.space import Space
-from evopress.search.text_match import match, require_budget
+from evopress.search.configuration import Configuration, parse_candidate, require_budget
+from evopress.search.problem import SearchProblem
+from evopress.search.space import make_space
+from evopress.search.strategies.imported import Imported
 from evopress.util.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -65,7 +64,7 @@ def test_a_file_of_each_family_is_described_and_becomes_settings(search, overlay
     printed = capsys.readouterr().out
     assert all(fact in printed for fact in facts), printed
     section = yaml.safe_load(printed)["searches"][search]
-    assert ImportedSettings.model_validate(section).file == str(path)
+    assert Imported.model_validate(section).file == str(path)
 
 
 @pytest.mark.parametrize(
@@ -142,31 +141,34 @@ def test_an_export_of_a_search_that_never_ran_is_an_error(tmp_path, capsys):
     assert "configuration.parquet: missing" in capsys.readouterr().err
 
 
-def depth_space(run: Run, settings: DropSettings, target: float) -> tuple[pd.DataFrame, Space]:
+def depth_problem(run: Run, settings: Drop, target: float) -> SearchProblem:
     layers = layer_table(tiny_model())
     write_table(layers, run.layers, LAYERS, provenance())
-    table = module_table(layers.assign(bytes=layers["parameters"] * 4), settings, "variants.depth")
-    return table, make_depth_space(units_from_modules(table, "none"), target, "searches.d")
+    table = settings.table(layers, 4, "variants.depth")
+    space = make_space(MODULES, MODULES.units(table, "none"), target, "searches.d")
+    return SearchProblem(space, MODULES, "depth", "searches.d", modules=table)
 
 
 @pytest.mark.parametrize("words", [("attn", "mlp"), ("mlp", "attn"), ("none", "attn+mlp"), ("attn+mlp", "none")])
 def test_dropped_modules_survive_a_round_trip(words, tmp_path, capsys):
     run = make_results(tmp_path)
-    table, space = depth_space(run, DropSettings(), 1)
+    problem = depth_problem(run, Drop(), 1)
     text = "".join(f"{word}\n" for word in words)
-    candidate = match(text, space, 2, "where")
-    require_budget(space, candidate, 1, "where")
-    write_table(module_rows(table, space, candidate, "depth"), run.configuration("d"), CONFIGURATION, provenance())
+    candidate = parse_candidate(text, problem.space, 2, "where")
+    require_budget(problem, candidate, 1, "where")
+    made = Configuration.of_candidate(problem, candidate).table
+    write_table(made, run.configuration("d"), CONFIGURATION, provenance())
     assert main(["export-config", str(run.root), "d"]) == 0
     assert capsys.readouterr().out == text
 
 
 def test_excluded_modules_stay(tmp_path, capsys):
     run = make_results(tmp_path)
-    table, space = depth_space(run, DropSettings(exclude=("*.0.attn",)), 1)
+    problem = depth_problem(run, Drop(exclude=("*.0.attn",)), 1)
     with pytest.raises(ConfigError, match="where, line 1: the attn module of this block may not be dropped"):
-        match("attn\nmlp\n", space, 2, "where")
-    candidate = match("mlp\nattn\n", space, 2, "where")
-    write_table(module_rows(table, space, candidate, "depth"), run.configuration("d"), CONFIGURATION, provenance())
+        parse_candidate("attn\nmlp\n", problem.space, 2, "where")
+    candidate = parse_candidate("mlp\nattn\n", problem.space, 2, "where")
+    made = Configuration.of_candidate(problem, candidate).table
+    write_table(made, run.configuration("d"), CONFIGURATION, provenance())
     assert main(["export-config", str(run.root), "d"]) == 0
     assert capsys.readouterr().out == "mlp\nattn\n"

@@ -11,32 +11,32 @@ from finished_run import provenance
 from search_run import COMPUTE, fresh, prepare
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import CONFIGURATION, LAYERS, MODULES, read_table, write_table
-from evopress.compression.drop import make_module_table, module_table
-from evopress.compression.settings import DropSettings
+from evopress.artifacts.tables import CONFIGURATION, LAYERS, read_table, write_table
+from evopress.artifacts.tables import MODULES as SCHEMA
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import MODULES
+from evopress.compression.methods.drop import Drop, make_module_table
 from evopress.compression.store import VariantStore
+from evopress.config.context import StageContext
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
 from evopress.models.structure import layer_table, linear_layers
-from evopress.search.depth import make_depth_space, units_from_modules
-from evopress.search.engine.counters import Counters
-from evopress.search.engine.fitness import ModelEvaluator
+from evopress.search.candidates import initial_candidates, make_offspring
+from evopress.search.engine.evaluator import ModelEvaluator
 from evopress.search.engine.memory import MemoryPlan
 from evopress.search.engine.objectives import make_objective
-from evopress.search.engine.weights import VariantBlocks
-from evopress.search.evolution.initial import initial_candidates
-from evopress.search.evolution.mutation import make_offspring
-from evopress.search.minibatch import Minibatch
+from evopress.search.engine.weights import Counters, VariantBlocks
+from evopress.search.evaluation import Minibatch
 from evopress.search.run import run_search
-from evopress.search.settings import EvolutionSettings
-from evopress.search.space import DENSE_LEVEL, Level, Unit
+from evopress.search.space import DENSE_LEVEL, make_space
+from evopress.search.strategies.evolution import Evolution
 from evopress.util import metrics
 from evopress.util.errors import ConfigError
 
 PLENTY = MemoryPlan(weights=1 << 30, hidden=1 << 30, run_tokens=4096, score_tokens=4096)
 SCARCE = MemoryPlan(weights=1 << 14, hidden=1 << 14, run_tokens=16, score_tokens=16)
 MINIBATCH = Minibatch((0, 2, 1), (12, 12, 12))
-SEARCH = EvolutionSettings(
+SEARCH = Evolution(
     variants="depth",
     target=1,
     generations=4,
@@ -65,7 +65,7 @@ def layers(blocks: int = 4) -> pd.DataFrame:
 
 
 def table(blocks: int = 4, **settings: object) -> pd.DataFrame:
-    return module_table(layers(blocks), DropSettings(**settings), "variants.depth")  # type: ignore[arg-type]
+    return Drop(**settings).module_table(layers(blocks), "variants.depth")  # type: ignore[arg-type]
 
 
 def test_the_module_table_lists_what_may_be_dropped() -> None:
@@ -73,7 +73,7 @@ def test_the_module_table_lists_what_may_be_dropped() -> None:
     assert made["name"].tolist() == [f"model.layers.{block}.{kind}" for block in range(2) for kind in ("attn", "mlp")]
     assert made["unit"].tolist() == made["name"].tolist()
     assert made["parameters"].tolist() == [10, 18, 10, 18] and made["bytes"].tolist() == [20, 36, 20, 36]
-    assert list(made.columns) == MODULES.names
+    assert list(made.columns) == SCHEMA.names
     assert table(2, unit="block")["unit"].tolist() == ["model.layers.0"] * 2 + ["model.layers.1"] * 2
 
 
@@ -103,7 +103,7 @@ def test_an_excluded_module_keeps_its_whole_unit() -> None:
     ],
 )
 def test_so_many_of_each_kind_are_dropped_in_every_candidate(unit, rule, target, budgets) -> None:
-    space = make_depth_space(units_from_modules(table(unit=unit), rule), target, "searches.d")
+    space = make_space(MODULES, MODULES.units(table(unit=unit), rule), target, "searches.d")
     assert space.group_budgets == budgets
     rng = np.random.default_rng(0)
     starts = initial_candidates(space, 6, rng)
@@ -124,7 +124,7 @@ def test_so_many_of_each_kind_are_dropped_in_every_candidate(unit, rule, target,
 )
 def test_a_target_that_cannot_be_is_refused(settings, target, message) -> None:
     with pytest.raises(ConfigError, match=f"searches.d.{message}"):
-        make_depth_space(units_from_modules(table(**settings), "size"), target, "searches.d")
+        make_space(MODULES, MODULES.units(table(**settings), "size"), target, "searches.d")
 
 
 class Pruned:
@@ -137,8 +137,8 @@ class Pruned:
         blockwise = self.open()
         self.names = blockwise.block_names
         made = layer_table(blockwise.model).assign(bytes=1)
-        modules = module_table(made, DropSettings(unit=unit), "variants.depth")  # type: ignore[arg-type]
-        self.units = units_from_modules(modules, "size")
+        modules = Drop(unit=unit).module_table(made, "variants.depth")  # type: ignore[arg-type]
+        self.units = MODULES.units(modules, "size")
 
     def open(self) -> BlockwiseModel:
         return BlockwiseModel.from_folder(self.folder, torch.device("cpu"), resident=False)
@@ -240,13 +240,13 @@ def test_levels_of_layers_and_of_modules_mix_and_dense_is_a_level(tmp_path: Path
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = prepare(tmp_path_factory.mktemp("depth"))
-    make_module_table(run, "depth", DropSettings())
+    make_module_table(StageContext(run), "depth", Drop())
     return run
 
 
 def test_a_search_drops_what_was_asked_and_lists_every_module(prepared: Run) -> None:
     own = fresh(prepared, "modules")
-    run_search(own, "d", SEARCH, COMPUTE)
+    run_search(StageContext(own, COMPUTE), "d", SEARCH)
     made = read_table(own.configuration("d"), CONFIGURATION)
     assert made["unit"].tolist() == [f"model.layers.{block}.{kind}" for block in range(2) for kind in ("attn", "mlp")]
     assert made[made["level"] == "drop"].groupby("layer").size().to_dict() == {"attn": 1, "mlp": 1}
@@ -258,13 +258,15 @@ def test_a_search_drops_what_was_asked_and_lists_every_module(prepared: Run) -> 
 
 def test_a_start_from_sensitivities_serves_depth_too(prepared: Run) -> None:
     own = fresh(prepared, "sensitive")
-    run_search(own, "d", SEARCH.model_copy(update={"start": "sensitivity", "sensitivity_tokens": 24}), COMPUTE)
+    run_search(
+        StageContext(own, COMPUTE), "d", SEARCH.model_copy(update={"start": "sensitivity", "sensitivity_tokens": 24})
+    )
     assert read_table(own.configuration("d"), CONFIGURATION)["level"].value_counts().to_dict() == {"keep": 2, "drop": 2}
 
 
 def test_one_name_holds_the_variants_of_one_method(tmp_path: Path) -> None:
     run = prepare(tmp_path)
-    make_module_table(run, "gptq", DropSettings(unit="block"))
+    make_module_table(StageContext(run), "gptq", Drop(unit="block"))
     assert sorted(path.name for path in run.module_table("gptq").parent.iterdir()) == ["modules.parquet"]
     with pytest.raises(Exception, match="missing"):
         VariantStore(run, "gptq")
@@ -273,6 +275,6 @@ def test_one_name_holds_the_variants_of_one_method(tmp_path: Path) -> None:
 def test_a_table_of_another_model_is_refused(prepared: Run) -> None:
     own = fresh(prepared, "other")
     path = own.module_table("alien")
-    write_table(read_table(prepared.module_table("depth"), MODULES), path, MODULES, provenance(fingerprint="0" * 64))
+    write_table(read_table(prepared.module_table("depth"), SCHEMA), path, SCHEMA, provenance(fingerprint="0" * 64))
     with pytest.raises(Exception, match="was made for another model"):
-        run_search(own, "d", SEARCH.model_copy(update={"variants": "alien"}), COMPUTE)
+        run_search(StageContext(own, COMPUTE), "d", SEARCH.model_copy(update={"variants": "alien"}))

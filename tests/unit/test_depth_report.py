@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import PERPLEXITY, TASKS, TRACE, read_table, write_table
+from evopress.compression.families import BITS as BITS_FAMILY
 from evopress.compression.size import compressed_size, dense_size, size_of
 from evopress.config.compute import ComputeSettings
 from evopress.evaluation.perplexity import evaluate_perplexity
@@ -44,7 +45,7 @@ def test_sizes_count_what_is_in_use(run):
     size, checkpoint = size_of(run, configuration), Checkpoint(run.model)
     blocks = model.model.layers
     idle = _numbers(blocks[0].self_attn) + _numbers(blocks[1]) + _numbers(blocks[2].mlp)
-    assert size.measure == "depth" and size.depth is not None
+    assert size.family is None and size.depth is not None
     assert (size.depth.parameters, size.depth.in_use) == (_numbers(model), _numbers(model) - idle)
     assert size.total_bytes == 4 * size.depth.in_use and size.bits == 32
     assert dense_size(checkpoint, configuration) == dense_size(checkpoint)
@@ -55,12 +56,23 @@ def test_sizes_count_what_is_in_use(run):
 def test_layers_of_dropped_modules_take_no_packed_bytes(run):
     configuration, layers = pd.read_parquet(run.configuration("evo")), pd.read_parquet(run.layers)
     rows = [
-        (row.name, row.block, row.layer, "gptq", "4", 4.0, 4 * row.parameters, row.parameters, row.parameters // 2)
+        (
+            row.name,
+            row.block,
+            row.layer,
+            "gptq",
+            "bits",
+            "4",
+            4.0,
+            4 * row.parameters,
+            row.parameters,
+            row.parameters // 2,
+        )
         for row in layers.itertuples(index=False)
     ]
     both = pd.concat([configuration, pd.DataFrame(rows, columns=configuration.columns)])
     size = compressed_size(Checkpoint(run.model), both, layers)
-    assert (size.measure, size.bits) == ("bits", 4)
+    assert (size.family, size.average, size.bits) == (BITS_FAMILY, 4, 4)
     kept = layers[[(row.block, row.module) not in MIXED for row in layers.itertuples()]]
     others = size.depth.in_use - int(kept["parameters"].sum())
     assert size.total_bytes == 4 * others + int(kept["parameters"].sum()) // 2

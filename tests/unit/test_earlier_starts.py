@@ -7,23 +7,25 @@ import numpy as np
 import pytest
 from search_run import COMPUTE, artifacts, fresh, prepare
 from test_evolution import Linear, bit_strings, rng
+from toy_search import first_state
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import EFFORT, TRACE, read_table
-from evopress.compression.drop import make_module_table
-from evopress.compression.settings import DropSettings
-from evopress.search.evolution.earlier import earlier_candidate, within_budget
-from evopress.search.evolution.generations import first_state
-from evopress.search.problem import open_choices
+from evopress.compression.methods.drop import Drop, make_module_table
+from evopress.config.context import StageContext
+from evopress.search.budget import brought_to_budget
+from evopress.search.configuration import Configuration
+from evopress.search.problem import open_variants
 from evopress.search.run import run_search
-from evopress.search.settings import DpSettings, EvolutionSettings
+from evopress.search.strategies.dp import DynamicProgramming
+from evopress.search.strategies.evolution import Evolution
 from evopress.search.strategies.scores import without
 from evopress.util.errors import ConfigError
 from evopress.workflow.loading import read_yaml
 from evopress.workflow.settings import Settings, lay_over
 
 REPOSITORY = Path(__file__).parents[2]
-EVOLUTION = EvolutionSettings(
+EVOLUTION = Evolution(
     variants="gptq",
     target=2.7,
     group_rule="none",
@@ -40,9 +42,9 @@ EVOLUTION = EvolutionSettings(
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = prepare(tmp_path_factory.mktemp("earlier"))
-    make_module_table(run, "modules", DropSettings())
-    make_module_table(run, "blocks", DropSettings(unit="block"))
-    make_module_table(run, "late", DropSettings(exclude=("*.0.attn",)))
+    make_module_table(StageContext(run), "modules", Drop())
+    make_module_table(StageContext(run), "blocks", Drop(unit="block"))
+    make_module_table(StageContext(run), "late", Drop(exclude=("*.0.attn",)))
     return run
 
 
@@ -52,47 +54,47 @@ def run(prepared: Run, tmp_path: Path) -> Run:
 
 
 def test_a_configuration_is_the_same_candidate_again(run: Run) -> None:
-    choices = open_choices(run, "gptq", 2.7, "none", "searches.x")
+    choices = open_variants(run, "gptq", 2.7, "none", "searches.x")
     found = np.random.default_rng(5).integers(0, 2, len(choices.space.units)).astype(np.int16)
-    assert earlier_candidate(choices.space, choices.configuration(found)).tolist() == found.tolist()
+    assert Configuration.of_candidate(choices, found).nearest(choices.space).tolist() == found.tolist()
 
 
 def test_levels_that_are_not_there_become_the_nearest(run: Run) -> None:
-    choices = open_choices(run, "gptq", 2.7, "none", "searches.x")
-    table = choices.configuration(choices.space.top)
+    choices = open_variants(run, "gptq", 2.7, "none", "searches.x")
+    table = Configuration.of_candidate(choices, choices.space.top).table
     table["value"] = 99.0
     table.loc[0, "value"] = 2.2
-    candidate = earlier_candidate(choices.space, table)
+    candidate = Configuration(table).nearest(choices.space)
     assert candidate[0] == 0 and candidate[1:].tolist() == choices.space.top[1:].tolist()
 
 
 def test_dropped_blocks_are_dropped_modules_and_the_reverse(run: Run) -> None:
-    blocks = open_choices(run, "blocks", 1, "none", "searches.x")
-    modules = open_choices(run, "modules", 1, "size", "searches.x")
+    blocks = open_variants(run, "blocks", 1, "none", "searches.x")
+    modules = open_variants(run, "modules", 1, "size", "searches.x")
     found = without(blocks.space, [1])
-    as_modules = earlier_candidate(modules.space, blocks.configuration(found))
+    as_modules = Configuration.of_candidate(blocks, found).nearest(modules.space)
     assert [unit.modules for unit, level in zip(modules.space.units, as_modules, strict=True) if not level] == [
         ((1, "attn"),),
         ((1, "mlp"),),
     ]
     assert modules.space.fits(as_modules)
-    assert earlier_candidate(blocks.space, modules.configuration(as_modules)).tolist() == found.tolist()
+    assert Configuration.of_candidate(modules, as_modules).nearest(blocks.space).tolist() == found.tolist()
     half = as_modules.copy()
     half[[unit.modules == ((1, "mlp"),) for unit in modules.space.units]] = 1
-    assert earlier_candidate(blocks.space, modules.configuration(half)).tolist() == blocks.space.top.tolist()
+    assert Configuration.of_candidate(modules, half).nearest(blocks.space).tolist() == blocks.space.top.tolist()
 
 
 def test_another_budget_is_met_exactly(run: Run) -> None:
-    space = open_choices(run, "gptq", 2.7, "size", "searches.x").space
+    space = open_variants(run, "gptq", 2.7, "size", "searches.x").space
     for candidate in (space.top, np.zeros_like(space.top)):
-        fitting = within_budget(candidate, space, rng())
+        fitting = brought_to_budget(candidate, space, rng())
         assert space.fits(fitting)
         steps = space.costs[:, 1] - space.costs[:, 0]
         for members, budget in zip(space.members, space.group_budgets, strict=True):
             raisable = members[fitting[members] < space.top[members]]
             assert budget - space.cost_of(fitting, members) < steps[raisable].min(initial=np.iinfo(np.int64).max)
-    late = open_choices(run, "late", 1, "size", "searches.x").space
-    dropped = within_budget(late.top, late, rng())
+    late = open_variants(run, "late", 1, "size", "searches.x").space
+    dropped = brought_to_budget(late.top, late, rng())
     assert sum(level == 0 for level in dropped) == 2  # one of each kind
 
 
@@ -105,8 +107,12 @@ def test_the_best_of_all_starts_is_taken() -> None:
 
 
 def test_effort_counts_what_a_start_has_taken(run: Run) -> None:
-    run_search(run, "dp", DpSettings(variants="gptq", target=2.7, errors="propagated", tokens=24), COMPUTE)
-    run_search(run, "evo", EVOLUTION, COMPUTE)
+    run_search(
+        StageContext(run, COMPUTE),
+        "dp",
+        DynamicProgramming(variants="gptq", target=2.7, errors="propagated", tokens=24),
+    )
+    run_search(StageContext(run, COMPUTE), "evo", EVOLUTION)
     trace, effort = (read_table(run.trace("evo"), TRACE), read_table(run.effort("evo"), EFFORT))
     before = read_table(run.effort("dp"), EFFORT)
     assert effort["tokens"][0] == trace["tokens"].sum() + before["tokens"][0]
@@ -116,8 +122,10 @@ def test_effort_counts_what_a_start_has_taken(run: Run) -> None:
 @pytest.mark.parametrize(("first", "then", "target"), [("gptq", "gptq", 2.7), ("blocks", "modules", 1.0)])
 def test_a_search_goes_on_where_another_ended(run: Run, first: str, then: str, target: float) -> None:
     settings = EVOLUTION.model_copy(update={"target": target, "start_from": ()})
-    run_search(run, "first", settings.model_copy(update={"variants": first, "generations": 4}), COMPUTE)
-    run_search(run, "then", settings.model_copy(update={"variants": then, "start_from": ("first",)}), COMPUTE)
+    run_search(StageContext(run, COMPUTE), "first", settings.model_copy(update={"variants": first, "generations": 4}))
+    run_search(
+        StageContext(run, COMPUTE), "then", settings.model_copy(update={"variants": then, "start_from": ("first",)})
+    )
     ended, began = read_table(run.trace("first"), TRACE), read_table(run.trace("then"), TRACE)
     final = ended.loc[ended["accepted"], "fitness"].iloc[-1]  # every judgement is on the whole text
     starts = began[began["generation"] == 0]
@@ -127,17 +135,17 @@ def test_a_search_goes_on_where_another_ended(run: Run, first: str, then: str, t
 
 
 def test_a_search_killed_before_its_start_changed_does_not_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_search(run, "dp", DpSettings(variants="gptq", target=2.7), COMPUTE)
+    run_search(StageContext(run, COMPUTE), "dp", DynamicProgramming(variants="gptq", target=2.7))
     with monkeypatch.context() as patch:
-        patch.setattr("evopress.search.stage.write_table", _killed)
+        patch.setattr("evopress.search.run.write_table", _killed)
         with pytest.raises(KeyboardInterrupt):
-            run_search(run, "evo", EVOLUTION, COMPUTE)
+            run_search(StageContext(run, COMPUTE), "evo", EVOLUTION)
     assert run.resume("evo").exists()
-    run_search(run, "dp", DpSettings(variants="gptq", target=2.3), COMPUTE)
-    run_search(run, "evo", EVOLUTION, COMPUTE)
+    run_search(StageContext(run, COMPUTE), "dp", DynamicProgramming(variants="gptq", target=2.3))
+    run_search(StageContext(run, COMPUTE), "evo", EVOLUTION)
     kept = artifacts(run, "evo")
     run.configuration("evo").unlink()
-    run_search(run, "evo", EVOLUTION, COMPUTE)
+    run_search(StageContext(run, COMPUTE), "evo", EVOLUTION)
     assert artifacts(run, "evo") == kept
 
 
@@ -156,10 +164,10 @@ def test_searches_that_cannot_be_started_from_are_named() -> None:
     scores = {"strategy": "scores", "variants": "modules", "target": 7}
     for searches, message in [
         ({"evopress": {"start_from": ["unifrom"]}}, "searches.evopress.start_from: no search is named 'unifrom': did"),
-        ({"evopress": {"start_from": ["evopress"]}}, "start_from: 'evopress' rests on this search itself"),
+        ({"evopress": {"start_from": ["evopress"]}}, "start_from: 'evopress' depends on this search itself"),
         (
             {"a": {**evolution, "start_from": ["b"]}, "b": {**evolution, "start_from": ["a"]}},
-            "searches.a.start_from: 'b' rests on this search itself",
+            "searches.a.start_from: 'b' depends on this search itself",
         ),
         (
             {"scores": scores, "evopress": {"start_from": ["scores"]}},
@@ -172,4 +180,4 @@ def test_searches_that_cannot_be_started_from_are_named() -> None:
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
             _settings(**searches)
-    assert _settings(evopress={"start_from": ["uniform"]}).searches["evopress"].rests_on() == ("uniform",)
+    assert _settings(evopress={"start_from": ["uniform"]}).searches["evopress"].depends_on() == ("uniform",)

@@ -5,14 +5,15 @@ import zlib
 
 import numpy as np
 import pytest
+from toy_search import first_state, next_generation
 
-from evopress.search.evolution.generations import State, first_state, next_generation
-from evopress.search.evolution.initial import even_candidate
-from evopress.search.evolution.selection import Judgement, Step, select
-from evopress.search.minibatch import draw_minibatch
-from evopress.search.record.resume import ResumeFolder
-from evopress.search.record.trace import PARENT
-from evopress.search.space import Level, Space, Unit, make_space
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS
+from evopress.search.candidates import uniform_start
+from evopress.search.evaluation import PARENT, Evaluation, draw_minibatch
+from evopress.search.resume import ResumeFolder
+from evopress.search.selection import State, Step, select
+from evopress.search.space import Space, make_space
 from evopress.util.errors import SearchError
 
 
@@ -32,7 +33,7 @@ class Linear:
         seeds = [zlib.crc32(candidate.tobytes() + repr(minibatch).encode()) for candidate in candidates]
         noise = [np.random.default_rng(seed).normal() * self.noise / minibatch.tokens**0.5 for seed in seeds]
         return [
-            Judgement(float(value + extra), (float(value + extra),)) for value, extra in zip(exact, noise, strict=True)
+            Evaluation(float(value + extra), (float(value + extra),)) for value, extra in zip(exact, noise, strict=True)
         ]
 
 
@@ -40,7 +41,7 @@ def bit_strings(units: int, ones: int) -> Space:
     """Each unit is dropped (0) or kept (1), with exactly ``ones`` kept."""
     levels = (Level("0", 0.0, 0, 0), Level("1", 1.0, 1, 1))
     made = [Unit(f"u{i}", i, "layer", "all", 1, levels) for i in range(units)]
-    return make_space(made, ones / units + 1e-6, "searches.x")
+    return make_space(BITS, made, ones / units + 1e-6, "searches.x")
 
 
 def rng(seed=0):
@@ -202,7 +203,7 @@ def go_on(resume, source, stops=(), generations=12):
             state = resume.load(source)
         state, rows = next_generation(state, space, 5, steps, evaluator, source)
         resume.save(state, source, rows)
-    return state.parent.tolist(), json.dumps(resume.records(generations))
+    return state.parent.tolist(), json.dumps(resume.result(state).records)
 
 
 def test_restarts_change_nothing(tmp_path):
@@ -257,7 +258,7 @@ def test_generations_that_two_jobs_wrote_are_taken_once(tmp_path):
 def test_a_resume_folder_that_does_not_fit_is_not_used(tmp_path, damage):
     resume, source = ResumeFolder(tmp_path / "resume", "digest"), rng()
     if damage != "nothing there":
-        resume.save(State(0, even_candidate(bit_strings(4, 2))[None]), source, [])
+        resume.save(State(0, uniform_start(bit_strings(4, 2))[None]), source, [])
     log = tmp_path / "resume" / "log.jsonl"
     if damage == "digest":
         resume = ResumeFolder(tmp_path / "resume", "other settings")
@@ -286,7 +287,7 @@ def test_a_damaged_generation_is_made_again(tmp_path):
 
 def test_a_job_goes_on_when_another_has_ended_the_same_search_and_removed_its_log(tmp_path):
     first, second = (ResumeFolder(tmp_path / "resume", "digest") for _ in range(2))
-    state = State(0, even_candidate(bit_strings(4, 2))[None])
+    state = State(0, uniform_start(bit_strings(4, 2))[None])
     source = rng()
     first.save(state, source, [])
     assert second.load(source).generation == 0

@@ -9,18 +9,16 @@ import pytest
 import torch
 from architectures import CONFIGS, LENGTH, build, save, tokens
 
+from evopress.compression.base import Level, Unit
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
 from evopress.models.structure import linear_layers
-from evopress.search.engine.counters import Counters
-from evopress.search.engine.fitness import ModelEvaluator, even_slices
+from evopress.search.engine.evaluator import ModelEvaluator, even_slices
+from evopress.search.engine.forward import plan_block
 from evopress.search.engine.memory import MemoryPlan, block_weights, plan_memory
 from evopress.search.engine.objectives import make_objective
-from evopress.search.engine.prefixes import plan_block
-from evopress.search.engine.streams import SideStream
-from evopress.search.engine.weights import VariantBlocks, WeightCache
-from evopress.search.minibatch import Minibatch
-from evopress.search.space import Level, Unit
+from evopress.search.engine.weights import Counters, SideStream, VariantBlocks, WeightCache
+from evopress.search.evaluation import Minibatch
 from evopress.util import metrics, progress
 from evopress.util.errors import ConfigError
 
@@ -131,10 +129,10 @@ def test_a_long_judgement_tells_its_progress_block_by_block(llama, monkeypatch, 
     evaluator = llama.evaluator()
     with caplog.at_level("INFO", logger="evopress"):
         evaluator.evaluate(llama.candidates(), MINIBATCH)
-    lines = [line for line in caplog.messages if line.startswith("judging ")]
+    lines = [line for line in caplog.messages if line.startswith("evaluating ")]
     steps = int(lines[0].split("/")[1].split()[0])
     assert len(lines) == steps == 8  # whole sequences and the shorter one pass 3 blocks and the head each
-    assert lines[-1].startswith("judging 5 candidates: 8/8 blocks, ")
+    assert lines[-1].startswith("evaluating 5 candidates: 8/8 blocks, ")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -163,6 +161,34 @@ def test_topk_over_the_whole_vocabulary_is_the_exact_divergence(llama):
         for objective in (("topk_kl", 96), ("kl", 1))
     )
     np.testing.assert_allclose([j.fitness for j in whole], [j.fitness for j in exact], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["kl", "perplexity", "topk_kl"])
+def test_positions_before_a_start_token_do_not_count(llama, name):
+    counted = torch.ones_like(llama.ids, dtype=torch.bool)
+    counted[0, 3] = counted[2, 0] = counted[2, 10] = counted[1, 4] = counted[1, 8] = False
+    evaluator, candidates = llama.evaluator(make_objective(name, 3)), llama.candidates()
+    evaluator.counted = counted
+    lost = int(name == "perplexity")
+    total = np.zeros(len(candidates))
+    kept = 0
+    for row, length in zip(MINIBATCH.sequences, MINIBATCH.lengths, strict=True):
+        for position in range(length - lost):
+            if counted[row, position]:
+                total += alone(llama, candidates, row, position, name)
+                kept += 1
+    judged = evaluator.evaluate(candidates, MINIBATCH)
+    assert kept == sum(MINIBATCH.lengths) - 4 - 4 * lost + lost  # a cut sequence ends on one that does not count
+    np.testing.assert_allclose([j.fitness for j in judged], total / kept, rtol=2e-4, atol=2e-6)
+
+
+def alone(fixture, candidates, row, position, name) -> np.ndarray:
+    """Fitness of one position, from the difference of the means over a sequence cut behind and before it."""
+    last = position + 1 + (name == "perplexity")
+    upto = np.array(fixture.oracle(candidates, Minibatch((row,), (last,)), name, 3))[:, 0] * (position + 1)
+    if not position:
+        return upto
+    return upto - np.array(fixture.oracle(candidates, Minibatch((row,), (last - 1,)), name, 3))[:, 0] * position
 
 
 STATE = 2 * 12 * 32 * 4

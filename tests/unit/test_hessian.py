@@ -16,8 +16,9 @@ from evopress.artifacts.tables import LAYERS, TOKENS, write_table
 from evopress.artifacts.tensors import read_manifest, read_tensors
 from evopress.compression import hessian
 from evopress.compression.hessian import accumulate, accumulate_hessians, sum_hessians, symmetrize
-from evopress.compression.settings import HessianSettings
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
+from evopress.config.hessians import HessianSettings
 from evopress.models.structure import layer_table
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 
@@ -33,6 +34,7 @@ def prepare(root: Path, model, sequences: int = SEQUENCES) -> Run:
     write_table(layer_table(model), run.layers, LAYERS, Provenance("model", "{}", "abc"))
     rows = [row.astype(np.int32) for row in architectures.tokens(sequences).numpy()]
     frame = pd.DataFrame({"sequence": range(sequences), "documents": [["d"]] * sequences, "tokens": rows})
+    frame["starts"] = [[]] * sequences
     write_table(frame, run.tokens("calibration"), TOKENS, Provenance("calibration", '{"source": "x"}', "abc"))
     return run
 
@@ -80,7 +82,7 @@ def test_equals_a_plain_forward_pass(name, tmp_path, monkeypatch):
     model = architectures.build(name)
     run = prepare(tmp_path / "run", model)
     monkeypatch.setattr(hessian, "_TOKENS_AT_ONCE", 2 * architectures.LENGTH)  # chunks of 2, 2 and 1 sequences
-    accumulate_hessians(run, HessianSettings(), CPU, 0)
+    accumulate_hessians(StageContext(run, CPU), HessianSettings(), 0)
     expected = expected_hessians(model, architectures.tokens(SEQUENCES))
     layers = layer_table(model)
     for block, rows in layers.groupby("block"):
@@ -97,9 +99,9 @@ def test_equals_a_plain_forward_pass(name, tmp_path, monkeypatch):
 def test_shards_add_up(tmp_path):
     model = architectures.build("llama")
     whole, sharded = prepare(tmp_path / "whole", model), prepare(tmp_path / "sharded", model)
-    accumulate_hessians(whole, HessianSettings(), CPU, 0)
+    accumulate_hessians(StageContext(whole, CPU), HessianSettings(), 0)
     for shard in range(3):
-        accumulate_hessians(sharded, HessianSettings(shards=3), CPU, shard)
+        accumulate_hessians(StageContext(sharded, CPU), HessianSettings(shards=3), shard)
     assert not sharded.hessian(0).exists()
     sum_hessians(sharded, 0, 3)
     one, other = read_tensors(whole.hessian(0)), read_tensors(sharded.hessian(0))
@@ -111,8 +113,8 @@ def test_shards_add_up(tmp_path):
 
 def test_shards_of_other_settings_are_refused(tmp_path):
     run = prepare(tmp_path / "run", architectures.build("llama"))
-    accumulate_hessians(run, HessianSettings(shards=2), CPU, 0)
-    accumulate_hessians(run, HessianSettings(shards=3), CPU, 1)
+    accumulate_hessians(StageContext(run, CPU), HessianSettings(shards=2), 0)
+    accumulate_hessians(StageContext(run, CPU), HessianSettings(shards=3), 1)
     with pytest.raises(ArtifactError, match="made by other settings"):
         sum_hessians(run, 0, 2)
     assert not run.hessian(0).exists()
@@ -120,7 +122,7 @@ def test_shards_of_other_settings_are_refused(tmp_path):
 
 def test_missing_shard(tmp_path):
     run = prepare(tmp_path / "run", architectures.build("llama"))
-    accumulate_hessians(run, HessianSettings(shards=2), CPU, 0)
+    accumulate_hessians(StageContext(run, CPU), HessianSettings(shards=2), 0)
     with pytest.raises(ArtifactError, match=r"shard_1.*missing"):
         sum_hessians(run, 0, 2)
 
@@ -128,7 +130,7 @@ def test_missing_shard(tmp_path):
 def test_more_shards_than_sequences(tmp_path):
     run = prepare(tmp_path / "run", architectures.build("llama"), sequences=2)
     with pytest.raises(ConfigError, match=r"hessians\.shards: 3 shards of 2"):
-        accumulate_hessians(run, HessianSettings(shards=3), CPU, 0)
+        accumulate_hessians(StageContext(run, CPU), HessianSettings(shards=3), 0)
 
 
 def test_infinite_activations_name_the_layer_and_leave_finished_blocks_whole(tmp_path):
@@ -136,7 +138,7 @@ def test_infinite_activations_name_the_layer_and_leave_finished_blocks_whole(tmp
     model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
     run = prepare(tmp_path / "run", model)
     with pytest.raises(CompressionError, match=r"model\.layers\.1\.mlp\.down_proj: NaN or infinity"):
-        accumulate_hessians(run, HessianSettings(), CPU, 0)
+        accumulate_hessians(StageContext(run, CPU), HessianSettings(), 0)
     read_tensors(run.hessian(0))
     assert not manifest_path(run.hessian(1)).exists()
 
@@ -145,4 +147,4 @@ def test_tokens_of_another_model(tmp_path):
     run = prepare(tmp_path / "run", architectures.build("llama"))
     write_text(run.model_manifest, '{"fingerprint": "other"}')
     with pytest.raises(ArtifactError, match="another model"):
-        accumulate_hessians(run, HessianSettings(), CPU, 0)
+        accumulate_hessians(StageContext(run, CPU), HessianSettings(), 0)

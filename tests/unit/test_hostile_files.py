@@ -27,8 +27,9 @@ from safetensors.torch import save_file
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import TOKENS, write_table
-from evopress.compression.packing import IntegerFormat, decode
-from evopress.compression.sparse_packing import BITMASK, encode_bitmask
+from evopress.compression.formats import decode
+from evopress.compression.formats.bitmask import BitmaskFormat
+from evopress.compression.formats.integer import IntegerFormat
 from evopress.config.model import FolderModel
 from evopress.data.tokenizer import encode
 from evopress.data.tokens import read_tokens
@@ -361,7 +362,9 @@ def test_packed_parts_that_do_not_fit_are_refused_before_memory_is_taken(data: A
     codes = torch.randint(0, 8, (4, 16), dtype=torch.uint8)
     parts = IntegerFormat(3, 8, False).encode(codes, torch.ones(4, 2).half(), torch.zeros(4, 2, dtype=torch.uint8))
     shape = data.draw(st.tuples(st.sampled_from([4, 0, -1, 1 << 40]), st.sampled_from([16, 8, 0, 1 << 40])))
-    format = data.draw(st.sampled_from(["int3-g8", "int4-g8", "int3-g99999999999", "int3-g3", "int9-g8", "x", BITMASK]))
+    format = data.draw(
+        st.sampled_from(["int3-g8", "int4-g8", "int3-g99999999999", "int3-g3", "int9-g8", "x", "bitmask"])
+    )
     name = data.draw(st.sampled_from(sorted(parts)))
     change = data.draw(st.sampled_from(["none", "cut", "drop", "type"]))
     if change == "drop":
@@ -378,9 +381,9 @@ def test_packed_parts_that_do_not_fit_are_refused_before_memory_is_taken(data: A
 
 @pytest.mark.parametrize("shape", [(4, 1 << 50), (1 << 30, 1 << 30), (4, 17), (0, 0), (-4, -16)])
 def test_bitmasks_of_other_shapes_are_refused_before_memory_is_taken(shape: tuple[int, int]) -> None:
-    parts = encode_bitmask(torch.ones(4, 16), torch.ones(4, 16, dtype=torch.bool))
+    parts = BitmaskFormat().encode(torch.ones(4, 16), torch.ones(4, 16, dtype=torch.bool))
     with pytest.raises(ArtifactError):
-        decode(BITMASK, parts, shape, torch.float32)
+        decode("bitmask", parts, shape, torch.float32)
 
 
 FACTS = {"format": "int3-g8", "shape": [4, 16], "dtype": "float32"}
@@ -424,6 +427,7 @@ def test_tokens_that_are_none(rows: list[Any], tmp_path: Path) -> None:
             "sequence": range(count),
             "documents": pd.Series([["x"]] * count, dtype=object),
             "tokens": pd.Series(rows, dtype=object),
+            "starts": pd.Series([[]] * count, dtype=object),
         }
     )
     write_table(frame, run.tokens("x"), TOKENS, Provenance("test", "{}", "f"))
@@ -433,8 +437,9 @@ def test_tokens_that_are_none(rows: list[Any], tmp_path: Path) -> None:
 
 def test_tables_with_columns_of_other_types_are_refused(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    other = pa.schema([TOKENS.field(0), TOKENS.field(1), pa.field("tokens", pa.list_(pa.float64()))])
+    other = pa.schema([TOKENS.field(0), TOKENS.field(1), pa.field("tokens", pa.list_(pa.float64())), TOKENS.field(3)])
     frame = pd.DataFrame({"sequence": [0], "documents": [["x"]], "tokens": [np.array([0.5, 1e300])]})
+    frame["starts"] = [[]]
     write_table(frame, run.tokens("x"), other, Provenance("test", "{}", "f"))
     with pytest.raises(ArtifactError, match="columns of other types"):
         read_tokens(run, "x")

@@ -5,9 +5,11 @@ from itertools import product
 import numpy as np
 import pytest
 
-from evopress.search.space import DENSE_LEVEL, Level, Space, Unit, make_space
-from evopress.search.strategies.dp import alone_errors, one_alone, table_errors
-from evopress.search.strategies.knapsack import least_error
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS
+from evopress.search.budget import least_error
+from evopress.search.space import DENSE_LEVEL, Space, make_space
+from evopress.search.strategies.dp import alone_errors, each_level_alone, table_errors
 from evopress.util.errors import ArtifactError
 
 PLENTY = 1_000_000
@@ -19,7 +21,7 @@ def space_of(rng: np.random.Generator, sizes: list[int], bits: list[tuple[int, .
     for number, (size, levels) in enumerate(zip(sizes, bits, strict=True)):
         made = tuple(Level(str(b), float(b), b * size, b, float(rng.random())) for b in levels)
         units.append(Unit(f"u{number}", number, "layer", f"group{number % 2}", size, made))
-    return make_space(units, target, "searches.x")
+    return make_space(BITS, units, target, "searches.x")
 
 
 def exhaustive(space: Space, errors: np.ndarray) -> float:
@@ -78,7 +80,7 @@ def test_variants_without_errors_are_refused() -> None:
 
 def test_each_unit_is_measured_alone_at_each_of_its_levels() -> None:
     space = space_of(np.random.default_rng(4), [10, 20, 30], [(2, 3), (3,), (2, 3, 4)], 3)
-    candidates = one_alone(space)
+    candidates = each_level_alone(space)
     assert candidates.shape == (6, 3)
     assert ((candidates != DENSE_LEVEL).sum(axis=1) == 1).all()
     errors = alone_errors(space, np.arange(6.0))

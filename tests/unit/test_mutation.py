@@ -5,9 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evopress.search.evolution.initial import even_candidate, initial_candidates
-from evopress.search.evolution.mutation import MOST_CHANGES, draw_switches, make_offspring, mutate, switch_levels
-from evopress.search.space import Level, Space, Unit, make_space
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS
+from evopress.search.candidates import (
+    MOST_CHANGES,
+    draw_switches,
+    initial_candidates,
+    make_offspring,
+    mutate,
+    switch_levels,
+    uniform_start,
+)
+from evopress.search.space import Space, make_space
 
 
 @st.composite
@@ -24,13 +33,13 @@ def spaces(draw: st.DrawFn) -> Space:
     high = sum(unit.levels[-1].cost for unit in units)
     budget = draw(st.integers(low, high))
     # A target a little above budget / parameters, so that its floor is the budget.
-    return make_space(units, round((budget + 0.5) / parameters, 6), "searches.x")
+    return make_space(BITS, units, round((budget + 0.5) / parameters, 6), "searches.x")
 
 
 def even_space(count: int, bits=(2, 3, 4, 5), target=3.0, parameters=16) -> Space:
     levels = tuple(Level(str(b), float(b), b * parameters, b) for b in bits)
     units = [Unit(f"u{i}", i, "layer", "all", parameters, levels) for i in range(count)]
-    return make_space(units, target, "searches.x")
+    return make_space(BITS, units, target, "searches.x")
 
 
 def assert_valid(candidate: np.ndarray, space: Space) -> None:
@@ -57,7 +66,7 @@ def test_starts_and_offspring_keep_to_levels_groups_and_budget(space, seed):
 @given(spaces(), st.integers(0, 2**32))
 def test_starts_leave_no_slack_that_a_raise_fits_into(space, seed):
     for start in initial_candidates(space, 3, np.random.default_rng(seed)):
-        if (start == even_candidate(space)).all():
+        if (start == uniform_start(space)).all():
             continue
         for members, budget in zip(space.members, space.group_budgets, strict=True):
             slack = budget - space.cost_of(start, members)
@@ -70,7 +79,7 @@ def test_starts_leave_no_slack_that_a_raise_fits_into(space, seed):
 def test_equal_steps_trade_exactly_one_up_one_down(count, seed):
     space = even_space(count)
     rng = np.random.default_rng(seed)
-    parent = even_candidate(space)
+    parent = uniform_start(space)
     child = switch_levels(parent, space, rng)
     assert sorted(child - parent) == [-1] + [0] * (count - 2) + [1]
     assert space.cost_of(child) == space.budget
@@ -91,9 +100,9 @@ def test_a_switch_touches_few_units_even_where_sizes_differ_much():
     small = tuple(Level(str(b), float(b), b * 10, b) for b in (2, 3, 4))
     units = [Unit("big", 0, "big", "all", 1000, big)]
     units += [Unit(f"s{i}", 0, f"s{i}", "all", 10, small) for i in range(200)]
-    space = make_space(units, 3.0, "searches.x")
+    space = make_space(BITS, units, 3.0, "searches.x")
     rng = np.random.default_rng(0)
-    parent = even_candidate(space)
+    parent = uniform_start(space)
     made = [child for _ in range(200) if (child := switch_levels(parent, space, rng)) is not None]
     assert made and all(np.count_nonzero(child != parent) <= MOST_CHANGES for child in made)
 
@@ -110,13 +119,13 @@ def test_number_of_switches_has_the_distribution_of_the_paper():
 def test_switches_change_at_most_two_units_each(switches):
     space = even_space(40)
     rng = np.random.default_rng(1)
-    changed = [np.count_nonzero(mutate(even_candidate(space), space, switches, rng) - 1) for _ in range(50)]
+    changed = [np.count_nonzero(mutate(uniform_start(space), space, switches, rng) - 1) for _ in range(50)]
     assert 0 < max(changed) <= 2 * switches
 
 
 def test_every_neighbour_is_found_where_there_are_few_and_none_twice():
     space = even_space(3, bits=(2, 3, 4))
-    children = make_offspring(even_candidate(space), space, 100, np.random.default_rng(0))
+    children = make_offspring(uniform_start(space), space, 100, np.random.default_rng(0))
     assert len(children) == len(np.unique(children, axis=0)) == 6  # the permutations of (2, 3, 4)
 
 
@@ -140,14 +149,14 @@ def test_other_targets_start_from_distinct_mixtures_of_the_two_nearest_levels():
 def test_the_same_seed_gives_the_same_offspring():
     space = even_space(20)
     first, second = (
-        make_offspring(even_candidate(space), space, 10, np.random.Generator(np.random.PCG64(7))) for _ in range(2)
+        make_offspring(uniform_start(space), space, 10, np.random.Generator(np.random.PCG64(7))) for _ in range(2)
     )
     assert (first == second).all()
 
 
 def test_offspring_come_from_every_parent_and_make_the_switches_asked_for():
     space = even_space(40)
-    parents = np.stack([mutate(even_candidate(space), space, 30, np.random.default_rng(seed)) for seed in range(3)])
+    parents = np.stack([mutate(uniform_start(space), space, 30, np.random.default_rng(seed)) for seed in range(3)])
     children = make_offspring(parents, space, 90, np.random.default_rng(0), switches=1)
     distances = np.array([[np.count_nonzero(child != parent) for parent in parents] for child in children])
     assert (distances.min(axis=1) == 2).all()  # one raised, one lowered

@@ -12,15 +12,17 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table, write_table
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tensors import write_tensors
-from evopress.compression.settings import MagnitudeSettings
-from evopress.compression.variants import make_variants
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import SPARSITY
+from evopress.compression.methods.magnitude import Magnitude
+from evopress.compression.stage import make_variants
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 from evopress.search.run import run_search
-from evopress.search.settings import OwlSettings
-from evopress.search.space import Level, Space, Unit, make_space
-from evopress.search.strategies.owl import block_densities, nearest_candidate, outlier_ratio
+from evopress.search.space import Space, make_space
+from evopress.search.strategies.owl import Owl, block_densities, nearest_candidate, outlier_ratio
 from evopress.util.errors import ArtifactError
 
 COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
@@ -47,7 +49,7 @@ def sparse_space(sizes: list[int], target: float, step: int = 10, each_way: int 
         kept = [size // 2 + steps * step for steps in range(-each_way, each_way + 1)]
         levels = tuple(Level(str(k), 1 - k / size, k, k) for k in kept if 0 < k <= size)
         units.append(Unit(f"u{number}", number, "layer", "all", size, levels))
-    return make_space(units, target, "searches.o", "sparsity")
+    return make_space(SPARSITY, units, target, "searches.o")
 
 
 def test_the_nearest_levels_are_taken_where_they_fit() -> None:
@@ -90,12 +92,12 @@ def run(tmp_path: Path) -> Run:
         rows = layers[layers["block"] == block].drop_duplicates("input_group")
         hessians = {row.input_group: torch.eye(row.columns) for row in rows.itertuples()}
         write_tensors(hessians, run.hessian(block), provenance(), {"tokens": 1})
-        make_variants(run, "s", MagnitudeSettings(step=8, levels=8), COMPUTE, block)
+        make_variants(StageContext(run, COMPUTE), "s", Magnitude(step=8, levels=8), block)
     return run
 
 
 def test_the_block_with_outliers_keeps_more(run: Run) -> None:
-    run_search(run, "o", OwlSettings(variants="s", target=0.5, owl_lambda=0.1, owl_m=5), COMPUTE)
+    run_search(StageContext(run, COMPUTE), "o", Owl(variants="s", target=0.5, owl_lambda=0.1, owl_m=5))
     configuration = read_table(run.configuration("o"), CONFIGURATION)
     totals = configuration.groupby("block")[["cost", "parameters"]].sum()
     kept = totals["cost"] / totals["parameters"]
@@ -105,11 +107,11 @@ def test_the_block_with_outliers_keeps_more(run: Run) -> None:
 
 
 def test_without_lambda_owl_is_uniform(run: Run) -> None:
-    run_search(run, "o", OwlSettings(variants="s", target=0.5, owl_lambda=0), COMPUTE)
+    run_search(StageContext(run, COMPUTE), "o", Owl(variants="s", target=0.5, owl_lambda=0))
     assert set(read_table(run.configuration("o"), CONFIGURATION)["level"]) == {"0"}
 
 
 def test_hessians_of_another_model_are_refused(run: Run) -> None:
     write_tensors({"a": torch.eye(2)}, run.hessian(1), provenance(fingerprint="e" * 64), {"tokens": 1})
     with pytest.raises(ArtifactError, match=r"block_001\.safetensors"):
-        run_search(run, "o", OwlSettings(variants="s", target=0.5), COMPUTE)
+        run_search(StageContext(run, COMPUTE), "o", Owl(variants="s", target=0.5))

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evopress.compression.packing import IntegerFormat, decode, pack, packed_bytes, stored_bytes, unpack
+from evopress.compression.formats import decode
+from evopress.compression.formats.integer import IntegerFormat, pack, packed_bytes, unpack
 from evopress.util.errors import ArtifactError
 
 WIDTHS = range(2, 9)
@@ -73,8 +74,9 @@ def test_bytes_are_those_of_codes_scales_and_zeros():
     parts = form.encode(
         torch.zeros(shape, dtype=torch.uint8), torch.ones(16, 2).half(), torch.zeros(16, 2, dtype=torch.uint8)
     )
-    assert stored_bytes(parts) == 16 * 128 * 3 // 8 + 32 * 2 + 32 * 3 // 8
-    assert 8 * stored_bytes(parts) / (16 * 128) == 3 + (16 + 3) / 64
+    stored = sum(part.nbytes for part in parts.values())
+    assert form.bytes(*shape) == stored == 16 * 128 * 3 // 8 + 32 * 2 + 32 * 3 // 8
+    assert 8 * stored / (16 * 128) == 3 + (16 + 3) / 64
 
 
 @pytest.mark.parametrize("form", [IntegerFormat(3, 64, False), IntegerFormat(8, 1, True)])

@@ -12,8 +12,7 @@ from evopress.config.model import HubModel
 from evopress.plan.run import plan
 from evopress.plan.shape import ModelShape, shape_of
 from evopress.plan.space import planned_space
-from evopress.plan.variants import variant_table
-from evopress.search.settings import EvolutionSettings
+from evopress.search.strategies.evolution import Evolution
 from evopress.workflow.loading import combined, load_settings, read_yaml
 from evopress.workflow.settings import Settings
 
@@ -58,7 +57,8 @@ class Planned:
         return BLOCK[self.name] * self.blocks
 
     def table(self, variants: str) -> pd.DataFrame:
-        return variant_table(self.shape, self.settings.variants[variants], f"variants.{variants}")
+        shape = self.shape
+        return self.settings.variants[variants].table(shape.layers, shape.itemsize, f"variants.{variants}")
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -80,8 +80,10 @@ def test_each_model_is_one_that_the_hub_has_and_writes_to_a_folder_of_its_own():
         assert isinstance(settings.model, HubModel) and settings.name == name
         assert settings.data.calibration.tokens == 2**23 and settings.data.search.tokens == 2**19
         length = 4096 if name == "llama-2-7b" else 8192
-        texts = [settings.data.calibration, settings.data.search, *settings.data.evaluation.values()]
+        texts = [settings.data.calibration, *settings.data.evaluation.values()]
         assert {text.sequence_length for text in texts} == {length}
+        assert settings.data.search.sequence_length == 2048  # 256 minibatches of the first step's tokens
+        assert {text.bos for text in [*texts, settings.data.search]} == {"none"}
         assert length <= MODELS[name]["max_position_embeddings"]
         assert list(settings.data.evaluation) == ["wikitext2", "c4", "fineweb_edu"]
 
@@ -135,7 +137,7 @@ def test_depth_searches_run_as_long_as_their_size_asks(planned):
             space = planned_space(planned.table("modules"), search.target, "size", f"searches.{name}")
             kept = planned.blocks - round(search.target)
             assert dict(zip(space.groups, space.group_budgets, strict=True)) == {"attn": kept, "mlp": kept}
-            assert isinstance(search, EvolutionSettings)
+            assert isinstance(search, Evolution)
             assert (search.offspring, search.survivors, search.tokens) == (32, (2, 1), (2048, 32768))
             assert (search.initial_candidates, search.initial_tokens) == (64, 2048)
             found[name.removesuffix("-evopress")] = search.generations
@@ -145,7 +147,7 @@ def test_depth_searches_run_as_long_as_their_size_asks(planned):
 
 
 def test_evolution_has_the_settings_of_the_paper(planned):
-    evolution = {name: s for name, s in planned.settings.searches.items() if isinstance(s, EvolutionSettings)}
+    evolution = {name: s for name, s in planned.settings.searches.items() if isinstance(s, Evolution)}
     for name, search in evolution.items():
         if name.startswith("q"):
             expected = (150, 128, (16, 4, 1), (2048, 16384, 131072), "size")
@@ -167,7 +169,7 @@ def test_fast_searches_stand_beside_those_of_their_family_and_judge_a_fraction(t
     assert set(fast) == {"q3-fast", "s50-fast", "s60-fast", "s70-fast"}
     for name, search in fast.items():
         slow = searches[name.replace("fast", "evopress")]
-        assert isinstance(search, EvolutionSettings) and isinstance(slow, EvolutionSettings)
+        assert isinstance(search, Evolution) and isinstance(slow, Evolution)
         assert (search.generations, search.offspring, search.survivors, search.tokens) == (400, 16, (1, 1), (512, 8192))
         assert (search.target, search.variants, search.group_rule) == (slow.target, slow.variants, slow.group_rule)
 

@@ -11,37 +11,42 @@ from architectures import CONFIGS, build
 from finished_run import make_results, provenance, write_tokens
 from large_models import SHAPES
 from torch.utils.flop_counter import FlopCounterMode
+from toy_search import first_state, next_generation
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table, write_table
 from evopress.artifacts.tensors import read_tensors
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS
 from evopress.compression.hessian import accumulate_hessians
-from evopress.compression.settings import GptqSettings, HessianSettings, SparseGptSettings
+from evopress.compression.methods.gptq import Gptq
+from evopress.compression.methods.sparsegpt import SparseGpt
+from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
-from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.config.data import PythonDocs
+from evopress.config.hessians import HessianSettings
 from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 from evopress.plan import shape as planning_shape
 from evopress.plan.judging import memory_needed
+from evopress.plan.run import plan
 from evopress.plan.search import SearchWork, search_work
 from evopress.plan.shape import ModelShape, shape_from_config, shape_of
 from evopress.plan.sharing import Sharing
 from evopress.plan.stages import hessian_bytes
-from evopress.plan.variants import variant_table
+from evopress.search.base import Fitness
+from evopress.search.candidates import make_offspring, uniform_start
 from evopress.search.engine.evaluator import model_evaluator
+from evopress.search.engine.forward import plan_block
 from evopress.search.engine.memory import plan_memory
-from evopress.search.engine.objectives import Fitness
-from evopress.search.engine.prefixes import plan_block
-from evopress.search.evolution.generations import first_state, next_generation
-from evopress.search.evolution.initial import even_candidate
-from evopress.search.evolution.mutation import make_offspring
-from evopress.search.evolution.selection import Step
-from evopress.search.settings import EvolutionSettings
-from evopress.search.space import Level, Unit, make_space, units_from_variants
+from evopress.search.selection import Step
+from evopress.search.space import make_space
+from evopress.search.strategies.evolution import Evolution
 from evopress.util.errors import ConfigError
+from evopress.workflow.settings import Settings
 
 CPU = torch.device("cpu")
 COMPUTE = ComputeSettings(device="cpu")
@@ -80,6 +85,27 @@ def test_a_folder_needs_nothing_but_its_config(tmp_path):
     assert shape.dtype == torch.bfloat16 and len(shape.layers) == 224
     halved = shape_of(FolderModel(path=str(tmp_path), dtype="float32"), Run(tmp_path / "run"))
     assert halved is not None and halved.bytes == 2 * shape.bytes
+
+
+def test_what_flatters_a_run_or_does_not_fit_the_model_is_told(tmp_path):
+    build("llama").config.save_pretrained(tmp_path / "model")
+    (tmp_path / "mine.txt").write_text("the same words")
+    text = {"source": "file", "path": str(tmp_path / "mine.txt")}
+    positions = build("llama").config.max_position_embeddings
+
+    def planned(held_out):
+        data = {"calibration": text, "search": {**text, "sequence_length": 8}, "evaluation": {"held": held_out}}
+        model = {"source": "folder", "path": str(tmp_path / "model")}
+        return plan(Settings.load({"name": "x", "model": model, "data": data}), Run(tmp_path / "results"))
+
+    told = planned({**text, "sequence_length": positions + 1})
+    assert "Warning: data.evaluation.held reads the same text as data.calibration" in told
+    assert (
+        f"Warning: data.evaluation.held.sequence_length: {positions + 1} tokens are more than the {positions} positions"
+        in told
+    )
+    assert "data.search.sequence_length" not in told
+    assert "data.evaluation.held" not in planned({"source": "python_docs", "sequence_length": positions})
 
 
 def test_of_a_hub_model_only_the_config_is_asked_for(tmp_path, monkeypatch):
@@ -129,8 +155,8 @@ def _units(blocks: int, rule: str) -> list[Unit]:
 
 def simulate(units: list[Unit], offspring: int, parent: bool, repetitions: int) -> tuple[float, float]:
     """Share of block work, and layer variants beside the parent's, with the real mutation and the engine's planner."""
-    space, rng = make_space(units, 3.0, "test"), np.random.default_rng(0)
-    start, blocks = even_candidate(space), units[-1].block + 1
+    space, rng = make_space(BITS, units, 3.0, "test"), np.random.default_rng(0)
+    start, blocks = uniform_start(space), units[-1].block + 1
     in_block = [[index for index, unit in enumerate(units) if unit.block == block] for block in range(blocks)]
     states = changed = 0
     for _ in range(repetitions):
@@ -184,7 +210,7 @@ def made(tmp_path_factory) -> Run:
     write_tokens(run, "calibration", sequences=6)
     model = BlockwiseModel.from_folder(run.model, CPU)
     write_table(layer_table(model.model), run.layers, LAYERS, provenance())
-    accumulate_hessians(run, HessianSettings(), COMPUTE, 0)
+    accumulate_hessians(StageContext(run, COMPUTE), HessianSettings(), 0)
     return run
 
 
@@ -204,17 +230,17 @@ def test_bytes_of_the_hessians_are_exact(made, shape):
 @pytest.mark.parametrize(
     "settings",
     [
-        GptqSettings(bits=(2, 3, 5, 8), group_size=8),
-        GptqSettings(bits=(3,), group_size=None, symmetric=True, exclude=("*.down_proj",)),
-        SparseGptSettings(sparsity=0.5, step=40, levels=3),
-        SparseGptSettings(patterns=("2:4", "1:4")),
+        Gptq(bits=(2, 3, 5, 8), group_size=8),
+        Gptq(bits=(3,), group_size=None, symmetric=True, exclude=("*.down_proj",)),
+        SparseGpt(sparsity=0.5, step=40, levels=3),
+        SparseGpt(patterns=("2:4", "1:4")),
     ],
     ids=str,
 )
 def test_bytes_of_the_variants_are_exact(made, shape, settings):
     for block in range(2):
-        make_variants(made, "v", settings, COMPUTE, block)
-    planned = variant_table(shape, settings, "variants.v")
+        make_variants(StageContext(made, COMPUTE), "v", settings, block)
+    planned = settings.table(shape.layers, shape.itemsize, "variants.v")
     by = ["block", "layer", "level"]
     stored = VariantStore(made, "v").table
     for column in ("name", "value", "cost", "parameters", "bytes"):
@@ -224,15 +250,13 @@ def test_bytes_of_the_variants_are_exact(made, shape, settings):
 
 def test_group_sizes_that_do_not_fit_are_found_before_anything_runs(shape):
     with pytest.raises(ConfigError, match=r"variants\.v: model\.layers\.0\.\S+: .*7"):
-        variant_table(shape, GptqSettings(group_size=7), "variants.v")
+        Gptq(group_size=7).table(shape.layers, shape.itemsize, "variants.v")
 
 
 # A real search
 
 LENGTH, SEQUENCES, BLOCKS = 16, 60, 8
-SEARCH = EvolutionSettings(
-    variants="gptq", target=3.0, generations=8, offspring=24, survivors=(6, 2, 1), tokens=(16, 56, 128)
-)
+SEARCH = Evolution(variants="gptq", target=3.0, generations=8, offspring=24, survivors=(6, 2, 1), tokens=(16, 56, 128))
 
 
 class Tiny:
@@ -252,7 +276,9 @@ class Tiny:
         transformers.LlamaForCausalLM(config).float().save_pretrained(folder)
         self.folder = folder
         self.shape = shape_from_config(config, torch.float32)
-        self.variants = variant_table(self.shape, GptqSettings(bits=(2, 3, 4, 5), group_size=16), "variants.gptq")
+        self.variants = Gptq(bits=(2, 3, 4, 5), group_size=16).table(
+            self.shape.layers, self.shape.itemsize, "variants.gptq"
+        )
         self.tokens = torch.randint(64, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
 
     def plan(self, memory_gb: float) -> SearchWork:
@@ -261,7 +287,7 @@ class Tiny:
 
     def search(self, memory_gb: float, generations: int):
         """Counters of a real search."""
-        space = make_space(units_from_variants(self.variants, SEARCH.group_rule), SEARCH.target, "searches.q")
+        space = make_space(BITS, BITS.units(self.variants, SEARCH.group_rule), SEARCH.target, "searches.q")
         model = BlockwiseModel.from_folder(self.folder, CPU, resident=False)
         dense = BlockwiseModel.from_folder(self.folder, CPU)
 

@@ -14,7 +14,6 @@ from evopress.plan.search import search_work
 from evopress.plan.shape import shape_of
 from evopress.plan.stages import stages
 from evopress.plan.text import amount
-from evopress.plan.variants import variant_table
 from evopress.workflow.loading import load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -53,7 +52,7 @@ def test_work_of_a_7b_model_by_hand(tmp_path):
     settings = load_settings([write_settings(tmp_path, "7B")])
     shape = shape_of(settings.model, Run(tmp_path))
     assert shape is not None
-    variants = variant_table(shape, settings.variants["gptq"], "variants.gptq")
+    variants = settings.variants["gptq"].table(shape.layers, shape.itemsize, "variants.gptq")
     small, large = (
         search_work(shape, variants, settings.searches["q3"], settings.data.search, 0.9 * gigabytes, "cuda", "q3")
         for gigabytes in (24, 80)
@@ -75,12 +74,12 @@ def test_work_of_a_7b_model_by_hand(tmp_path):
 
 def test_a_chain_of_compressed_blocks_keeps_no_hessians_and_runs_each_block_twice(tmp_path):
     dense = load_settings([write_settings(tmp_path, "7B", searches={})])
-    chain = {"propagation": "compressed", "propagation_level": "3"}
+    chain = {"propagation": "sequential", "propagation_level": "3"}
     method = dense.variants["gptq"].model_copy(update=chain)
     chained = dense.model_copy(update={"variants": {"gptq": method}})
     shape = shape_of(dense.model, Run(tmp_path))
     assert shape is not None
-    table = variant_table(shape, method, "variants.gptq")
+    table = method.table(shape.layers, shape.itemsize, "variants.gptq")
     apart, together = (
         {stage.name: stage for stage in stages(settings, shape, {"gptq": table}, {})} for settings in (dense, chained)
     )
@@ -114,7 +113,8 @@ def test_a_wheel_that_is_not_there_yet_is_planned_as_far_as_it_goes(tmp_path, mo
     overlay.write_text(f"name: nothing-was-ever-made-here\nsearches: {{evopress: {{{steps}}}}}\n")
     assert main(["plan", str(overlay)]) == 0
     out = capsys.readouterr().out
-    assert "snakemake --cores all results/nothing-was-ever-made-here/model.json" in out
+    advised = next(line for line in out.splitlines() if "snakemake --cores all" in line)
+    assert advised.endswith(f"results/nothing-was-ever-made-here/model.json --configfile {overlay}")
     assert amount(float(16 * 512 + 5 * 2048)) in out
 
 

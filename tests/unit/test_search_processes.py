@@ -1,9 +1,9 @@
 """A search in two processes: the same result as in one, and what happens when one of them is killed."""
 
+import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,11 +19,13 @@ from search_run import COMPUTE, MIXED, artifacts, fresh, prepare
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.search.processes import launch
-from evopress.search.processes.launch import Job
-from evopress.search.processes.worker import threads_of_process
+from evopress.search.processes.launch import threads_of_process
+from evopress.search.processes.ranks import Ranks
 from evopress.search.run import run_search
-from evopress.search.settings import EvolutionSettings, GreedySettings
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.greedy import Greedy
 from evopress.util.errors import ConfigError, SearchError
 
 TWO = ComputeSettings(device="cpu", memory_gb=0.01, processes=2, threads=2)
@@ -42,14 +44,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def whole(prepared: Run) -> Run:
     """Searched by two processes without a fault."""
     own = fresh(prepared, "whole")
-    run_search(own, "q", SETTINGS, TWO)
+    run_search(StageContext(own, TWO), "q", SETTINGS)
     return own
 
 
 def test_two_processes_find_what_one_finds(prepared: Run, whole: Run) -> None:
     one = fresh(prepared, "one")
     torch.set_num_threads(1)
-    run_search(one, "q", SETTINGS, COMPUTE)
+    run_search(StageContext(one, COMPUTE), "q", SETTINGS)
     tables = [read_table(run.trace("q"), TRACE) for run in (one, whole)]
     # float32 sums of other batches differ by rounding; divergences are near 0.1
     np.testing.assert_allclose(*(table["fitness"] for table in tables), rtol=1e-4)
@@ -62,10 +64,10 @@ def test_two_processes_find_what_one_finds(prepared: Run, whole: Run) -> None:
 
 def test_other_strategies_use_two_processes_too(prepared: Run) -> None:
     one, two = fresh(prepared, "greedy_one"), fresh(prepared, "greedy_two")
-    settings = GreedySettings(variants="gptq", target=2.7, tokens=24, per_round=4, group_rule="none")
+    settings = Greedy(variants="gptq", target=2.7, tokens=24, per_round=4, group_rule="none")
     torch.set_num_threads(1)
-    run_search(one, "q", settings, COMPUTE)
-    run_search(two, "q", settings, TWO)
+    run_search(StageContext(one, COMPUTE), "q", settings)
+    run_search(StageContext(two, TWO), "q", settings)
     tables = [read_table(run.trace("q"), TRACE) for run in (one, two)]
     np.testing.assert_allclose(*(table["fitness"] for table in tables), rtol=1e-4)
     levels = [read_table(run.configuration("q"), CONFIGURATION)["level"].tolist() for run in (one, two)]
@@ -86,17 +88,17 @@ def wait_for(condition, seconds: float = 60.0) -> None:
 
 
 def workers_of(pid: int) -> list[int]:
-    """Processes of the search that ``pid`` started, by rank."""
-    found = {}
+    """Processes of the search that ``pid`` started."""
+    found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            command = (folder / "cmdline").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == pid and b"evopress.search.processes.worker" in command:
-            found[int(command[-2])] = int(folder.name)
-    return [found[rank] for rank in sorted(found)]
+        if parent == pid and b"--multiprocessing-fork" in command:
+            found.append(int(folder.name))
+    return found
 
 
 def alive(pid: int) -> bool:
@@ -106,8 +108,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def _search(root: str, settings: EvolutionSettings) -> None:
-    run_search(Run(Path(root)), "q", settings, TWO)
+def _search(root: str, settings: Evolution) -> None:
+    run_search(StageContext(Run(Path(root)), TWO), "q", settings)
 
 
 @contextmanager
@@ -138,7 +140,7 @@ def test_death_and_restart_change_no_byte_and_leave_no_orphan(prepared: Run, who
         wait_for(lambda: not any(map(alive, workers)), 8)
     done = generations(killed)
     assert saved + 5 <= done < SETTINGS.generations and not killed.configuration("q").exists()
-    run_search(killed, "q", SETTINGS, TWO)
+    run_search(StageContext(killed, TWO), "q", SETTINGS)
     assert artifacts(killed) == artifacts(whole)
 
 
@@ -151,7 +153,7 @@ def test_a_killed_process_ends_the_job_with_an_error_that_names_it(
         with monkeypatch.context() as patch:
             kill_process(run, rank, before + 2, patch)
         assert generations(run) >= before + 2 and not run.configuration("q").exists()
-    run_search(run, "q", SETTINGS, TWO)
+    run_search(StageContext(run, TWO), "q", SETTINGS)
     assert artifacts(run) == artifacts(whole)
 
 
@@ -162,38 +164,52 @@ def kill_process(run: Run, rank: int, when: int, patch: pytest.MonkeyPatch) -> N
 
     def kill() -> None:
         wait_for(lambda: generations(run) >= when)
-        started[rank].kill()
+        started[rank].process.kill()
         died.append(time.monotonic())
 
     thread = threading.Thread(target=kill)
     thread.start()
     with pytest.raises(SearchError, match=rf"^process {rank} of the search \(2 in all\) was killed by SIGKILL"):
-        run_search(run, "q", SETTINGS, TWO)
+        run_search(StageContext(run, TWO), "q", SETTINGS)
     assert time.monotonic() - died[0] < 8
-    assert all(process.returncode is not None for process in started)
+    assert all(worker.process.exitcode is not None for worker in started)
     thread.join()
 
 
 def test_an_error_of_a_process_is_the_error_of_the_job(prepared: Run) -> None:
     run = fresh(prepared, "error")
     with pytest.raises(ConfigError, match=r"^searches.q.tokens.1.: asks for 73 tokens, but the search text has 72"):
-        run_search(run, "q", SETTINGS.model_copy(update={"tokens": (18, 73)}), TWO)
+        run_search(StageContext(run, TWO), "q", SETTINGS.model_copy(update={"tokens": (18, 73)}))
     assert not run.configuration("q").exists()
 
 
-def test_what_a_process_says_last_is_part_of_the_error(
-    prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = "import sys; sys.exit('the disk is on fire')"
+def fails(ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        raise ValueError("the disk is on fire")
+    ranks.sum(torch.ones(1))
 
-    def start(folder, job, rank):
-        with folder.output(rank).open("wb") as output:
-            return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=output)
 
-    monkeypatch.setattr(launch, "_start", start)
-    job = Job(prepared, "q", SETTINGS, TWO, trust_remote_code=False)
-    with pytest.raises(SearchError, match=r"ended with exit code 1 \(the disk is on fire\); run again"):
-        launch.run_in_processes(job)
+def test_what_a_process_says_last_is_part_of_the_error() -> None:
+    with pytest.raises(
+        SearchError, match=r"^process 1 of the search .* ended with exit code 1 \(ValueError: the disk is"
+    ):
+        launch.run_in_processes(fails, (), TWO)
+
+
+def shares(ranks: Ranks, folder: Path) -> None:
+    text = ranks.share("written by the first" if ranks.rank == 0 else "")
+    rows = torch.arange(7.0)[:, None].to(torch.bfloat16)
+    made = ranks.in_parts(rows, lambda own: own * 2)
+    numbers = ranks.sum(torch.tensor([0.1, 0.2], dtype=torch.float64) * (ranks.rank + 1))
+    (folder / f"{ranks.rank}").write_text(json.dumps([text, made.flatten().tolist(), numbers.tolist()]))
+
+
+def test_all_processes_get_the_same_text_rows_and_sums(tmp_path: Path) -> None:
+    launch.run_in_processes(shares, (tmp_path,), TWO)
+    told = [json.loads((tmp_path / rank).read_text()) for rank in "01"]
+    assert told[0] == told[1]
+    assert told[0][:2] == ["written by the first", [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0]]
+    assert told[0][2] == pytest.approx([0.3, 0.6])
 
 
 def test_processes_share_the_threads() -> None:

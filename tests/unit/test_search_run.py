@@ -4,6 +4,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from search_run import COMPUTE, MIXED, SETTINGS, artifacts, fresh, prepare
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import (
     CONFIGURATION,
+    EFFORT,
     TOKENS,
     TRACE,
     VARIANTS,
@@ -26,10 +28,12 @@ from evopress.artifacts.tables import (
 )
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.config.compute import ComputeSettings
-from evopress.search.engine.fitness import ModelEvaluator
-from evopress.search.record.resume import ResumeFolder
+from evopress.config.context import StageContext
+from evopress.search.base import Strategy
+from evopress.search.engine.evaluator import ModelEvaluator
+from evopress.search.resume import ResumeFolder
 from evopress.search.run import run_search
-from evopress.search.settings import SearchSettings, UniformSettings
+from evopress.search.strategies.uniform import Uniform
 from evopress.util.errors import ArtifactError, ConfigError
 
 
@@ -44,7 +48,7 @@ def run(prepared: Run, tmp_path: Path) -> Run:
 
 
 def test_evolution_writes_a_configuration_within_budget_and_its_trace(run: Run) -> None:
-    run_search(run, "q", SETTINGS, COMPUTE)
+    run_search(StageContext(run, COMPUTE), "q", SETTINGS)
     configuration = read_table(run.configuration("q"), CONFIGURATION)
     layers = read_table(run.layers, LAYER_SCHEMA)
     assert sorted(configuration["unit"]) == sorted(layers["name"])
@@ -65,8 +69,14 @@ def test_evolution_writes_a_configuration_within_budget_and_its_trace(run: Run) 
         assert json.loads(made_by.settings) == json.loads(SETTINGS.model_dump_json())
 
 
-def test_the_trace_holds_every_judgement(run: Run) -> None:
-    run_search(run, "q", MIXED, COMPUTE)
+def test_the_trace_holds_every_evaluation(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="evopress"):
+        run_search(StageContext(run, COMPUTE), "q", MIXED)
+    (summary,) = (line for line in caplog.messages if "of the block work" in line)
+    found = re.fullmatch(
+        r"search q: (\d+) tokens of candidates at .* a second, ([\d.]+)% of the block work of .*", summary
+    )
+    assert int(found[1]) == read_table(run.effort("q"), EFFORT)["tokens"][0] and 0 < float(found[2]) < 100
     trace = read_table(run.trace("q"), TRACE)
     counts = trace.groupby(["generation", "step"]).size().to_dict()
     assert counts == {(0, 0): 4} | {(g, s): n for g in range(1, 7) for s, n in ((0, 6), (1, 4))}
@@ -80,7 +90,7 @@ def test_the_trace_holds_every_judgement(run: Run) -> None:
 
 
 def test_uniform_writes_its_level_and_an_empty_trace(run: Run) -> None:
-    run_search(run, "u", UniformSettings(variants="gptq", target=3.0), COMPUTE)
+    run_search(StageContext(run, COMPUTE), "u", Uniform(variants="gptq", target=3.0))
     configuration = read_table(run.configuration("u"), CONFIGURATION)
     assert len(configuration) == BLOCKS * len(LAYERS) and set(configuration["level"]) == {"3"}
     assert read_table(run.trace("u"), TRACE).empty
@@ -90,7 +100,7 @@ def test_uniform_writes_its_level_and_an_empty_trace(run: Run) -> None:
 @pytest.mark.parametrize("rule", ["name", "none"])
 def test_other_fitness_and_groups_run(run: Run, fitness: str, rule: str) -> None:
     changes = {"fitness": fitness, "group_rule": rule, "top_k": 5, "target": 2.5, "generations": 2}
-    run_search(run, "q", SETTINGS.model_copy(update=changes), COMPUTE)
+    run_search(StageContext(run, COMPUTE), "q", SETTINGS.model_copy(update=changes))
     configuration = read_table(run.configuration("q"), CONFIGURATION)
     assert configuration["cost"].sum() <= 2.5 * configuration["parameters"].sum()
 
@@ -106,7 +116,7 @@ def test_other_fitness_and_groups_run(run: Run, fitness: str, rule: str) -> None
 )
 def test_bad_settings_leave_nothing_behind(run: Run, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        run_search(run, "q", SETTINGS.model_copy(update=changes), COMPUTE)
+        run_search(StageContext(run, COMPUTE), "q", SETTINGS.model_copy(update=changes))
     assert str(error.value).startswith(message)
     assert not run.configuration("q").exists() and not run.trace("q").exists()
 
@@ -117,16 +127,16 @@ def test_tokens_of_another_model_are_refused(run: Run) -> None:
     (run.root / "tokens").unlink()
     write_table(tokens, path, TOKENS, provenance(fingerprint="0" * 64))
     with pytest.raises(ArtifactError, match="made for another model"):
-        run_search(run, "q", SETTINGS, COMPUTE)
+        run_search(StageContext(run, COMPUTE), "q", SETTINGS)
 
 
 # --- death and restart ---------------------------------------------------------------------------------------------
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["evopress.search.run", "evopress.search.engine.fitness"])
+CONTEXT.set_forkserver_preload(["evopress.search.run", "evopress.search.engine.evaluator"])
 
 
-def _search_and_die(root: str, settings: SearchSettings, moment: tuple[str, int, int] | None) -> None:
+def _search_and_die(root: str, settings: Strategy, moment: tuple[str, int, int] | None) -> None:
     """Run the search; at the given call of the given function, send the process a signal."""
     torch.set_num_threads(1)
     if moment is not None:
@@ -146,10 +156,10 @@ def _search_and_die(root: str, settings: SearchSettings, moment: tuple[str, int,
             return function(*args)
 
         setattr(holder, name, dying)
-    run_search(Run(Path(root)), "q", settings, COMPUTE)
+    run_search(StageContext(Run(Path(root)), COMPUTE), "q", settings)
 
 
-def search_in_process(run: Run, settings: SearchSettings, moment: tuple[str, int, int] | None = None) -> int | None:
+def search_in_process(run: Run, settings: Strategy, moment: tuple[str, int, int] | None = None) -> int | None:
     process = CONTEXT.Process(target=_search_and_die, args=(str(run.root), settings, moment))
     process.start()
     process.join(60)
@@ -221,8 +231,8 @@ def test_a_restart_with_other_settings_starts_anew(run: Run) -> None:
 
 def test_less_memory_changes_nothing_but_rounding(run: Run) -> None:
     settings = SETTINGS.model_copy(update={"generations": 2})
-    run_search(run, "plenty", settings, COMPUTE)
-    run_search(run, "scarce", settings, ComputeSettings(device="cpu", memory_gb=2e-5))
+    run_search(StageContext(run, COMPUTE), "plenty", settings)
+    run_search(StageContext(run, ComputeSettings(device="cpu", memory_gb=2e-5)), "scarce", settings)
     tables = [read_table(run.trace(name), TRACE) for name in ("plenty", "scarce")]
     np.testing.assert_allclose(*(table["fitness"] for table in tables), rtol=1e-3)
     chosen = [read_table(run.configuration(name), CONFIGURATION)["level"].tolist() for name in ("plenty", "scarce")]

@@ -7,7 +7,7 @@ from test_config import BASE, FLAT, load
 
 from evopress.util.errors import ConfigError
 from evopress.workflow import slices
-from evopress.workflow.seeds import groups
+from evopress.workflow.searches import groups
 
 Q3 = BASE["searches"]["q3"]
 

@@ -4,13 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from toy_search import first_state
 
-from evopress.search.evolution.generations import first_state
-from evopress.search.evolution.initial import even_candidate
-from evopress.search.evolution.selection import Judgement
-from evopress.search.evolution.sensitivity import allocate, measured_starts
-from evopress.search.minibatch import draw_minibatch
-from evopress.search.space import DENSE_LEVEL, Level, Space, Unit, make_space
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS
+from evopress.search.budget import relaxed_least_error
+from evopress.search.candidates import uniform_start
+from evopress.search.evaluation import Evaluation, draw_minibatch
+from evopress.search.sensitivity import measured_starts
+from evopress.search.space import DENSE_LEVEL, Space, make_space
 
 ERRORS = {2: 0.03, 3: 0.007, 4: 0.0016, 5: 0.0004, 6: 0.0001}
 
@@ -44,7 +46,7 @@ class Additive:
     def evaluate(self, candidates, minibatch):
         self.judged.append(candidates)
         found = [self.fitness(candidate) for candidate in candidates]
-        return [Judgement(fitness, (fitness,) * len(minibatch.sequences)) for fitness in found]
+        return [Evaluation(fitness, (fitness,) * len(minibatch.sequences)) for fitness in found]
 
 
 def brute_force(space: Space, effects: np.ndarray) -> float:
@@ -60,9 +62,9 @@ def brute_force(space: Space, effects: np.ndarray) -> float:
 @pytest.mark.parametrize("sizes", [(16,), (16, 48)])
 def test_allocation_is_the_best_of_all_candidates_within_the_budget(seed, sizes):
     rng = np.random.default_rng(seed)
-    space = make_space([unit(i, int(rng.choice(sizes))) for i in range(6)], 3.0, "searches.x")
+    space = make_space(BITS, [unit(i, int(rng.choice(sizes))) for i in range(6)], 3.0, "searches.x")
     effects = rng.lognormal(0, 1.5, 6)[:, None] * np.array([list(ERRORS.values())] * 6)
-    chosen = allocate(space, effects)
+    chosen = relaxed_least_error(space, effects)
     assert space.fits(chosen)
     best, reached = brute_force(space, effects), effects[np.arange(6), chosen].sum()
     if len(sizes) == 1:  # convex effects and equal steps: greedy is exact
@@ -73,7 +75,7 @@ def test_allocation_is_the_best_of_all_candidates_within_the_budget(seed, sizes)
 
 
 def test_each_unit_is_judged_alone_at_its_even_level():
-    space = make_space([unit(0, 16), unit(1, 16), unit(2, 16, bits=(3,))], 3.0, "searches.x")
+    space = make_space(BITS, [unit(0, 16), unit(1, 16), unit(2, 16, bits=(3,))], 3.0, "searches.x")
     evaluator = Additive(np.array([1.0, 5.0, 1.0]), space)
     _, rows = measured_starts(space, 32, evaluator, np.random.default_rng(0))
     assert [candidate.tolist() for candidate in evaluator.judged[0]] == [
@@ -87,7 +89,7 @@ def test_each_unit_is_judged_alone_at_its_even_level():
 
 @pytest.mark.parametrize(("tokens", "lengths"), [(16, (16,)), (128, (32,) * 4), (1024, (64,) * 16)])
 def test_units_are_judged_alone_on_pieces_of_many_sequences(tokens, lengths):
-    space = make_space([unit(i, 16) for i in range(3)], 3.0, "searches.x")
+    space = make_space(BITS, [unit(i, 16) for i in range(3)], 3.0, "searches.x")
     evaluator = Additive(np.ones(3), space)
     evaluator.text = (20, 128)
     _, rows = measured_starts(space, tokens, evaluator, np.random.default_rng(0))
@@ -113,11 +115,11 @@ def test_levels_far_from_dense_are_told_apart_by_what_they_cost_beyond_the_dense
 @pytest.mark.parametrize("errors", [True, False])
 def test_the_measured_start_beats_the_even_one(errors):
     rng = np.random.default_rng(3)
-    space = make_space([unit(i, 16 if i % 3 else 64, errors=errors) for i in range(30)], 3.0, "searches.x")
+    space = make_space(BITS, [unit(i, 16 if i % 3 else 64, errors=errors) for i in range(30)], 3.0, "searches.x")
     evaluator = Additive(rng.lognormal(0, 1.2, 30), space)
     state, rows = first_state(space, 8, 32, evaluator, np.random.default_rng(0), 64)
     assert space.fits(state.parent)
-    assert evaluator.fitness(state.parent) < 0.9 * evaluator.fitness(even_candidate(space))
+    assert evaluator.fitness(state.parent) < 0.9 * evaluator.fitness(uniform_start(space))
     assert {row.step for row in rows} == {0, 1}
     assert sum(row.accepted for row in rows) == 1
 
@@ -130,14 +132,14 @@ def test_the_even_start_is_kept_where_it_is_better():
             uneven = np.count_nonzero(candidate != 1)
             return super().fitness(candidate) + (uneven if np.count_nonzero(candidate != DENSE_LEVEL) > 1 else 0)
 
-    space = make_space([unit(i, 16) for i in range(10)], 3.0, "searches.x")
+    space = make_space(BITS, [unit(i, 16) for i in range(10)], 3.0, "searches.x")
     evaluator = Deceptive(np.geomspace(1, 1e-6, 10), space)
     state, _ = first_state(space, 8, 32, evaluator, np.random.default_rng(0), 64)
-    assert state.parent.tolist() == even_candidate(space).tolist()
+    assert state.parent.tolist() == uniform_start(space).tolist()
 
 
 def test_a_target_between_levels_starts_from_the_best_of_random_and_measured():
-    space = make_space([unit(i, 16) for i in range(12)], 2.5, "searches.x")
+    space = make_space(BITS, [unit(i, 16) for i in range(12)], 2.5, "searches.x")
     evaluator = Additive(np.geomspace(1, 1e-3, 12), space)
     state, rows = first_state(space, 6, 32, evaluator, np.random.default_rng(0), 64)
     assert space.fits(state.parent)
@@ -155,11 +157,11 @@ def test_errors_of_hidden_states_give_a_second_start_which_the_fitness_judges():
             alone = [np.count_nonzero(candidate != DENSE_LEVEL) <= 1 for candidate in candidates]
             noise = np.random.default_rng(0).random(len(candidates))
             return [
-                Judgement(noise[i] if alone[i] else found.fitness, found.by_sequence, found.fitness * 7)
+                Evaluation(noise[i] if alone[i] else found.fitness, found.by_sequence, found.fitness * 7)
                 for i, found in enumerate(judged)
             ]
 
-    space = make_space([unit(i, 16) for i in range(20)], 3.0, "searches.x")
+    space = make_space(BITS, [unit(i, 16) for i in range(20)], 3.0, "searches.x")
     evaluator = Noisy(np.random.default_rng(1).lognormal(0, 1.5, 20), space)
     (by_fitness, by_error), _ = measured_starts(space, 32, evaluator, np.random.default_rng(0))
     assert space.fits(by_fitness) and space.fits(by_error)

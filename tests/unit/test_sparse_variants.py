@@ -15,22 +15,26 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table, write_table
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tensors import read_tensors, write_tensors
-from evopress.compression.settings import MagnitudeSettings, SparseGptSettings, SparsitySettings, WandaSettings
-from evopress.compression.sparsity import _of_same_shape, sparse_variants
+from evopress.compression.methods.magnitude import Magnitude
+from evopress.compression.methods.sparsegpt import SparseGpt
+from evopress.compression.methods.wanda import Wanda
+from evopress.compression.sparsity import PruningMethod, of_same_shape
+from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
-from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.export.archive import load_archive, write_archive
 from evopress.export.run import stitch_model
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 from evopress.search.run import run_search
-from evopress.search.settings import EvolutionSettings, UniformSettings
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.uniform import Uniform
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError, ModelError
 
 COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
 LEVELS = {"sparsity": 0.5, "step": 20, "levels": 3}
-METHODS = [SparseGptSettings(block_size=8, **LEVELS), WandaSettings(**LEVELS), MagnitudeSettings(**LEVELS)]
+METHODS = [SparseGpt(block_size=8, **LEVELS), Wanda(**LEVELS), Magnitude(**LEVELS)]
 SPARSEGPT = METHODS[0]
 
 
@@ -55,14 +59,14 @@ def correlated(tokens: int, columns: int, generator: torch.Generator) -> Tensor:
     return torch.randn(tokens, columns, generator=generator) @ mixing * torch.linspace(0.3, 3, columns)
 
 
-def make_all(run: Run, settings: SparsitySettings, name: str = "s") -> VariantStore:
+def make_all(run: Run, settings: PruningMethod, name: str = "s") -> VariantStore:
     for block in range(BLOCKS):
-        make_variants(run, name, settings, COMPUTE, block)
+        make_variants(StageContext(run, COMPUTE), name, settings, block)
     return VariantStore(run, name)
 
 
 @pytest.mark.parametrize("settings", METHODS, ids=lambda settings: settings.method)
-def test_every_method_writes_the_same_levels_with_exact_costs(run: Run, settings: SparsitySettings) -> None:
+def test_every_method_writes_the_same_levels_with_exact_costs(run: Run, settings: PruningMethod) -> None:
     store = make_all(run, settings)
     weights = load_file(run.model / "model.safetensors")
     groups = read_table(run.layers, LAYER_SCHEMA).set_index("name")["input_group"]
@@ -92,7 +96,7 @@ def test_wanda_takes_evenly_from_rows_and_magnitude_from_anywhere() -> None:
     weight = torch.randn(10, 16, generator=generator) * torch.arange(1, 11)[:, None]
     hessian = torch.diag(torch.arange(1.0, 17.0) ** 2)
     levels = {"sparsity": 0.4, "step": 13, "levels": 1}
-    by_wanda = {v.level: v for v in sparse_variants({"a": weight}, hessian, WandaSettings(**levels), 1e9)}
+    by_wanda = {v.level: v for v in Wanda(**levels).compress({"a": weight}, hessian)}
     for level, removed in {"-1": 51, "0": 64, "+1": 77}.items():
         mask = torch.from_numpy(by_wanda[level].parts["mask"].numpy())
         kept = (mask[:, None] >> torch.arange(8)).bitwise_and(1).view(10, 16).bool()
@@ -100,16 +104,16 @@ def test_wanda_takes_evenly_from_rows_and_magnitude_from_anywhere() -> None:
         assert set((~kept).sum(1).tolist()) <= {removed // 10, removed // 10 + 1}
         scores = weight.abs() * torch.arange(1.0, 17.0)
         assert all(scores[row][kept[row]].min() >= scores[row][~kept[row]].max() for row in range(10))
-    (plain,) = sparse_variants({"a": weight}, hessian, MagnitudeSettings(sparsity=0.4, step=13, levels=0), 1e9)
+    (plain,) = Magnitude(sparsity=0.4, step=13, levels=0).compress({"a": weight}, hessian)
     assert plain.parts["values"].abs().min() >= weight.abs().flatten().sort().values[63]
 
 
-@pytest.mark.parametrize("method", [SparseGptSettings, WandaSettings, MagnitudeSettings])
-def test_patterns_hold_in_every_group(method: type[SparsitySettings]) -> None:
+@pytest.mark.parametrize("method", [SparseGpt, Wanda, Magnitude])
+def test_patterns_hold_in_every_group(method: type[PruningMethod]) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = correlated(200, 16, generator)
     weights = {"a": torch.randn(6, 16, generator=generator), "b": torch.randn(5, 16, generator=generator)}
-    variants = sparse_variants(weights, inputs.t() @ inputs, method(patterns=("2:4", "4:8", "1:4")), 1e9)
+    variants = method(patterns=("2:4", "4:8", "1:4")).compress(weights, inputs.t() @ inputs)
     assert [(v.layer, v.level) for v in variants[:3]] == [("a", "2:4"), ("a", "1:4"), ("a", "4:8")]
     for variant in variants:
         keep, of = map(int, variant.level.split(":"))
@@ -121,7 +125,7 @@ def test_patterns_hold_in_every_group(method: type[SparsitySettings]) -> None:
 def test_little_memory_changes_nothing(run: Run) -> None:
     make_all(run, SPARSEGPT)
     small = ComputeSettings(device="cpu", memory_gb=1e-7)
-    make_variants(run, "small", SPARSEGPT, small, 0)
+    make_variants(StageContext(run, small), "small", SPARSEGPT, 0)
     one, other = (load_file(run.variant_tensors(name, 0)) for name in ("s", "small"))
     assert one.keys() == other.keys()
     for name in one:
@@ -131,7 +135,7 @@ def test_little_memory_changes_nothing(run: Run) -> None:
 def test_layers_share_a_sweep_only_where_the_memory_holds_a_level_of_each() -> None:
     weights = {name: torch.zeros(12, 16) for name in ("gate", "up", "extra")} | {"other": torch.zeros(4, 16)}
     level = 16 * 12 * 16  # bytes that a level of one of them takes
-    stacks = {memory: list(_of_same_shape(weights, memory)) for memory in (math.inf, 2.5 * level, 1.0)}
+    stacks = {memory: list(of_same_shape(weights, memory)) for memory in (math.inf, 2.5 * level, 1.0)}
     assert stacks[math.inf] == [["gate", "up", "extra"], ["other"]]
     assert stacks[2.5 * level] == [["gate", "up"], ["extra"], ["other"]]
     assert stacks[1.0] == [["gate"], ["up"], ["extra"], ["other"]]
@@ -145,7 +149,7 @@ def test_layers_too_small_for_a_step_are_fixed_and_the_log_says_so(run: Run, cap
     assert sizes["self_attn.k_proj"] == BLOCKS  # 128 weights
     assert sizes["mlp.down_proj"] == 3 * BLOCKS  # 384 weights
     assert "self_attn.k_proj, self_attn.v_proj: 128 weights leave no room for a step of 100; fixed" in caplog.text
-    run_search(run, "u", UniformSettings(variants="s", target=0.5), COMPUTE)
+    run_search(StageContext(run, COMPUTE), "u", Uniform(variants="s", target=0.5))
     assert set(read_table(run.configuration("u"), CONFIGURATION)["level"]) == {"0"}
 
 
@@ -153,20 +157,20 @@ def test_a_sparsity_that_leaves_a_layer_nothing_names_it(run: Run) -> None:
     with pytest.raises(
         CompressionError, match=r"self_attn\.q_proj: sparsity 0\.9999999 leaves nothing of a layer of 256 weights"
     ):
-        make_variants(run, "s", SPARSEGPT.model_copy(update={"sparsity": 0.9999999}), COMPUTE, 0)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT.model_copy(update={"sparsity": 0.9999999}), 0)
     assert not run.variant_tensors("s", 0).exists()
 
 
 def test_a_pattern_that_does_not_divide_a_layer_names_it(run: Run) -> None:
     with pytest.raises(CompressionError, match=r"self_attn\.q_proj.*multiples of 7, but there are 16"):
-        make_variants(run, "s", SPARSEGPT.model_copy(update={"patterns": ("2:7",)}), COMPUTE, 0)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT.model_copy(update={"patterns": ("2:7",)}), 0)
 
 
 def test_excluded_layers_stay_dense_and_patterns_must_match(run: Run) -> None:
     store = make_all(run, SPARSEGPT.model_copy(update={"exclude": ("*.down_proj",)}))
     assert "mlp.down_proj" not in set(store.table["layer"])
     with pytest.raises(ConfigError, match=r"variants\.s\.exclude: '\*\.experts' matches no layer"):
-        make_variants(run, "s", SPARSEGPT.model_copy(update={"exclude": ("*.experts",)}), COMPUTE, 0)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT.model_copy(update={"exclude": ("*.experts",)}), 0)
 
 
 def replace_hessian(run: Run, group: str, hessian: Tensor) -> None:
@@ -188,7 +192,7 @@ def test_fewer_tokens_than_inputs_and_dead_inputs_give_finite_weights(run: Run) 
 def test_nan_in_a_hessian_names_the_layers(run: Run) -> None:
     replace_hessian(run, "mlp.gate_proj", torch.full((16, 16), torch.nan))
     with pytest.raises(CompressionError, match=r"layers\.0\.mlp\.gate_proj, .*up_proj: NaN or infinity"):
-        make_variants(run, "s", SPARSEGPT, COMPUTE, 0)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT, 0)
     assert not run.variant_tensors("s", 0).exists()
 
 
@@ -198,7 +202,7 @@ def test_nan_in_weights_names_the_layer(run: Run) -> None:
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(CompressionError, match=r"model\.layers\.1\.mlp\.up_proj: NaN or infinity"):
-        make_variants(run, "s", SPARSEGPT, COMPUTE, 1)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT, 1)
 
 
 def cut(path: Path) -> None:
@@ -212,15 +216,15 @@ def test_files_cut_short_are_named(run: Run) -> None:
         VariantStore(run, "s")
     cut(run.hessian(0))
     with pytest.raises(ArtifactError, match=r"hessians/block_000\.safetensors: damaged"):
-        make_variants(run, "s", SPARSEGPT, COMPUTE, 0)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT, 0)
     cut(run.model / "model.safetensors")
     with pytest.raises(ModelError, match=r"model\.safetensors: damaged or cut short"):
-        make_variants(run, "s", SPARSEGPT, COMPUTE, 1)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT, 1)
 
 
 def searched(run: Run) -> None:
     make_all(run, SPARSEGPT)
-    settings = EvolutionSettings(
+    settings = Evolution(
         variants="s",
         target=0.5,
         generations=4,
@@ -229,7 +233,7 @@ def searched(run: Run) -> None:
         tokens=(18, 48),
         group_rule="none",
     )
-    run_search(run, "q", settings, COMPUTE)
+    run_search(StageContext(run, COMPUTE), "q", settings)
 
 
 def test_evolution_trades_steps_between_layers_of_different_size(run: Run) -> None:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from evopress.compression.sparse_masks import lowest, ranks
+from evopress.compression.pruning import lowest, ranks
 from evopress.compression.sparsegpt import inverse_factor, sparsegpt
-from evopress.compression.sparsity_levels import SparsityLevel, pattern_levels, unstructured_levels
+from evopress.compression.sparsity import SparsityLevel, pattern_levels, unstructured_levels
 from evopress.util.errors import CompressionError
 
 ROWS, COLUMNS = 12, 40

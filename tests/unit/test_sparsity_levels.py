@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 
 from evopress.artifacts.tables import VARIANTS
-from evopress.compression.measure import average, measure_of
-from evopress.compression.settings import MagnitudeSettings, SparseGptSettings
-from evopress.compression.sparsity_levels import pattern_levels, portions, removed_at, unstructured_levels
+from evopress.compression.families import SPARSITY
+from evopress.compression.methods.magnitude import Magnitude
+from evopress.compression.methods.sparsegpt import SparseGpt
+from evopress.compression.sparsity import pattern_levels, portions, removed_at, unstructured_levels
 from evopress.config.base import parse_section
-from evopress.search.evolution.initial import even_candidate
-from evopress.search.space import Space, budget_for, make_space, units_from_variants
+from evopress.search.candidates import uniform_start
+from evopress.search.space import Space, make_space
 from evopress.search.strategies.uniform import uniform_candidate
 from evopress.util.errors import CompressionError, ConfigError
 from evopress.workflow.settings import Settings
@@ -71,18 +72,18 @@ def test_portions_are_even_and_exact() -> None:
 @pytest.mark.parametrize("sparsity", [0, 1, -0.1, 1.5])
 def test_sparsity_must_lie_between_0_and_1(sparsity: float) -> None:
     with pytest.raises(ConfigError, match=r"^variants\.s\.sparsity: "):
-        parse_section(SparseGptSettings, {"sparsity": sparsity}, "variants.s")
+        parse_section(SparseGpt, {"sparsity": sparsity}, "variants.s")
 
 
 @pytest.mark.parametrize("pattern", ["2", "4:4", "0:4", "a:b", "2:4:8"])
 def test_a_pattern_keeps_some_and_drops_some(pattern: str) -> None:
     with pytest.raises(ConfigError, match=r"^variants\.s\.patterns: .*is not a pattern n:m"):
-        parse_section(MagnitudeSettings, {"patterns": [pattern]}, "variants.s")
+        parse_section(Magnitude, {"patterns": [pattern]}, "variants.s")
 
 
 def test_a_pattern_is_named_once() -> None:
     with pytest.raises(ConfigError, match="named twice"):
-        parse_section(MagnitudeSettings, {"patterns": ["2:4", "2:4"]}, "variants.s")
+        parse_section(Magnitude, {"patterns": ["2:4", "2:4"]}, "variants.s")
 
 
 def run_settings(search: dict[str, object], variants: dict[str, object]) -> Settings:
@@ -102,7 +103,7 @@ def test_the_method_decides_what_a_target_is() -> None:
     assert run_settings({"strategy": "owl", "target": 0.5}, {"method": "wanda"}).searches["s"].target == 0.5
     with pytest.raises(ConfigError, match=r"searches\.s\.target: 3 is no sparsity below 1"):
         run_settings({"strategy": "uniform", "target": 3}, {"method": "sparsegpt"})
-    with pytest.raises(ConfigError, match=r"searches\.s\.variants: OWL chooses sparsities, but 'v' is quantized"):
+    with pytest.raises(ConfigError, match=r"searches\.s\.variants: OWL chooses sparsities, but 'v' has none"):
         run_settings({"strategy": "owl", "target": 3}, {"method": "gptq"})
 
 
@@ -112,6 +113,7 @@ def table(sizes: dict[str, int], target: float = 0.5, step: int = 10, blocks: in
             "block": block,
             "layer": layer,
             "name": f"m.{block}.{layer}",
+            "family": "sparsity",
             "level": level.label,
             "value": level.removed / parameters,
             "cost": parameters - level.removed,
@@ -130,7 +132,7 @@ def table(sizes: dict[str, int], target: float = 0.5, step: int = 10, blocks: in
 
 
 def space_of(variants: pd.DataFrame, target: float, rule: str = "none") -> Space:
-    return make_space(units_from_variants(variants, rule), target, "searches.s", measure_of(variants))
+    return make_space(SPARSITY, SPARSITY.units(variants, rule), target, "searches.s")
 
 
 @pytest.mark.parametrize("rule", ["none", "size", "name"])
@@ -142,14 +144,14 @@ def test_level_0_everywhere_meets_the_target_and_starts_the_search(rule: str, ta
     chosen = [unit.levels[index].label for unit, index in zip(space.units, uniform, strict=True)]
     assert chosen == ["0"] * 8
     assert space.fits(uniform)
-    assert even_candidate(space).tolist() == uniform.tolist()
+    assert uniform_start(space).tolist() == uniform.tolist()
     total = 2 * (333 + 101 + 77 + 9)
-    assert average("sparsity", space.cost_of(uniform), total) >= target
+    assert SPARSITY.average(space.cost_of(uniform), total) >= target
 
 
 def test_the_budget_is_the_most_weights_that_reach_the_sparsity() -> None:
-    assert budget_for(0.3, 10, "sparsity") == 7
-    assert budget_for(0.5, 7, "sparsity") == 3
+    assert SPARSITY.budget(0.3, 10) == 7
+    assert SPARSITY.budget(0.5, 7) == 3
     space = space_of(table({"a": 100}), 0.45)
     assert space.budget == 110
 
@@ -166,12 +168,3 @@ def test_uniform_offers_the_nearest_sparsities() -> None:
     space = space_of(table({"a": 100}), 0.45)
     with pytest.raises(ConfigError, match=r"0\.45 is not a level of m\.0\.a; the nearest are 0\.4 or 0\.5"):
         uniform_candidate(space, 0.45, "searches.s.target")
-
-
-def test_values_tell_sparsities_from_bits() -> None:
-    assert measure_of(pd.DataFrame({"level": ["-1", "0"], "value": [0.0, 0.99]})) == "sparsity"
-    assert measure_of(pd.DataFrame({"level": ["2", "3"], "value": [2.0, 3.0]})) == "bits"
-    assert measure_of(pd.DataFrame({"level": ["drop", "keep"], "value": [0.0, 1.0]})) == "depth"
-    assert measure_of(pd.DataFrame({"level": ["drop", "3"], "value": [0.0, 3.0]})) == "bits"
-    assert average("sparsity", 30, 40) == 0.25
-    assert average("bits", 120, 40) == 3

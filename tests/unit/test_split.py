@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from evopress.search.engine.prefixes import plan_block
+from evopress.search.engine.forward import plan_block
 from evopress.search.processes.split import Share, new_blocks, partition, run_costs, share_out
 
 BLOCKS = 4

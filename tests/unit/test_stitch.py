@@ -15,10 +15,12 @@ from transformers import AutoTokenizer
 from evopress.artifacts.paths import Run
 from evopress.artifacts.stitched import read_stitched_manifest
 from evopress.compression.hessian import accumulate_hessians
-from evopress.compression.settings import GptqSettings, HessianSettings
+from evopress.compression.methods.gptq import Gptq
+from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
-from evopress.compression.variants import make_variants
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
+from evopress.config.hessians import HessianSettings
 from evopress.config.model import FolderModel
 from evopress.export import run
 from evopress.export.files import companion_files
@@ -44,7 +46,7 @@ with torch.no_grad():
 class RoundedStore:
     """Variants that are the dense weights rounded to a step which the level sets."""
 
-    def __init__(self, results, name):
+    def __init__(self, results, name, *, verify=False):
         assert name == "gptq"
         self.checkpoint = Checkpoint(results.model)
 
@@ -95,10 +97,10 @@ def test_stored_weights_are_those_of_the_real_variants(tmp_path):
     results = Run(tmp_path / "run")
     prepare_model(FolderModel(path=str(tiny.model)), results)
     write_tokens(results, "calibration", sequences=8, fingerprint=model_fingerprint(results))
-    accumulate_hessians(results, HessianSettings(), ComputeSettings(device="cpu"), 0)
-    settings = GptqSettings(bits=(2, 3, 4), group_size=8)
+    accumulate_hessians(StageContext(results, ComputeSettings(device="cpu")), HessianSettings(), 0)
+    settings = Gptq(bits=(2, 3, 4), group_size=8)
     for block in range(BLOCKS):
-        make_variants(results, "gptq", settings, ComputeSettings(device="cpu"), block)
+        make_variants(StageContext(results, ComputeSettings(device="cpu")), "gptq", settings, block)
     configuration = write_configuration(results, "evo", fingerprint=model_fingerprint(results))
     run.stitch_model(results, "evo")
 
@@ -172,7 +174,7 @@ def test_manifest_tells_of_damage_and_of_another_model(tmp_path, rounded):
     weights = results.stitched("evo") / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
-    with pytest.raises(ArtifactError, match="missing or cut short"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: damaged \(holds \d+ bytes instead of \d+\)"):
         read_stitched_manifest(results, "evo")
     weights.write_bytes(whole)
     results.model_manifest.write_text(json.dumps({"fingerprint": "e" * 64}))

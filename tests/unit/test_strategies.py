@@ -1,12 +1,15 @@
 """Settings of searches, and the uniform strategy."""
 
 import pytest
+from toy_search import problem_of
 
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS
 from evopress.config.base import parse_section
-from evopress.search.settings import EvolutionSettings, UniformSettings
-from evopress.search.space import Level, Unit, make_space
-from evopress.search.strategies.evolution import check_tokens
-from evopress.search.strategies.uniform import uniform_candidate
+from evopress.search.engine.evaluator import require_tokens
+from evopress.search.space import make_space
+from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.uniform import Uniform, uniform_candidate
 from evopress.util.errors import ConfigError
 
 
@@ -15,13 +18,13 @@ def unit(name: str, parameters: int, bits: tuple[int, ...]) -> Unit:
 
 
 def test_uniform_takes_the_target_level_everywhere():
-    space = make_space([unit("a", 10, (2, 3, 4)), unit("b", 7, (3, 4)), unit("c", 5, (3,))], 3, "searches.u")
+    space = make_space(BITS, [unit("a", 10, (2, 3, 4)), unit("b", 7, (3, 4)), unit("c", 5, (3,))], 3, "searches.u")
     assert uniform_candidate(space, 3.0, "searches.u.target").tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(("target", "nearest"), [(2.5, "2 or 3"), (3.9, "3 or 6")])
 def test_uniform_offers_the_nearest_levels(target, nearest):
-    space = make_space([unit("model.layers.0.q", 10, (2, 3, 6))], target, "searches.u")
+    space = make_space(BITS, [unit("model.layers.0.q", 10, (2, 3, 6))], target, "searches.u")
     with pytest.raises(ConfigError) as error:
         uniform_candidate(space, target, "searches.u.target")
     assert str(error.value) == (
@@ -30,17 +33,17 @@ def test_uniform_offers_the_nearest_levels(target, nearest):
 
 
 def test_uniform_never_passes_the_budget():
-    space = make_space([unit("a", 10, (8,)), unit("b", 10, (2, 3, 4))], 5.2, "searches.u")
+    space = make_space(BITS, [unit("a", 10, (8,)), unit("b", 10, (2, 3, 4))], 5.2, "searches.u")
     with pytest.raises(ConfigError, match="is not a level of b"):
         uniform_candidate(space, 5.2, "searches.u.target")
-    space = make_space([unit("a", 10, (8,)), unit("b", 50, (2, 4, 6))], 4, "searches.u")
+    space = make_space(BITS, [unit("a", 10, (8,)), unit("b", 50, (2, 4, 6))], 4, "searches.u")
     with pytest.raises(ConfigError, match="exceeds the budget"):
         uniform_candidate(space, 4.0, "searches.u.target")
 
 
-def evolution(**values) -> EvolutionSettings:
+def evolution(**values) -> Evolution:
     base = {"strategy": "evolution", "variants": "gptq", "target": 3}
-    return parse_section(EvolutionSettings, base | values, "searches.q3")
+    return parse_section(Evolution, base | values, "searches.q3")
 
 
 @pytest.mark.parametrize(
@@ -67,20 +70,22 @@ def test_settings_that_cannot_work_are_refused(values, message):
 
 def test_an_unknown_key_of_uniform_is_refused():
     with pytest.raises(ConfigError, match="unknown key 'generations'"):
-        parse_section(UniformSettings, {"variants": "g", "target": 3, "generations": 2}, "searches.u")
+        parse_section(Uniform, {"variants": "g", "target": 3, "generations": 2}, "searches.u")
 
 
 def test_more_tokens_than_the_text_has_are_refused_by_name():
-    whole, mixed = (make_space([unit("a", 10, (2, 3, 4))], target, "searches.q3") for target in (3, 3.5))
+    whole, mixed = (make_space(BITS, [unit("a", 10, (2, 3, 4))], target, "searches.q3") for target in (3, 3.5))
     settings = evolution(tokens=[512, 2048, 9000], initial_tokens=512)
-    check_tokens(settings, whole, 9000, "searches.q3")
+    require_tokens(settings.tokens_asked(problem_of(whole)), 9000, "searches.q3")
     with pytest.raises(ConfigError) as error:
-        check_tokens(settings, whole, 8192, "searches.q3")
+        require_tokens(settings.tokens_asked(problem_of(whole)), 8192, "searches.q3")
     assert str(error.value) == (
         "searches.q3.tokens[2]: asks for 9000 tokens, but the search text has 8192; "
         "lower it, or raise data.search.tokens"
     )
     few = evolution(tokens=[512, 512, 512])
-    check_tokens(few, whole, 600, "searches.q3")  # starts uniform, so initial_tokens are not drawn
+    require_tokens(
+        few.tokens_asked(problem_of(whole)), 600, "searches.q3"
+    )  # starts uniform, so initial_tokens are not drawn
     with pytest.raises(ConfigError, match="initial_tokens: asks for 2048"):
-        check_tokens(few, mixed, 600, "searches.q3")
+        require_tokens(few.tokens_asked(problem_of(mixed)), 600, "searches.q3")

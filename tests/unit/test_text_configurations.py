@@ -1,22 +1,19 @@
 """Text configurations: both formats read and written, adversarial text, and the check against a space."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_search import problem_of
 
-from evopress.search.settings import ImportedSettings
-from evopress.search.space import Level, Space, Unit, make_space
-from evopress.search.text_format import (
-    DROPS,
-    format_drops,
-    format_levels,
-    parse_drops,
-    parse_levels,
-    read_text,
-    shown,
-)
-from evopress.search.text_match import match, require_budget
+from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS, SPARSITY
+from evopress.search.configuration import parse_candidate, require_budget
+from evopress.search.space import Space, make_space
+from evopress.search.strategies.imported import Imported
+from evopress.search.text_format import DROPS, format_drops, format_levels, parse_drops, parse_levels, read_text, shown
 from evopress.util.errors import ConfigError
 from evopress.workflow.files import search_files
 
@@ -40,7 +37,7 @@ def layer_space(labels: tuple[str, ...], target: float) -> Space:
         levels.sort(key=lambda level: level.cost)
         block = int(name.split(".")[2])
         units.append(Unit(name, block, name.split(".", 3)[3], "all", 100, tuple(levels)))
-    return make_space(units, target, "searches.mine", "sparsity" if sparse else "bits")
+    return make_space(SPARSITY if sparse else BITS, units, target, "searches.mine")
 
 
 def bits(target: float = 3.0) -> Space:
@@ -117,7 +114,7 @@ def test_any_text_is_read_or_refused_with_its_line(text):
 def test_any_text_fits_a_space_or_is_refused(text, kind):
     space = bits() if kind == "bits" else layer_space(("-1", "0", "+1"), 0.5)
     with pytest.raises(ConfigError):
-        match(text, space, 2, WHERE)
+        parse_candidate(text, space, 2, WHERE)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +172,7 @@ def test_files_that_are_no_text_are_refused(tmp_path):
 def test_the_workflow_takes_no_file_that_snakemake_would_look_for_elsewhere(tmp_path):
     path = tmp_path / "{block}.txt"
     path.write_text("a.b: 3\n")
-    settings = ImportedSettings(variants="gptq", target=3, file=str(path))
+    settings = Imported(variants="gptq", target=3, file=str(path))
     with pytest.raises(ConfigError, match="in a path literally"):
         search_files(settings, "searches.mine")
     assert search_files(settings.model_copy(update={"file": __file__}), "searches.mine") == [__file__]
@@ -189,7 +186,9 @@ def test_foreign_text_is_shown_in_one_short_line():
 
 
 def test_levels_are_matched_by_name_in_any_order():
-    candidate = match("".join(reversed(text_of("2", "3", "4", "3").splitlines(keepends=True))), bits(), 2, WHERE)
+    candidate = parse_candidate(
+        "".join(reversed(text_of("2", "3", "4", "3").splitlines(keepends=True))), bits(), 2, WHERE
+    )
     assert candidate.tolist() == [0, 1, 2, 1]
 
 
@@ -197,16 +196,16 @@ def test_levels_are_matched_by_name_in_any_order():
 def test_steps_are_matched_however_they_are_spelt(spelling):
     space = layer_space(("-1", "0", "+1"), 0.5)
     steps = (1, -1, 0, 0)
-    candidate = match(text_of(*map(spelling.format, steps)), space, 2, WHERE)
+    candidate = parse_candidate(text_of(*map(spelling.format, steps)), space, 2, WHERE)
     chosen = [unit.levels[level].label for unit, level in zip(space.units, candidate, strict=True)]
     assert chosen == ["+1", "-1", "0", "0"]
-    require_budget(space, candidate, 0.5, WHERE)
+    require_budget(replace(problem_of(space), family=SPARSITY), candidate, 0.5, WHERE)
 
 
 def test_an_unknown_layer_is_refused_with_the_nearest():
     text = text_of("3", "3", "3", "3").replace("layers.1.mlp.up_proj", "layers.1.mlp.up_pro")
     with pytest.raises(ConfigError) as error:
-        match(text, bits(), 2, WHERE)
+        parse_candidate(text, bits(), 2, WHERE)
     assert str(error.value) == (
         f"{WHERE}, line 4: no searched layer is named 'model.layers.1.mlp.up_pro': "
         "did you mean model.layers.1.mlp.up_proj?"
@@ -216,41 +215,41 @@ def test_an_unknown_layer_is_refused_with_the_nearest():
 def test_configurations_of_another_model_are_refused_in_a_few_lines():
     text = format_levels((f"transformer.h.{block}.attn.c_attn", "3") for block in range(40))
     with pytest.raises(ConfigError) as error:
-        match(text, bits(), 2, WHERE)
+        parse_candidate(text, bits(), 2, WHERE)
     lines = str(error.value).splitlines()
     assert len(lines) == 6 and lines[-1] == "... and 35 more" and "another model" in lines[0]
 
 
 def test_missing_layers_are_named():
     with pytest.raises(ConfigError) as error:
-        match(format_levels([(LAYERS[0], "3")]), bits(), 2, WHERE)
+        parse_candidate(format_levels([(LAYERS[0], "3")]), bits(), 2, WHERE)
     assert str(error.value).splitlines() == [f"{WHERE}: has no level for {name}" for name in LAYERS[1:]]
 
 
 def test_levels_that_are_not_made_are_refused():
     with pytest.raises(ConfigError, match=r"line 2: model\.layers\.0\.mlp\.up_proj has no level 8; there are 2, 3, 4"):
-        match(text_of("3", "8", "3", "3"), bits(), 2, WHERE)
+        parse_candidate(text_of("3", "8", "3", "3"), bits(), 2, WHERE)
     with pytest.raises(ConfigError, match=r"line 1: .* has no level 2:4"):
-        match(text_of("2:4", "3", "3", "3"), bits(), 2, WHERE)
+        parse_candidate(text_of("2:4", "3", "3", "3"), bits(), 2, WHERE)
 
 
 def test_too_many_bits_are_refused_by_how_many():
-    candidate = match(text_of("4", "3", "3", "3"), bits(), 2, WHERE)
+    candidate = parse_candidate(text_of("4", "3", "3", "3"), bits(), 2, WHERE)
     with pytest.raises(ConfigError, match=r"0\.25 bits per weight above the target of 3 \(100 bits in all\)"):
-        require_budget(bits(), candidate, 3.0, WHERE)
-    require_budget(bits(3.25), candidate, 3.25, WHERE)
+        require_budget(problem_of(bits()), candidate, 3.0, WHERE)
+    require_budget(problem_of(bits(3.25)), candidate, 3.25, WHERE)
 
 
 def test_too_little_sparsity_is_refused_by_how_much():
     space = layer_space(("-1", "0", "+1"), 0.5)
-    candidate = match(text_of("-1", "0", "0", "0"), space, 2, WHERE)
+    candidate = parse_candidate(text_of("-1", "0", "0", "0"), space, 2, WHERE)
     with pytest.raises(ConfigError, match=r"0\.0025 short of the target of 0\.5 \(1 weights too many stay\)"):
-        require_budget(space, candidate, 0.5, WHERE)
+        require_budget(replace(problem_of(space), family=SPARSITY), candidate, 0.5, WHERE)
 
 
 def test_levels_do_not_serve_where_modules_are_dropped_and_the_other_way_round():
     with pytest.raises(ConfigError, match="line 1: 'none' says which modules a block loses"):
-        match("none\nnone\n", bits(), 2, WHERE)
+        parse_candidate("none\nnone\n", bits(), 2, WHERE)
 
 
 def test_levels_of_one_candidate_come_back():
@@ -258,4 +257,4 @@ def test_levels_of_one_candidate_come_back():
     for seed in range(5):
         candidate = np.random.default_rng(seed).integers(0, 3, len(space.units)).astype(np.int16)
         levels = [(unit.name, unit.levels[level].label) for unit, level in zip(space.units, candidate, strict=True)]
-        assert match(format_levels(levels), space, 2, WHERE).tolist() == candidate.tolist()
+        assert parse_candidate(format_levels(levels), space, 2, WHERE).tolist() == candidate.tolist()

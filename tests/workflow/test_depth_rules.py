@@ -65,7 +65,7 @@ def test_a_depth_search_needs_no_hessians_and_ends_in_a_smaller_model(
             assert not planned & {"variants_drop blocks", "search other"}
         else:
             assert planned == expected, path
-    with edited(checkout.root / "evopress/compression/drop.py", b"\n"):
+    with edited(checkout.root / "evopress/compression/methods/drop.py", b"\n"):
         assert checkout.plan(pruned) == variants | OTHER_SEARCH
     with edited(checkout.root / "evopress/compression/gptq.py", b"\n"):
         assert not checkout.plan(pruned) & {"variants_drop blocks", "search other"}

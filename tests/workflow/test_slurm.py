@@ -134,7 +134,7 @@ def submit(checkout: Checkout, settings: dict[str, Any], *targets: Path, **site:
 
 def restless(checkout: Checkout) -> Checkout:
     """The checkout, with a search that stops in its middle the first time."""
-    module = checkout.root / "evopress/search/processes/termination.py"
+    module = checkout.root / "evopress/util/termination.py"
     module.write_text(module.read_text() + PAUSE)
     return checkout
 

@@ -121,5 +121,5 @@ def test_hessians_of_scores_are_not_asked_for(searched: Checkout, several: dict[
 
 
 def test_edited_code_of_a_strategy_repeats_searches(searched: Checkout, several: dict[str, Any]) -> None:
-    with edited(searched.root / "evopress/search/strategies/knapsack.py", b"\n"):
+    with edited(searched.root / "evopress/search/budget.py", b"\n"):
         assert searched.plan(several, targets=configurations()) == {f"search {name}" for name in SEARCHES}

@@ -32,7 +32,7 @@ def added(settings: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any
 @pytest.fixture(scope="module")
 def chained(settings: dict[str, Any]) -> dict[str, Any]:
     """With variants in a chain, and a search over them."""
-    chain = {**settings["variants"]["gptq"], "propagation": "compressed", "propagation_level": "3"}
+    chain = {**settings["variants"]["gptq"], "propagation": "sequential", "propagation_level": "3"}
     search = {"strategy": "uniform", "variants": "chain", "target": 3.0}
     return added(settings, variants={"chain": chain}, searches={"chained": search})
 
@@ -66,7 +66,7 @@ def test_a_chain_runs_block_after_block_goes_on_after_a_kill_and_leaves_no_state
         assert copied.plan(replaced(chained, path, value, sources), targets=[target]) == expected, path
     dense = added(chained, variants={"chain": settings["variants"]["gptq"]})
     assert copied.plan(dense, targets=[target]) == {"variants chain", "search chained"}
-    with edited(copied.root / "evopress/compression/chain.py", b"\n"):
+    with edited(copied.root / "evopress/compression/sequential.py", b"\n"):
         assert copied.plan(chained, targets=[target]) == CHAIN
         assert copied.plan(chained, targets=[other]) == set()
 

@@ -20,7 +20,7 @@ def fault_settings(tiny: dict[str, Any]) -> dict[str, Any]:
     settings = deepcopy(tiny)
     gptq = settings["variants"]["gptq"]
     settings["hessians"]["shards"] = 2
-    settings["variants"]["chain"] = {**gptq, "propagation": "compressed", "propagation_level": "3"}
+    settings["variants"]["chain"] = {**gptq, "propagation": "sequential", "propagation_level": "3"}
     settings["searches"]["evo"]["generations"] = 6
     settings["searches"]["even"] = {"strategy": "uniform", "variants": "chain", "target": 3.0}
     return settings

@@ -7,41 +7,65 @@ from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from evopress.artifacts.paths import DENSE, Run, manifest_path
+from evopress.config.data import leaks
+from evopress.config.tasks import require_tasks
+from evopress.models.block_count import count_blocks
+from evopress.plan.foreseen import require_fit
+from evopress.plan.memory import Memory
+from evopress.plan.model_config import model_config
 from evopress.util.accelerators import usable_devices
 from evopress.util.errors import EvopressError
-from evopress.models.block_count import count_blocks
+from evopress.util.failures import BriefErrors, quiet_interrupts, why_failed
 from evopress.workflow import files, slices
 from evopress.workflow.devices import devices_of_job, devices_of_search
 from evopress.workflow.finished import finished_variants
 from evopress.workflow.history import History
 from evopress.workflow.keys import Keys
 from evopress.workflow.loading import combined, read_yaml
-from evopress.workflow.settings import Settings
+from studies.run import StudiedSettings, studied_slices
+
+# Jobs keep up to 1 GB of freed memory (glibc; others ignore it): it would give blocks as large as activations and logits
+# back at once, only to have those of the next piece of work mapped and cleared page by page again.
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))  # the most that glibc takes
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
 
 try:
     # Snakemake merges its config files into `config` key by key; a section whose kind changes must be replaced whole.
     asked = workflow.config_settings
-    SETTINGS = Settings.load(combined([*map(read_yaml, asked.configfiles), asked.config]))
+    SETTINGS = StudiedSettings.load(combined([*map(read_yaml, asked.configfiles), asked.config]))
     RUN = Run(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
+    MODEL_CONFIG = model_config(SETTINGS.model, RUN)
     MODEL_FILES = files.model_files(SETTINGS.model)
     TASK_FILES = files.task_files(SETTINGS.evaluation.tasks)
     SEARCH_FILES = {name: files.search_files(made, f"searches.{name}") for name, made in SETTINGS.searches.items()}
     TEXT_FILES = {name: files.text_files(text) for name, text in slices.texts(SETTINGS).items()}
     HISTORY = History(RUN.root)
+    EXPECTED = [*slices.expected_slices(SETTINGS, RUN, BLOCKS), *studied_slices(SETTINGS, RUN)]
     if workflow.is_main_process:
-        HISTORY.require(slices.expected_slices(SETTINGS, RUN, BLOCKS))
+        require_fit(SETTINGS, MODEL_CONFIG)
+        require_tasks(SETTINGS.evaluation.tasks)
+        for sentence in leaks(SETTINGS.data):
+            logger.warning(f"Warning: {sentence}")
+        HISTORY.require(EXPECTED)
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
 
 
 onstart:
-    HISTORY.remember(path for path, _ in slices.expected_slices(SETTINGS, RUN, BLOCKS))
+    HISTORY.remember(path for path, _ in EXPECTED)
+
+
+if workflow.is_main_process and not any(isinstance(each, BriefErrors) for each in logger.filters):
+    logger.addFilter(BriefErrors())
+    quiet_interrupts()
 
 
 KEYS = Keys(SETTINGS)
+MEMORY = Memory(SETTINGS, MODEL_CONFIG)
 LOGS = RUN.root / "logs"
 SEARCHES = list(SETTINGS.searches)
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
@@ -110,6 +134,32 @@ def gpus(wildcards):
 def gpus_of_search(wildcards):
     """A GPU for each process of a search."""
     return devices_of_search(SETTINGS.searches[wildcards.search], SETTINGS.compute)
+
+
+def threads_of_search(wildcards):
+    """Many for a search that evaluates candidates; others only look at tables, and need no GPU either."""
+    return MANY_THREADS if SETTINGS.searches[wildcards.search].workers(1) else 1
+
+
+def memory_of_sequence(wildcards, attempt):
+    """MB of a job; where rules do not say, the profile of a cluster does."""
+    return MEMORY.chain(attempt)
+
+
+def memory_of_hessians(wildcards, attempt):
+    return MEMORY.hessians(attempt)
+
+
+def memory_of_search(wildcards, attempt):
+    return MEMORY.search(wildcards.search, attempt)
+
+
+def memory_of_study(wildcards, attempt):
+    return MEMORY.study(attempt)
+
+
+def memory_of_evaluation(wildcards, attempt):
+    return MEMORY.evaluation(attempt)
 
 
 def kept(tensors):
@@ -182,6 +232,17 @@ def small_results():
     if any(SETTINGS.variants[name].needs_hessians or SETTINGS.variants[name].sequential for name in searched):
         yield RUN.tokens("calibration")
     yield from map(RUN.configuration, SEARCHES)
-    yield from exported()
+    yield from map(RUN.stitched_manifest, SEARCHES)
     for model in [DENSE, *SEARCHES]:
         yield from [RUN.perplexity(model), RUN.tasks(model)]
+
+
+def studied(tables, section, reported=True):
+    """What a study's target asks for; an error where the settings do not name what is to be studied."""
+
+    def inputs(wildcards):
+        if not tables:
+            raise WorkflowError(f"{section} names nothing to study; add --configfile config/studies/<target>.yaml")
+        return [*tables, *([*STUDY_SECTIONS, RUN.report, RUN.summary] if reported else [])]
+
+    return inputs

@@ -5,7 +5,7 @@ DENSE_HIDDEN = [RUN.dense_hidden(dataset) for dataset in EVALUATION_SETS]
 
 def model_of(wildcards):
     """Manifest of the model that a search has made."""
-    return RUN.export_manifest(wildcards.search, "huggingface")
+    return RUN.stitched_manifest(wildcards.search)
 
 
 rule perplexity_dense:
@@ -21,6 +21,7 @@ rule perplexity_dense:
     threads: MANY_THREADS
     resources:
         gpu=gpus,
+        mem_mb=memory_of_evaluation,
     params:
         **SCRIPT,
         datasets=EVALUATION_SETS,
@@ -44,6 +45,7 @@ rule perplexity:
     threads: MANY_THREADS
     resources:
         gpu=gpus,
+        mem_mb=memory_of_evaluation,
     params:
         **SCRIPT,
         datasets=EVALUATION_SETS,

@@ -3,26 +3,26 @@
 
 rule report:
     input:
-        RESULTS.model_manifest,
-        RESULTS.layers,
-        [RESULTS.configuration(search) for search in SEARCHES],
-        [RESULTS.trace(search) for search in SEARCHES],
-        [RESULTS.stitched_manifest(search) for search in SEARCHES],
-        [RESULTS.perplexity(search) for search in [DENSE, *SEARCHES]],
-        [RESULTS.tasks(search) for search in [DENSE, *SEARCHES]],
-        STUDY_TABLES,
-        code=code("report.py"),
+        RUN.model_manifest,
+        RUN.layers,
+        [RUN.configuration(search) for search in SEARCHES],
+        [RUN.trace(search) for search in SEARCHES],
+        [RUN.stitched_manifest(search) for search in SEARCHES],
+        [RUN.perplexity(search) for search in [DENSE, *SEARCHES]],
+        [RUN.tasks(search) for search in [DENSE, *SEARCHES]],
+        STUDY_SECTIONS,
     output:
-        RESULTS.report,
-        RESULTS.summary,
+        RUN.report,
+        RUN.summary,
     log:
         LOGS / "report.log",
     params:
         **SCRIPT,
         searches=SEARCHES,
-        studies=lambda wildcards: STUDIES.model_dump_json(),
+        sections=STUDY_SECTIONS,
+        key=key(lambda wildcards: KEYS.report()),
     message:
         "Report"
     shell:
-        "{params.python:q} scripts/report.py {params.common:q} --searches {params.searches:q}"
-        " --studies {params.studies:q} --log {log:q}"
+        "{params.python:q} scripts/stage.py report {params.common:q} --key {params.key:q}"
+        " --searches {params.searches:q} --extra {params.sections:q} --log {log:q}"

@@ -12,9 +12,10 @@ rule tokens:
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.tokens_slice(SETTINGS, wildcards.dataset),
+        role=lambda wildcards: "evaluation" if wildcards.dataset in EVALUATION_SETS else wildcards.dataset,
         key=key(lambda wildcards: KEYS.tokens(wildcards.dataset)),
     message:
         "Tokens: {wildcards.dataset}"
     shell:
         "{params.python:q} scripts/stage.py tokens {params.common:q} --key {params.key:q}"
-        " --dataset {wildcards.dataset:q} --settings {params.settings:q} --log {log:q}"
+        " --dataset {wildcards.dataset:q} --role {params.role} --settings {params.settings:q} --log {log:q}"

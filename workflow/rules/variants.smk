@@ -45,6 +45,7 @@ rule variants_sequential:
     threads: MANY_THREADS
     resources:
         gpu=gpus,
+        mem_mb=memory_of_sequence,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),

@@ -1,16 +1,28 @@
 """The methods that make compressed variants."""
 
+from typing import TYPE_CHECKING
+
 from evopress.compression.base import Method
-from evopress.compression.settings import (
-    DropSettings,
-    GptqSettings,
-    MagnitudeSettings,
-    SparseGptSettings,
-    WandaSettings,
-)
+from evopress.compression.families import FAMILIES
+from evopress.compression.methods.drop import Drop
+from evopress.compression.methods.gptq import Gptq
+from evopress.compression.methods.magnitude import Magnitude
+from evopress.compression.methods.sparsegpt import SparseGpt
+from evopress.compression.methods.wanda import Wanda
 from evopress.config.plugins import Registry
 
-METHODS: Registry[Method] = Registry(
-    "method", Method, GptqSettings, SparseGptSettings, WandaSettings, MagnitudeSettings, DropSettings
-)
+if TYPE_CHECKING:
+    from evopress.compression.base import Format
+
+METHODS: Registry[Method] = Registry("method", Method, Gptq, SparseGpt, Wanda, Magnitude, Drop)
 """By `method` in the settings of variants."""
+
+
+def register(method: type[Method], *formats: "type[Format]") -> None:
+    """Add a method from outside of the package, its family if that is new, and the formats that only it uses."""
+    from evopress.compression.formats import FORMATS
+
+    METHODS.register(method)
+    if method.family not in FAMILIES:
+        FAMILIES.append(method.family)
+    FORMATS.extend(formats)

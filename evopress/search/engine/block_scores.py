@@ -11,10 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
+from evopress.config.context import StageContext
 from evopress.models.blockwise import BlockwiseModel
+from evopress.search.engine.evaluator import require_tokens, search_text
+from evopress.search.engine.memory import plan_memory
+from evopress.search.evaluation import draw_minibatch
 from evopress.util.progress import progress
+from evopress.util.termination import stop_on_sigterm
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(x [T, H], y [T, H]), both float32 -> [T]."""
@@ -50,14 +55,51 @@ def normalized_l2(x: Tensor, y: Tensor) -> Tensor:
     return l2(x, y) / x.norm(dim=-1)
 
 
+def l2_normalized(x: Tensor, y: Tensor) -> Tensor:
+    """Distance of the unit vectors, |y / |y| - x / |x||, as in the code of EvoPress."""
+    return l2(normalize(x, dim=-1), normalize(y, dim=-1))
+
+
 SCORES: dict[str, Score] = {
     "cosine": cosine,
     "window_cosine": angle,
+    "window_mean_cosine": cosine,
     "norm_ratio": norm_ratio,
     "l2": l2,
+    "l2_normalized": l2_normalized,
     "normalized_l2": normalized_l2,
 }
-"""By name in the settings."""
+"""By name in the settings. Of windows, `window_cosine` averages angles and `window_mean_cosine` cosines."""
+
+
+def score_of_text(
+    context: StageContext, score: str, window: int, tokens: int, rng: np.random.Generator, where: str
+) -> NDArray[np.float64]:
+    """Scores (`block_scores`) of the dense model on ``tokens`` random tokens of the search text.
+
+    Raises:
+        ConfigError: the search text or the memory is too little; the message begins with ``where``.
+        ArtifactError: the model or the tokens are missing, damaged or of another model.
+    """
+    text = search_text(context.run)
+    require_tokens({"tokens": tokens}, text.numel(), where)
+    drawn = draw_minibatch(tokens, len(text), text.shape[1], rng)
+    model = BlockwiseModel.from_folder(
+        context.run.model,
+        context.device,
+        resident=False,
+        quick=True,
+        trust_remote_code=context.trust_remote_code,
+    )
+    run_tokens = plan_memory(context.compute.memory_gb, model, text.shape[1]).run_tokens
+    total = 0.0
+    values = np.zeros(len(model.blocks) - window + 1)
+    with stop_on_sigterm() as check:
+        for start, end, length in drawn.segments():
+            ids = text[torch.tensor(drawn.sequences[start:end])][:, :length]
+            values += block_scores(model, ids, SCORES[score], window, run_tokens, check) * ids.numel()
+            total += ids.numel()
+    return values / total
 
 
 @torch.inference_mode()

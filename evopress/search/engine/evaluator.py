@@ -1,29 +1,173 @@
-"""Opening the evaluator of a search: the model, its variants, the search text, and the dense model's own run on it."""
+"""Evaluating many candidates by the model: the evaluator of a search, and how it is opened."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
+from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import read_provenance
 from evopress.config.compute import ComputeSettings
-from evopress.data.tokens import read_tokens
+from evopress.config.context import StageContext
+from evopress.data.tokens import read_counted, read_tokens
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
-from evopress.models.verify import require_intact
-from evopress.search.context import Context
-from evopress.search.engine.counters import Counters
-from evopress.search.engine.fitness import ModelEvaluator
-from evopress.search.engine.forward import Check
-from evopress.search.engine.memory import packed_limit, plan_memory
-from evopress.search.engine.objectives import Fitness, make_objective
+from evopress.models.verify import check_model
+from evopress.search.base import Fitness
+from evopress.search.engine.forward import Check, advance
+from evopress.search.engine.memory import MemoryPlan, packed_limit, plan_memory
+from evopress.search.engine.objectives import Objective, hidden_error, make_objective, next_tokens
 from evopress.search.engine.packed import PackedWeights
-from evopress.search.engine.weights import ReadAhead, Unpack, VariantBlocks
-from evopress.search.processes.ranks import Ranks, in_parts
+from evopress.search.engine.weights import Counters, ReadAhead, Unpack, VariantBlocks
+from evopress.search.evaluation import Evaluation, Minibatch, draw_minibatch
+from evopress.search.problem import SearchProblem
+from evopress.search.processes.ranks import Ranks
+from evopress.search.processes.split import share_out
 from evopress.search.space import Space
-from evopress.util.device import resolve_device
 from evopress.util.errors import ConfigError
+from evopress.util.progress import progress
+
+
+class ModelEvaluator:
+    """Evaluates candidates by what the model with their levels predicts; the same numbers as one full pass for each."""
+
+    def __init__(
+        self,
+        blocks: VariantBlocks,
+        tokens: Tensor,
+        dense: Tensor | None,
+        objective: Objective,
+        memory: MemoryPlan,
+        counters: Counters,
+        check: Check,
+        counted: Tensor | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        """Hold what all evaluations share.
+
+        Args:
+            blocks: the model with its variants.
+            tokens: [sequences, L] search tokens.
+            dense: [sequences, L, H] final hidden states of the dense model on them, if the objective needs it.
+            objective: fitness of a token.
+            memory: sizes of chunks.
+            counters: counts the work.
+            check: called between chunks; raises if the search should stop.
+            counted: [sequences, L] bool, the positions that are evaluated; None are all.
+            ranks: the processes that share each evaluation; all of them call `evaluate` with the same arguments.
+        """
+        self.blocks, self.tokens, self.dense, self.ranks = blocks, tokens, dense, ranks or Ranks()
+        self.objective, self.memory, self.counters, self.check = objective, memory, counters, check
+        self.counted = torch.ones_like(tokens, dtype=torch.bool) if counted is None else counted
+
+    def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
+        """Minibatch of exactly ``tokens`` tokens (`draw_minibatch`)."""
+        sequences, length = self.tokens.shape
+        return draw_minibatch(tokens, sequences, length, rng, longest)
+
+    def evaluate(self, candidates: NDArray[np.int16], minibatch: Minibatch) -> list[Evaluation]:
+        """Evaluate each of ``candidates`` [C, units] on the same tokens."""
+        distinct, inverse = np.unique(candidates, axis=0, return_inverse=True)
+        sums = self.sums(distinct, minibatch) if self.ranks.count == 1 else self._shared_sums(distinct, minibatch)
+        return self._evaluations(sums, inverse.reshape(-1), minibatch)
+
+    @torch.inference_mode()
+    def sums(self, distinct: NDArray[np.int16], minibatch: Minibatch) -> NDArray[np.float64]:
+        """Sums over the positions that count, [2, C, S], of ``distinct`` [C, units] in lexicographic order.
+
+        First fitness, then the errors of final hidden states, which are NaN without a run of the dense model.
+        """
+        sums = np.zeros((2, len(distinct), len(minibatch.sequences)))
+        chunks = list(self._chunks(len(distinct), minibatch))
+        steps = len(chunks) * (len(self.blocks.units_of) + 1)  # the head is one more
+        with progress(f"evaluating {len(distinct)} candidates", steps, "blocks", brief=True) as bar:
+            for part, sequences, length in chunks:
+                rows = torch.tensor(minibatch.sequences[sequences])
+                ids = self.tokens[rows, :length].to(self.blocks.model.device)
+                run_tokens, check = self.memory.run_tokens, self.check
+                finals = advance(self.blocks, distinct[part], ids, run_tokens, self.counters, check, bar.advance)
+                sums[:, part, sequences] = self._score(finals, ids, rows)
+                bar.advance()
+        return sums
+
+    def _shared_sums(self, distinct: NDArray[np.int16], minibatch: Minibatch) -> NDArray[np.float64]:
+        """The same, of which each process makes its share; no number is of two, so their sum rounds nothing."""
+        units, model = self.blocks.units, self.blocks.model
+        of_block = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
+        head = model.hidden_size * model.vocab_size / (sum(of_block) / len(of_block))  # by weights
+        block_of = np.array([unit.block for unit in units])
+        shares = share_out(distinct, block_of, len(model.blocks), head, minibatch.lengths, self.ranks.count)
+        share = shares[self.ranks.rank]
+        part = Minibatch(minibatch.sequences[share.sequences], minibatch.lengths[share.sequences])
+        sums = torch.zeros((2, len(distinct), len(minibatch.sequences)), dtype=torch.float64)
+        if len(distinct[share.candidates]) and part.sequences:
+            own = self.sums(distinct[share.candidates], part)
+            sums[:, share.candidates, share.sequences] = torch.from_numpy(own)
+        return self.ranks.sum(sums).numpy()
+
+    def _evaluations(
+        self, sums: NDArray[np.float64], which: NDArray[np.int64], minibatch: Minibatch
+    ) -> list[Evaluation]:
+        """From sums [2, C, S] over positions; ``which`` row of them belongs to each candidate."""
+        self.counters.evaluations += 1
+        self.counters.candidate_tokens += len(which) * minibatch.tokens
+        positions = self._positions(minibatch, self.objective.positions_lost)
+        fitness = sums[0].sum(axis=1) / positions.sum()
+        errors = sums[1].sum(axis=1) / self._positions(minibatch).sum()
+        means = sums[0] / np.maximum(positions, 1)
+        return [Evaluation(float(fitness[i]), tuple(means[i].tolist()), float(errors[i])) for i in which]
+
+    def _positions(self, minibatch: Minibatch, lost: int = 0) -> NDArray[np.int64]:
+        """Number of positions of each sequence that count, without the ``lost`` ones at its end, [S]."""
+        parts = zip(minibatch.sequences, minibatch.lengths, strict=True)
+        return np.array([int(self.counted[row, : length - lost].sum()) for row, length in parts])
+
+    def _chunks(self, candidates: int, minibatch: Minibatch) -> Iterator[tuple[slice, slice, int]]:
+        """Cut (candidates, sequences) so that hidden states fit in memory; candidates are parted last.
+
+        Candidates are in lexicographic order, so a part shares its prefixes.
+        """
+        model = self.blocks.model
+        for start, end, length in minibatch.segments():
+            room = self.memory.states(length, model.hidden_size, model.dtype.itemsize)
+            part = min(candidates, room)
+            step = max(1, room // part)
+            for first in range(start, end, step):
+                for head in range(0, candidates, part):
+                    yield slice(head, min(head + part, candidates)), slice(first, min(first + step, end)), length
+
+    def _score(self, finals: list[Tensor], ids: Tensor, rows: Tensor) -> NDArray[np.float64]:
+        """Sums over the positions that count, [2, C, S]; the dense logits are made once for all candidates."""
+        model, (sequences, length) = self.blocks.model, ids.shape
+        flat = [final.flatten(0, 1) for final in finals]
+        dense = None if self.dense is None else self.dense[rows, :length].flatten(0, 1)
+        targets, head = next_tokens(ids), self._head
+        scores = torch.full((2, len(finals), len(targets)), torch.nan, dtype=torch.float32, device=model.device)
+        for tokens in even_slices(len(targets), self.memory.score_tokens):
+            near = None if dense is None else dense[tokens].to(model.device)
+            prepared = self.objective.prepare(targets.new_empty(0) if near is None else head(near), targets[tokens])
+            for index, hidden in enumerate(flat):
+                self.check()
+                scores[0, index, tokens] = self.objective.score(prepared, head(hidden[tokens]))
+                if near is not None:
+                    scores[1, index, tokens] = hidden_error(near, hidden[tokens])
+        if self.objective.reads_logits:
+            self.counters.head_tokens += len(targets) * (len(finals) + (dense is not None))
+        scores[:, :, ~self.counted[rows, :length].flatten().to(model.device)] = 0.0
+        return scores.double().unflatten(2, (sequences, length)).sum(-1).cpu().numpy()
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """What the objective reads of final hidden states [T, H]."""
+        return self.blocks.model.logits(hidden[None])[0] if self.objective.reads_logits else hidden
+
+
+def even_slices(total: int, most: int) -> list[slice]:
+    """Cut ``total`` into as few slices of at most ``most`` as possible, of nearly equal size."""
+    count = -(-total // most)
+    return [slice(i * total // count, (i + 1) * total // count) for i in range(count)]
 
 
 def search_text(run: Run) -> torch.Tensor:
@@ -56,36 +200,46 @@ def require_tokens(asked: Mapping[str, int], available: int, where: str) -> None
             )
 
 
-def open_evaluator(context: Context, tokens: torch.Tensor, fitness: Fitness, check: Check) -> ModelEvaluator:
+def open_evaluator(
+    context: StageContext,
+    problem: SearchProblem,
+    tokens: torch.Tensor,
+    fitness: Fitness,
+    where: str,
+    check: Check,
+    ranks: Ranks | None = None,
+) -> ModelEvaluator:
     """Load the model and run the dense one on ``tokens`` [sequences, L]; all processes call this together.
 
     Raises:
         ConfigError: as `model_evaluator`.
     """
-    compute, device = context.compute, resolve_device(context.compute.device)
-    if context.ranks.rank == 0:
-        require_intact(context.run)
+    compute, ranks = context.compute, ranks or Ranks()
+    check_model(context.run)
     model = BlockwiseModel.from_folder(
-        context.run.model, device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
+        context.run.model, context.device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
     )
-    if context.store is None:
-        return model_evaluator(
-            model, context.space, _no_variants, tokens, fitness, compute, context.where, check, ranks=context.ranks
-        )
-    limit = packed_limit(compute.memory_gb, plan_memory(compute.memory_gb, model, tokens.shape[1]), model)
-    packed = PackedWeights(context.store, device, model.stored, model.dtype, limit)
+    unpack: Unpack = _no_variants
+    read_ahead: ReadAhead | None = None
+    held = 0
+    if problem.store is not None:
+        limit = packed_limit(compute.memory_gb, plan_memory(compute.memory_gb, model, tokens.shape[1]), model)
+        packed = PackedWeights(problem.store, context.device, model.stored, model.dtype, limit)
+        unpack, read_ahead = packed.unpack, packed.read_ahead
+        held = packed.bytes if context.device.type == "cpu" else 0
     return model_evaluator(
         model,
-        context.space,
-        packed.unpack,
+        problem.space,
+        unpack,
         tokens,
         fitness,
         compute,
-        context.where,
+        where,
         check,
-        read_ahead=packed.read_ahead,
-        held=packed.bytes if device.type == "cpu" else 0,
-        ranks=context.ranks,
+        counted=read_counted(context.run, "search"),
+        read_ahead=read_ahead,
+        held=held,
+        ranks=ranks,
     )
 
 
@@ -103,6 +257,7 @@ def model_evaluator(
     where: str,
     check: Check,
     *,
+    counted: torch.Tensor | None = None,
     read_ahead: ReadAhead | None = None,
     held: int = 0,
     ranks: Ranks | None = None,
@@ -114,13 +269,14 @@ def model_evaluator(
         space: its units' levels are what ``unpack`` is asked for.
         unpack: gives the weight of a layer at a level.
         tokens: [sequences, L] search tokens.
-        fitness: what candidates are judged by.
+        fitness: what candidates are evaluated by.
         compute: memory.
         where: dotted path of the settings, for messages.
         check: raises if the search should stop.
+        counted: positions of ``tokens`` that are evaluated; None are all.
         read_ahead: told what ``unpack`` will be asked for.
         held: bytes of the memory for weights that packed ones take.
-        ranks: the processes that share the dense model's run; all call this together.
+        ranks: the processes that share the work; all call this together.
 
     Raises:
         ConfigError: the memory is too little, or more top tokens are asked than the vocabulary has.
@@ -129,10 +285,8 @@ def model_evaluator(
         raise ConfigError(f"{where}.top_k: {fitness.top_k} is more than the vocabulary has ({model.vocab_size})")
     objective = make_objective(fitness.name, fitness.top_k)
     memory, counters = plan_memory(compute.memory_gb, model, tokens.shape[1]), Counters()
-    dense = None
+    dense, ranks = None, ranks or Ranks()
     if objective.needs_teacher:
-        dense = in_parts(
-            ranks or Ranks(), tokens, lambda rows: final_hidden(model, rows, memory.run_tokens, "dense model", check)
-        )
+        dense = ranks.in_parts(tokens, lambda rows: final_hidden(model, rows, memory.run_tokens, "dense model", check))
     blocks = VariantBlocks(model, space.units, unpack, memory.weights - held, counters, read_ahead)
-    return ModelEvaluator(blocks, tokens, dense, objective, memory, counters, check)
+    return ModelEvaluator(blocks, tokens, dense, objective, memory, counters, check, counted, ranks)

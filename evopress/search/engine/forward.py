@@ -1,6 +1,12 @@
-"""Run many candidates through the model together, block by block, computing shared prefixes once."""
+"""Run many candidates through the model together, block by block, computing shared prefixes once.
 
-from collections.abc import Callable, Sequence
+A *state* is the hidden states after some blocks. Two candidates with the same levels so far are in the same state, so
+it is computed once, however many candidates pass through it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -8,12 +14,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evopress.models.blockwise import BlockInputs
-from evopress.search.engine.counters import Counters
-from evopress.search.engine.prefixes import BlockPlan, plan_block
-from evopress.search.engine.weights import VariantBlocks
+from evopress.search.engine.weights import Counters, VariantBlocks
 
 Check = Callable[[], None]
 """Called between pieces of work; raises if the search should stop."""
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """How the states before a block become those after it."""
+
+    parents: NDArray[np.int64]
+    """[new states] State before the block that each state after it comes from."""
+    levels: NDArray[np.int16]
+    """[new states, units of the block] Levels that lead to each; states with equal levels are adjacent."""
+    state_of: NDArray[np.int64]
+    """[candidates] State of each candidate after the block."""
+
+    def groups(self) -> Iterator[tuple[tuple[int, ...], range]]:
+        """Levels of the block, and the new states that they lead to."""
+        changes = np.flatnonzero((self.levels[1:] != self.levels[:-1]).any(axis=1)) + 1
+        bounds = [0, *changes.tolist(), len(self.levels)]
+        for start, end in pairwise(bounds):
+            yield tuple(self.levels[start].tolist()), range(start, end)
+
+
+def plan_block(state_of: NDArray[np.int64], levels: NDArray[np.int16]) -> BlockPlan:
+    """Plan one block.
+
+    Args:
+        state_of: [candidates] state of each candidate before the block.
+        levels: [candidates, units of the block] levels of each candidate; may have no column.
+    """
+    keys = np.concatenate([levels.astype(np.int64), state_of[:, None]], axis=1)
+    distinct, inverse = np.unique(keys, axis=0, return_inverse=True)
+    return BlockPlan(distinct[:, -1], distinct[:, :-1].astype(np.int16), inverse.reshape(-1))
 
 
 @torch.inference_mode()
@@ -111,7 +146,8 @@ def _run_batch(
     """Run several states as one batch, or one state in pieces where its sequences are too many for one run."""
     sequences = len(states[0])
     if len(states) > 1:
-        return list(blocks.run(block, levels, torch.cat(states), inputs).split(sequences))
+        # Copies: a view would keep the whole batch in memory as long as any one state of it lives.
+        return [part.clone() for part in blocks.run(block, levels, torch.cat(states), inputs).split(sequences)]
     if sequences <= most_sequences:
         return [blocks.run(block, levels, states[0], inputs)]
     pieces = states[0].split(most_sequences)

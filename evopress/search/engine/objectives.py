@@ -16,15 +16,6 @@ from evopress.util.metrics import IGNORE, distribution, kl_divergence, nll_per_t
 
 
 @dataclass(frozen=True)
-class Fitness:
-    """Which fitness function judges: ``kl``, ``topk_kl``, ``perplexity`` (as its logarithm), or ``hidden_error``."""
-
-    name: str
-    top_k: int = 100
-    """For topk_kl: tokens of the dense model's distribution kept apart."""
-
-
-@dataclass(frozen=True)
 class TopTeacher:
     """The dense model's k most likely tokens."""
 
@@ -53,7 +44,7 @@ class Objective:
 
 
 def make_objective(name: str, top_k: int) -> Objective:
-    """Objective by its name (`Fitness`)."""
+    """Objective by its name (`search.base.Fitness`)."""
     if name == "kl":
         return Objective(lambda logits, _: distribution(logits), kl_divergence)
     if name == "topk_kl":

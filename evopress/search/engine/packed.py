@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from evopress.compression.packing import decode
+from evopress.compression.formats import decode
 from evopress.compression.store import VariantStore
 
 

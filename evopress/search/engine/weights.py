@@ -1,19 +1,24 @@
-"""Blocks with the weights that a candidate chose: unpacked when needed, kept while there is room."""
+"""Blocks with the weights that a candidate chose: unpacked when needed, kept while there is room.
+
+On an accelerator, weights are loaded beside its work, on a CUDA stream of their own. On a CPU there is nothing to load
+beside: unpacking would take the very cores that run the blocks. There, weights are loaded when they are used, and only
+the disk works ahead.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evopress.compression.measure import DROP
+from evopress.compression.families import DROP
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
 from evopress.models.modules import module_kind
 from evopress.models.structure import linear_layers
-from evopress.search.engine.counters import Counters
-from evopress.search.engine.streams import Loaded, SideStream
 from evopress.search.space import DENSE_LEVEL, Unit
 
 Unpack = Callable[[int, str, str], Tensor]
@@ -22,6 +27,94 @@ ReadAhead = Callable[[int, Sequence[tuple[str, str]]], None]
 """(block, its variants as (layer, level label)): they will be unpacked soon."""
 Key = tuple[int, str, str | None]
 """Block, layer and level label of a weight; the label of a dense weight is None."""
+
+
+@dataclass
+class Counters:
+    """Sums over a run. Work is counted in tokens, once for each block (or head) that they pass."""
+
+    block_tokens: int = 0
+    """Blocks x tokens that were run."""
+    block_tokens_alone: int = 0
+    """Blocks x tokens of one full forward pass per candidate."""
+    head_tokens: int = 0
+    """Tokens whose logits were computed, the dense model's included."""
+    candidate_tokens: int = 0
+    """Candidates x tokens that were evaluated."""
+    unpacked: int = 0
+    """Layer variants that were unpacked."""
+    unpacked_bytes: int = 0
+    dense_bytes: int = 0
+    """Bytes of layers that stay dense, each time that they were read."""
+    peak_weight_bytes: int = 0
+    """Most that unpacked and dense weights held at once."""
+    peak_state_bytes: int = 0
+    """Most that hidden states held at once: those before a block and those after it."""
+    evaluations: int = 0
+    """Times that candidates were evaluated together."""
+
+    @property
+    def share_of_block_work(self) -> float:
+        """Block work done, as a share of that of one candidate at a time."""
+        return self.block_tokens / max(1, self.block_tokens_alone)
+
+    def summary(self, seconds: float) -> str:
+        """The work of ``seconds``, in words."""
+        return (
+            f"{self.candidate_tokens} tokens of candidates, {self.candidate_tokens / max(seconds, 1e-9):.3g} a second, "
+            f"{self.share_of_block_work:.1%} of the block work of one candidate at a time, at most "
+            f"{self.peak_weight_bytes / 1e9:.3g} GB of weights, {self.peak_state_bytes / 1e9:.3g} GB of hidden states"
+        )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A weight, and what tells that it is there."""
+
+    weight: Tensor
+    ready: torch.cuda.Event | None = None
+
+
+class SideStream:
+    """A stream for loading; the current stream waits for each weight before it uses it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.finished: torch.cuda.Event | None = None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether loading runs beside other work."""
+        return self.stream is not None
+
+    def load(self, load: Callable[[], Tensor]) -> Loaded:
+        """Start to load a weight."""
+        if self.stream is None:
+            return Loaded(load())
+        with torch.cuda.stream(self.stream):
+            weight = load()
+            # Memory of this stream is not given to another weight before the work that uses this one is done.
+            weight.record_stream(torch.cuda.default_stream(self.device))
+            return Loaded(weight, self.stream.record_event())
+
+    def use(self, loaded: Loaded) -> Tensor:
+        """The weight, for work that is queued from now on."""
+        if loaded.ready is not None:
+            torch.cuda.current_stream(self.device).wait_event(loaded.ready)
+        return loaded.weight
+
+    def keep_pace(self) -> None:
+        """A block's work has been queued: wait until that of the block before it is done.
+
+        Weights that are dropped stay in memory until the work that uses them has run. Without this, the host would
+        load far ahead of the device, and past the limit.
+        """
+        if self.stream is None:
+            return
+        before, self.finished = self.finished, torch.cuda.current_stream(self.device).record_event()
+        if before is not None:
+            before.synchronize()
 
 
 class WeightCache:

@@ -1,5 +1,7 @@
-"""The processes of one search: who this one is, and how they exchange tensors (torch.distributed)."""
+"""The processes of one search: which one this is, and the one thing that they exchange, sums (torch.distributed)."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from evopress.util.errors import SearchError
 
-_PATIENCE = timedelta(days=7)
+_TIMEOUT = timedelta(days=7)
 """Waiting for another process is no error, however long: the one that started them all sees if one dies."""
 
 
@@ -27,53 +29,41 @@ class Ranks:
     rank: int = 0
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where tensors lie that are exchanged."""
-
-    def rows(self, total: int, rank: int | None = None) -> slice:
-        """Which of ``total`` rows are a process's, of nearly equal shares."""
-        number = self.rank if rank is None else rank
-        return slice(number * total // self.count, (number + 1) * total // self.count)
-
-    def broadcast(self, tensor: Tensor, source: int = 0) -> Tensor:
-        """The tensor of process ``source``, of a shape and dtype that all know.
-
-        Raises:
-            LostPeerError: another process is gone.
-        """
-        if self.count == 1:
-            return tensor
-        moved = tensor.to(self.device).contiguous()
-        with _peers():
-            dist.broadcast(moved.view(torch.uint8), source)  # bytes: not every backend knows every dtype
-        return moved.to(tensor.device)
+    """Of this process."""
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over all processes.
+        """Sum over all processes of tensors of one shape and type, the same bytes in each.
 
         Raises:
             LostPeerError: another process is gone.
         """
         if self.count == 1:
             return tensor
-        moved = tensor.to(self.device)
+        moved = tensor.to(self.device, copy=True)
         with _peers():
             dist.all_reduce(moved)
         return moved.to(tensor.device)
 
-    def join_rows(self, rows: Tensor, total: int) -> Tensor:
-        """[total, ...] from the rows that each process has made (`rows`), row by row.
-
-        Raises:
-            LostPeerError: another process is gone.
-        """
+    def share(self, text: str) -> str:
+        """The text of the first process."""
         if self.count == 1:
-            return rows
-        joined = rows.new_empty((total, *rows.shape[1:]))
-        joined[self.rows(total)] = rows
-        for source in range(self.count):
-            for row in joined[self.rows(total, source)]:
-                row.copy_(self.broadcast(row, source))
-        return joined
+            return text
+        own = torch.tensor(list(text.encode()) if self.rank == 0 else [], dtype=torch.uint8)
+        whole = torch.zeros(int(self.sum(torch.tensor(len(own)))), dtype=torch.uint8)
+        whole[: len(own)] = own
+        return bytes(self.sum(whole).numpy()).decode()
+
+    def in_parts(self, rows: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """``make(rows)`` [rows, ...], of which each process makes nearly as many rows."""
+        if self.count == 1:
+            return make(rows)
+        bounds = [rank * len(rows) // self.count for rank in (self.rank, self.rank + 1)]
+        own = make(rows[slice(*bounds)])
+        whole = own.new_zeros((len(rows), *own.shape[1:]))
+        whole[slice(*bounds)] = own
+        for row in whole:  # one at a time, as all may not fit on the device; float32 holds every 16-bit number
+            row.copy_(self.sum(row.float()))
+        return whole
 
 
 @contextmanager
@@ -83,11 +73,11 @@ def joined(rank: int, count: int, device: torch.device, meeting: Path) -> Iterat
     Raises:
         LostPeerError: another process is gone.
     """
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this host, whatever its name resolves to
     backend = "nccl" if device.type == "cuda" else "gloo"
     with _peers():
-        dist.init_process_group(
-            backend, init_method=f"file://{meeting}", rank=rank, world_size=count, timeout=_PATIENCE
-        )
+        dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=count, timeout=_TIMEOUT)
     yield Ranks(rank, count, device)
     dist.destroy_process_group()
 
@@ -98,10 +88,3 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise LostPeerError(f"another process of the search is gone ({str(error).splitlines()[0]})") from error
-
-
-def in_parts(ranks: Ranks, tokens: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-    """``make(tokens)`` [rows, ...], of which each process makes its own rows."""
-    if ranks.count == 1:
-        return make(tokens)
-    return ranks.join_rows(make(tokens[ranks.rows(len(tokens))]), len(tokens))

@@ -1,39 +1,63 @@
-"""Brute force over whole blocks: every choice of so many is judged on the same tokens, and the best one is kept."""
+"""Brute force over whole blocks: every choice of so many is evaluated on the same tokens, and the best one is kept."""
 
 import math
+from collections.abc import Iterator
 from itertools import combinations
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field
 
-from evopress.search.context import Context, Found
-from evopress.search.engine.objectives import Fitness
-from evopress.search.enumeration import enumeration
-from evopress.search.rounds import search_by_model
-from evopress.search.settings import BruteSettings
-from evopress.search.space import Space
+from evopress.compression.base import Family, Method
+from evopress.compression.families import Modules
+from evopress.search.base import OneTextStrategy
+from evopress.search.enumeration import Enumeration
 from evopress.util.errors import ConfigError
 
-PART = 64
-"""Candidates that are judged together, and lost if the search is killed."""
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from evopress.search.problem import SearchProblem
+    from evopress.search.space import Space
 
 
-def brute(context: Context[BruteSettings]) -> Found | None:
-    """Judge every choice of units to drop.
+class BruteForce(OneTextStrategy, Enumeration):
+    """Brute force over whole blocks: every choice of blocks to drop is judged; for depth pruning."""
 
-    Raises:
-        ConfigError: there are more than ``max_candidates``, or the text or the memory is too little.
-        ArtifactError: tokens or variants are missing, damaged or of another model.
-        SearchError: no candidate has a fitness.
-    """
-    settings = context.settings
-    candidates = every_choice(context.space, settings.max_candidates, context.where)
-    rounds = enumeration(candidates, PART, settings.tokens, settings.seed)
-    fitness = Fitness(settings.fitness, settings.top_k)
-    return search_by_model(context, rounds, fitness, settings.tokens_asked())
+    families: ClassVar[tuple[type[Family], ...]] = (Modules,)
+
+    strategy: Literal["brute"] = "brute"
+    max_candidates: int = Field(
+        10_000, ge=1, description="Refuse a search of more candidates than this; each is judged on `tokens` tokens."
+    )
+
+    def candidates(self, problem: "SearchProblem") -> "NDArray[np.int16]":
+        """Every candidate that meets the budget exactly.
+
+        Raises:
+            ConfigError: there are more than ``max_candidates``.
+        """
+        return every_choice(problem.space, self.max_candidates, problem.where)
+
+    def problems(self, where: str, method: Method) -> Iterator[str]:
+        """Units must be whole blocks that are dropped."""
+        if not isinstance(method.family, Modules):
+            yield (
+                f"{where}.strategy: {self.strategy} drops whole blocks, but {self.variants!r} compresses layers; "
+                f"name variants of `method: drop`, or use another strategy"
+            )
+        elif getattr(method, "unit", "") == "module":
+            yield (
+                f"{where}.strategy: brute tries whole blocks, but {self.variants!r} drops modules; set its `unit` to "
+                f"`block`"
+            )
+
+    def sentence(self) -> str:
+        """End of a sentence on dropped modules."""
+        return "the best of all possible choices of whole blocks on the search text"
 
 
-def every_choice(space: Space, most: int, where: str) -> NDArray[np.int16]:
+def every_choice(space: "Space", most: int, where: str) -> "NDArray[np.int16]":
     """Every candidate that meets the budget exactly, [C, units], in an order in which neighbours share their prefixes.
 
     Args:
@@ -44,31 +68,16 @@ def every_choice(space: Space, most: int, where: str) -> NDArray[np.int16]:
     Raises:
         ConfigError: there are more.
     """
-    require_few(space, most, where)
-    candidates = np.ones((choices(space), len(space.units)), dtype=np.int16)
-    for row, chosen in enumerate(combinations(range(len(space.units)), dropped_units(space))):
-        candidates[row, list(chosen)] = 0
-    return candidates
+    import numpy as np
 
-
-def dropped_units(space: Space) -> int:
-    """Units that have to go."""
-    return len(space.units) - space.budget // int(space.costs[0, 1])
-
-
-def choices(space: Space) -> int:
-    """Ways to choose them."""
-    return math.comb(len(space.units), dropped_units(space))
-
-
-def require_few(space: Space, most: int, where: str) -> None:
-    """Refuse more than ``most`` candidates.
-
-    Raises:
-        ConfigError: with their number.
-    """
-    if choices(space) > most:
+    units = len(space.units)
+    dropped = units - space.budget // int(space.costs[0, 1])
+    count = math.comb(units, dropped)
+    if count > most:
         raise ConfigError(
-            f"{where}.max_candidates: {dropped_units(space)} of {len(space.units)} can be dropped in "
-            f"{choices(space):,} ways, more than {most:,}; raise it, drop fewer, or use the evolution strategy"
+            f"{where}.max_candidates: {dropped} of {units} can be dropped in {count:,} ways, more than {most:,}; raise "
+            "it, drop fewer, or use the evolution strategy"
         )
+    candidates = np.ones((count, units), dtype=np.int16)
+    np.put_along_axis(candidates, np.array(list(combinations(range(units), dropped))), 0, axis=1)
+    return candidates

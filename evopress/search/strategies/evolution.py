@@ -1,67 +1,128 @@
-"""Evolutionary search, from artifacts to the chosen candidate."""
+"""The (1 + lambda) evolutionary search of EvoPress (arXiv 2410.14649, algorithm 1)."""
 
-from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
-from evopress.artifacts.tables import CONFIGURATION, read_table
-from evopress.search.context import Context, Found
-from evopress.search.engine.evaluator import require_tokens
-from evopress.search.engine.objectives import Fitness
-from evopress.search.evolution.earlier import earlier_candidate
-from evopress.search.evolution.generations import first_state, next_generation
-from evopress.search.evolution.initial import even_candidate
-from evopress.search.evolution.selection import Step
-from evopress.search.rounds import Rounds, search_by_model
-from evopress.search.settings import EvolutionSettings
-from evopress.search.space import Candidate, Space
+from pydantic import Field
 
+from evopress.config.base import Name
+from evopress.search.base import Request, SelectingStrategy
 
-def evolution(context: Context[EvolutionSettings]) -> Found | None:
-    """Evolve a configuration.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-    Raises:
-        ConfigError: the text or the memory is too little.
-        ArtifactError: tokens or variants are missing, damaged or of another model.
-        SearchError: no candidate has a fitness.
-    """
-    settings = context.settings
-    fitness = Fitness(settings.fitness, settings.top_k)
-    found = [read_table(context.run.configuration(name), CONFIGURATION) for name in settings.start_from]
-    rounds = generations(context.space, settings, [earlier_candidate(context.space, table) for table in found])
-    return search_by_model(context, rounds, fitness, tokens_asked(settings, context.space))
+    from evopress.search.evaluation import Evaluator, TraceRow
+    from evopress.search.problem import SearchProblem
+    from evopress.search.selection import Round, State
 
 
-def generations(space: Space, settings: EvolutionSettings, earlier: Sequence[Candidate] = ()) -> Rounds:
-    """The evolution, a generation a round; ``earlier`` candidates, [units] each, are among its starts."""
-    steps = [Step(kept, tokens) for kept, tokens in zip(settings.survivors, settings.tokens, strict=True)]
-    alone = settings.sensitivity_tokens if settings.start == "sensitivity" else None
-    starts, tokens = settings.initial_candidates, settings.initial_tokens
-    return Rounds(
-        start=lambda evaluator, rng: first_state(
-            space, starts, tokens, evaluator, rng, alone, settings.population, earlier
-        ),
-        advance=lambda state, evaluator, rng: next_generation(
-            state, space, settings.offspring, steps, evaluator, rng, settings.switches
-        ),
-        left=lambda state: settings.generations - state.generation,
-        seed=settings.seed,
-        unit="generations",
+class Evolution(SelectingStrategy):
+    """The (1+lambda) evolutionary search of EvoPress (arXiv 2410.14649, algorithm 1)."""
+
+    strategy: Literal["evolution"] = "evolution"
+    start: Literal["even", "sensitivity"] = Field(
+        "even",
+        description="Where the search starts: even (the paper's way), or from the effect of each layer alone on the "
+        "fitness and on the final hidden states, which finds good configurations with few tokens.",
+    )
+    start_from: tuple[Name, ...] = Field(
+        (),
+        description="Other searches whose configurations are starts, too; where one misses the budget, random units "
+        "are brought to it. The evolution goes on from the best start.",
+    )
+    sensitivity_tokens: int = Field(
+        512, ge=1, description="For start: sensitivity: tokens on which each layer alone is judged."
+    )
+    initial_candidates: int = Field(128, ge=1, description="Random starts when the target is not one of the levels.")
+    initial_tokens: int = Field(2048, ge=1, description="Tokens on which starts are compared.")
+    population: int = Field(
+        1, ge=1, description="Parents of the next generation; each offspring comes from a random one of them."
+    )
+    switches: int | None = Field(
+        None, ge=1, description="Level switches of each offspring; null draws min(U(1,3), U(1,3)), as the paper does."
     )
 
+    def first_round(self, problem: "SearchProblem", evaluator: "Evaluator", rng: "np.random.Generator") -> "Round":
+        """Start from the uniform candidate, or from the best of random ones near it.
 
-def check_tokens(settings: EvolutionSettings, space: Space, available: int, where: str) -> None:
-    """Refuse steps that ask for more tokens than the search text has.
+        Starts from measured sensitivities are compared with these; so is what other searches have found, brought to the
+        budget where it misses it.
+        """
+        import numpy as np
 
-    Raises:
-        ConfigError: with the setting and both numbers.
-    """
-    require_tokens(tokens_asked(settings, space), available, where)
+        from evopress.search.budget import brought_to_budget
+        from evopress.search.candidates import initial_candidates
+        from evopress.search.selection import State, Step, first_selection
+        from evopress.search.sensitivity import measured_starts
 
+        space = problem.space
+        starts, rows = initial_candidates(space, self.initial_candidates, rng), list["TraceRow"]()
+        if self.start == "sensitivity":
+            measured, rows = measured_starts(space, self.sensitivity_tokens, evaluator, rng)
+            starts = np.vstack([starts, *measured])
+        earlier = [brought_to_budget(candidate, space, rng) for candidate in problem.earlier.values()]
+        starts = np.unique(np.vstack([starts, *earlier]), axis=0)
+        if len(starts) == 1:
+            return State(0, starts), rows
+        state, compared = first_selection(starts, Step(self.population, self.initial_tokens), evaluator, rng)
+        step = 1 if rows else 0
+        return state, [*rows, *(replace(row, step=step) for row in compared)]
 
-def tokens_asked(settings: EvolutionSettings, space: Space) -> dict[str, int]:
-    """Tokens of each judgement, by setting; ``initial_tokens`` matters only where there are starts to compare."""
-    asked = {f"tokens[{step}]": tokens for step, tokens in enumerate(settings.tokens)}
-    if settings.start == "sensitivity":
-        asked["sensitivity_tokens"] = settings.sensitivity_tokens
-    if settings.start == "sensitivity" or settings.start_from or not space.fits(even_candidate(space)):
-        asked["initial_tokens"] = settings.initial_tokens
-    return asked
+    def next_round(
+        self, state: "State", problem: "SearchProblem", evaluator: "Evaluator", rng: "np.random.Generator"
+    ) -> "Round":
+        """Mutate the population and select the next one."""
+        return self.select(state, self._offspring(state.population, problem, rng), evaluator, rng)
+
+    def evaluations(self, problem: "SearchProblem", rng: "np.random.Generator") -> list[Request]:
+        """The starts, where there are several to compare, and one generation, as drawn."""
+        from evopress.search.candidates import initial_candidates
+        from evopress.search.sensitivity import each_at_its_level
+
+        starts = initial_candidates(problem.space, self.initial_candidates, rng)
+        requests = []
+        if self.start == "sensitivity":
+            requests.append(Request(each_at_its_level(problem.space)[0], self.sensitivity_tokens))
+        if self._compares_starts(problem):
+            requests.append(Request(starts, self.initial_tokens))
+        parents = starts[: self.population]
+        return [*requests, *self.generation(parents, self._offspring(parents, problem, rng), rng)]
+
+    def _offspring(
+        self, parents: "NDArray[np.int16]", problem: "SearchProblem", rng: "np.random.Generator"
+    ) -> "NDArray[np.int16]":
+        from evopress.search.candidates import make_offspring
+
+        return make_offspring(parents, problem.space, self.offspring, rng, self.switches)
+
+    def parents(self) -> int:
+        """The population."""
+        return self.population
+
+    def depends_on(self) -> tuple[str, ...]:
+        """Those that it starts from."""
+        return self.start_from
+
+    def tokens_asked(self, problem: "SearchProblem | None" = None) -> dict[str, int]:
+        """By steps and start; ``initial_tokens`` matters only where there are starts to compare."""
+        asked = super().tokens_asked(problem)
+        if self.start == "sensitivity":
+            asked["sensitivity_tokens"] = self.sensitivity_tokens
+        if problem is None or self._compares_starts(problem):
+            asked["initial_tokens"] = self.initial_tokens
+        return asked
+
+    def _compares_starts(self, problem: "SearchProblem") -> bool:
+        from evopress.search.candidates import uniform_start
+
+        several = self.start == "sensitivity" or bool(self.start_from)
+        return several or not problem.space.fits(uniform_start(problem.space))
+
+    def least_tokens(self) -> int:
+        """Of all steps and of the start."""
+        return min(*self.tokens, self.initial_tokens, self.sensitivity_tokens)
+
+    def sentence(self) -> str:
+        """End of a sentence on levels, or on dropped modules."""
+        return "found by the evolutionary search of [EvoPress](https://arxiv.org/abs/2410.14649)"

@@ -1,45 +1,45 @@
-"""Random search: as many candidates as evolution judges, on as many tokens, but from all over the space.
+"""Random search: as many candidates as evolution evaluates, on as many tokens, but from all over the space."""
 
-Each generation draws new ones; the best so far is admitted to the last selection step, as evolution's parent is.
-"""
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
+from evopress.search.base import Request, SelectingStrategy
 
-from evopress.search.context import Context, Found
-from evopress.search.engine.objectives import Fitness
-from evopress.search.evolution.generations import State, select_next
-from evopress.search.evolution.sampling import random_candidate, random_candidates
-from evopress.search.evolution.selection import Evaluator, Step
-from evopress.search.rounds import Round, Rounds, search_by_model
-from evopress.search.settings import RandomSettings
-from evopress.search.space import Space
+if TYPE_CHECKING:
+    import numpy as np
+
+    from evopress.search.evaluation import Evaluator
+    from evopress.search.problem import SearchProblem
+    from evopress.search.selection import Round, State
 
 
-def random_search(context: Context[RandomSettings]) -> Found | None:
-    """Keep the best of random candidates.
+class RandomSearch(SelectingStrategy):
+    """Random search: candidates from all over the space and the best so far, judged in the same steps."""
 
-    Raises:
-        ConfigError: the text or the memory is too little.
-        ArtifactError: tokens or variants are missing, damaged or of another model.
-        SearchError: no candidate has a fitness.
-    """
-    settings = context.settings
-    asked = {f"tokens[{step}]": tokens for step, tokens in enumerate(settings.tokens)}
-    fitness = Fitness(settings.fitness, settings.top_k)
-    return search_by_model(context, draws(context.space, settings), fitness, asked)
+    strategy: Literal["random"] = "random"
 
+    def first_round(self, problem: "SearchProblem", evaluator: "Evaluator", rng: "np.random.Generator") -> "Round":
+        """Any candidate."""
+        from evopress.search.candidates import random_candidate
+        from evopress.search.selection import State
 
-def draws(space: Space, settings: RandomSettings) -> Rounds:
-    """The search, a generation a round."""
-    steps = [Step(kept, tokens) for kept, tokens in zip(settings.survivors, settings.tokens, strict=True)]
+        return State(0, random_candidate(problem.space, rng)[None]), []
 
-    def start(evaluator: Evaluator, rng: np.random.Generator) -> Round:
-        return State(0, random_candidate(space, rng)[None]), []
+    def next_round(
+        self, state: "State", problem: "SearchProblem", evaluator: "Evaluator", rng: "np.random.Generator"
+    ) -> "Round":
+        """Draw new ones; the best so far is admitted to the last selection step, as evolution's parent is."""
+        from evopress.search.candidates import random_candidates
 
-    def advance(state: State, evaluator: Evaluator, rng: np.random.Generator) -> Round:
-        drawn = random_candidates(space, settings.offspring, rng)
-        new = drawn[(drawn != state.parent).any(axis=1)]
-        return select_next(state, new, steps, evaluator, rng)
+        drawn = random_candidates(problem.space, self.offspring, rng)
+        return self.select(state, drawn[(drawn != state.parent).any(axis=1)], evaluator, rng)
 
-    left = lambda state: settings.generations - state.generation  # noqa: E731
-    return Rounds(start, advance, left, settings.seed, "generations")
+    def evaluations(self, problem: "SearchProblem", rng: "np.random.Generator") -> list[Request]:
+        """One generation, as drawn."""
+        from evopress.search.candidates import random_candidate, random_candidates
+
+        parent = random_candidate(problem.space, rng)
+        return self.generation(parent[None], random_candidates(problem.space, self.offspring, rng), rng)
+
+    def sentence(self) -> str:
+        """End of a sentence on levels."""
+        return "the best of random draws, judged as a whole"

@@ -2,93 +2,154 @@
 
 How much a block matters is read from what it does to hidden states (`block_scores`), or from what its removal alone
 does to the model: the perplexity without it (Shortened Llama, arXiv 2402.02834), or the divergence from the dense
-model. The window score drops consecutive blocks, those which together change hidden states least.
+model. The window scores drop consecutive blocks, those which together change hidden states least.
 """
 
-import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from pydantic import Field
 
-from evopress.models.blockwise import BlockwiseModel
-from evopress.search.context import Context, Found
-from evopress.search.engine.block_scores import SCORES, block_scores
-from evopress.search.engine.evaluator import require_tokens, search_text
-from evopress.search.engine.memory import plan_memory
-from evopress.search.engine.objectives import Fitness
-from evopress.search.enumeration import enumeration, fitness_of_each
-from evopress.search.minibatch import draw_minibatch
-from evopress.search.processes.termination import stop_on_sigterm
-from evopress.search.record.effort import Effort
-from evopress.search.rounds import search_by_model
-from evopress.search.settings import ScoresSettings
-from evopress.search.space import Candidate, Space
-from evopress.util.device import resolve_device
+from evopress.compression.base import Family, Method
+from evopress.compression.families import Modules
+from evopress.search.base import Fitness, Request
+from evopress.search.enumeration import Enumeration, fitness_of_each
 from evopress.util.errors import ConfigError
 
-PART = 16
-"""Blocks that are judged between two moments at which a search may be killed without loss."""
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from evopress.search.evaluation import SearchResult
+    from evopress.search.problem import SearchContext, SearchProblem
+    from evopress.search.space import Candidate, Space
+
+WINDOWS = ("window_cosine", "window_mean_cosine")
+"""Scores of consecutive blocks together."""
+_ARXIV = "https://arxiv.org/abs/"
+_WINDOW = (
+    "chosen as those of the consecutive blocks that together turn hidden states least "
+    f"([The Unreasonable Ineffectiveness of the Deeper Layers]({_ARXIV}2403.17887))"
+)
+_SENTENCES = {
+    "cosine": f"chosen by how little their block turns hidden states ([ShortGPT]({_ARXIV}2403.03853))",
+    "window_cosine": _WINDOW,
+    "window_mean_cosine": _WINDOW,
+    "norm_ratio": "chosen by how little their block adds to hidden states, relative to what leaves it "
+    f"([weight subcloning]({_ARXIV}2312.09299))",
+    "l2": "chosen by how little their block changes hidden states",
+    "l2_normalized": "chosen by how little their block changes hidden states, each scaled to length one",
+    "normalized_l2": "chosen by how little their block changes hidden states, relative to what enters it",
+    "perplexity": f"chosen by the perplexity without their block ([Shortened Llama]({_ARXIV}2402.02834))",
+    "kl": "chosen by the divergence from the original without their block",
+}
 
 
-def scores(context: Context[ScoresSettings]) -> Found | None:
-    """Drop the blocks of least score.
+class BlockScores(Enumeration):
+    """Block scores: the blocks that matter least, each judged alone, are dropped; for depth pruning."""
 
-    Raises:
-        ConfigError: fewer blocks may go as a whole than are asked, or the text or the memory is too little.
-        ArtifactError: tokens or variants are missing, damaged or of another model.
-        SearchError: a score is no number.
-    """
-    settings, space = context.settings, context.space
-    whole, count = whole_blocks(space), int(settings.target)
-    if len(whole) < count:
-        raise ConfigError(
-            f"{context.where}.target: {count} whole blocks are to be dropped, but only {len(whole)} may be; lower it, "
-            f"or exclude fewer modules"
-        )
-    if settings.judges():
-        alone = np.stack([without(space, [block]) for block in whole])
-        rounds = enumeration(alone, PART, settings.tokens, settings.seed)
-        found = search_by_model(context, rounds, Fitness(settings.score), settings.tokens_asked())
-        if found is None:
-            return None
-        values = dict(zip(whole, fitness_of_each(found.records).tolist(), strict=True))
-        return Found(without(space, least(values, count)), found.records, found.effort)
-    started = time.monotonic()
-    measured = _measured(context, count)
-    if settings.score == "window_cosine":
-        chosen = least_window(measured, whole, count, f"{context.where}.target")
-    else:
-        chosen = least({block: float(measured[block]) for block in whole}, count)
-    return Found(without(space, chosen), effort=Effort(settings.tokens, time.monotonic() - started))
+    families: ClassVar[tuple[type[Family], ...]] = (Modules,)
+    part: ClassVar[int] = 16
 
-
-def _measured(context: Context[ScoresSettings], window: int) -> NDArray[np.float64]:
-    """Score of each block, or of each window of ``window`` blocks by its first."""
-    settings, text = context.settings, search_text(context.run)
-    require_tokens(settings.tokens_asked(), text.numel(), context.where)
-    rng = np.random.Generator(np.random.PCG64(settings.seed))
-    drawn = draw_minibatch(settings.tokens, len(text), text.shape[1], rng)
-    model = BlockwiseModel.from_folder(
-        context.run.model,
-        resolve_device(context.compute.device),
-        resident=False,
-        quick=True,
-        trust_remote_code=context.trust_remote_code,
+    strategy: Literal["scores"] = "scores"
+    score: Literal[
+        "cosine",
+        "window_cosine",
+        "window_mean_cosine",
+        "norm_ratio",
+        "l2",
+        "l2_normalized",
+        "normalized_l2",
+        "perplexity",
+        "kl",
+    ] = Field(
+        "cosine",
+        description="What a block does to hidden states (`cosine`: ShortGPT; `window_cosine`: neighbouring blocks "
+        "together, by their mean angle, or by their mean cosine as `window_mean_cosine`; `norm_ratio`: weight "
+        "subcloning; `l2`: distance; `l2_normalized`: distance of the states scaled to length one; `normalized_l2`: "
+        "distance as a share of what enters), or what its removal alone does to the model (`perplexity`: Shortened "
+        "Llama; `kl`).",
     )
-    run_tokens = plan_memory(context.compute.memory_gb, model, text.shape[1]).run_tokens
-    blocks = window if settings.score == "window_cosine" else 1
-    total = 0.0
-    values = np.zeros(len(model.blocks) - blocks + 1)
-    with stop_on_sigterm() as check:
-        for start, end, length in drawn.segments():
-            tokens = text[torch.tensor(drawn.sequences[start:end])][:, :length]
-            values += block_scores(model, tokens, SCORES[settings.score], blocks, run_tokens, check) * tokens.numel()
-            total += tokens.numel()
-    return values / total
+    tokens: int = Field(8192, ge=2, description="Tokens on which scores are measured.")
+    seed: int = Field(0, ge=0, description="Seed of the choice of tokens.")
+
+    def search(self, context: "SearchContext", problem: "SearchProblem") -> "SearchResult":
+        """Drop the blocks of least score."""
+        from evopress.search.evaluation import Effort, SearchResult
+
+        space, whole, count = problem.space, whole_blocks(problem.space), int(self.target)
+        if len(whole) < count:
+            raise ConfigError(
+                f"{problem.where}.target: {count} whole blocks are to be dropped, but only {len(whole)} may be; lower "
+                f"it, or exclude fewer modules"
+            )
+        if self.removes():
+            result = super().search(context, problem)
+            values = dict(zip(whole, fitness_of_each(result).tolist(), strict=True))
+            return replace(result, candidate=without(space, least(values, count)))
+        measured = self._measured(context, problem, count)
+        if self.score in WINDOWS:
+            chosen = least_window(measured, whole, count, f"{problem.where}.target")
+        else:
+            chosen = least({block: float(measured[block]) for block in whole}, count)
+        return SearchResult(without(space, chosen), effort=Effort(self.tokens))
+
+    def removes(self) -> bool:
+        """Whether blocks are removed to score them; else hidden states are looked at in one run."""
+        return self.score in ("perplexity", "kl")
+
+    def candidates(self, problem: "SearchProblem") -> "NDArray[np.int16]":
+        """The model without each block that may go as a whole."""
+        import numpy as np
+
+        return np.stack([without(problem.space, [block]) for block in whole_blocks(problem.space)])
+
+    def _measured(self, context: "SearchContext", problem: "SearchProblem", window: int) -> "NDArray[np.float64]":
+        """Score of each block, or of each window of ``window`` blocks by its first."""
+        import numpy as np
+
+        from evopress.search.engine.block_scores import score_of_text
+
+        rng = np.random.Generator(np.random.PCG64(self.seed))
+        blocks = window if self.score in WINDOWS else 1
+        return score_of_text(context, self.score, blocks, self.tokens, rng, problem.where)
+
+    def problems(self, where: str, method: Method) -> Iterator[str]:
+        """Units must be modules or blocks that are dropped."""
+        if not isinstance(method.family, Modules):
+            yield (
+                f"{where}.strategy: {self.strategy} drops whole blocks, but {self.variants!r} compresses layers; "
+                f"name variants of `method: drop`, or use another strategy"
+            )
+        elif getattr(method, "unit", "") == "pair":
+            yield (
+                f"{where}.strategy: scores are of single blocks, but {self.variants!r} drops pairs; set its `unit` to "
+                f"`block`"
+            )
+
+    def minimizes(self) -> Fitness:
+        """What a removal alone is measured by."""
+        return Fitness(self.score)
+
+    def workers(self, processes: int) -> int:
+        """Hidden states are looked at by one."""
+        return processes if self.removes() else 1
+
+    def tokens_asked(self, problem: "SearchProblem | None" = None) -> dict[str, int]:
+        """By each score."""
+        return {"tokens": self.tokens}
+
+    def evaluations(self, problem: "SearchProblem", rng: "np.random.Generator") -> list[Request]:
+        """None, where hidden states are looked at."""
+        return super().evaluations(problem, rng) if self.removes() else []
+
+    def sentence(self) -> str:
+        """End of a sentence on dropped modules."""
+        return _SENTENCES[self.score]
 
 
-def whole_blocks(space: Space) -> list[int]:
+def whole_blocks(space: "Space") -> list[int]:
     """Blocks of which both modules may be dropped."""
     kinds: dict[int, set[str]] = {}
     for unit in space.units:
@@ -97,8 +158,10 @@ def whole_blocks(space: Space) -> list[int]:
     return sorted(block for block, found in kinds.items() if len(found) == 2)
 
 
-def without(space: Space, blocks: list[int]) -> Candidate:
+def without(space: "Space", blocks: list[int]) -> "Candidate":
     """Candidate that drops all modules of ``blocks``, and no other."""
+    import numpy as np
+
     gone = [unit.modules and all(block in blocks for block, _ in unit.modules) for unit in space.units]
     return np.where(gone, 0, space.top).astype(np.int16)
 
@@ -108,7 +171,7 @@ def least(values: dict[int, float], count: int) -> list[int]:
     return sorted(values, key=lambda block: (values[block], -block))[:count]
 
 
-def least_window(values: NDArray[np.float64], whole: list[int], count: int, where: str) -> list[int]:
+def least_window(values: "NDArray[np.float64]", whole: list[int], count: int, where: str) -> list[int]:
     """The ``count`` consecutive blocks of least value.
 
     Raises:

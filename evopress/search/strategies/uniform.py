@@ -1,12 +1,55 @@
 """The same level for every unit: the baseline of every comparison."""
 
-import numpy as np
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from evopress.search.space import Candidate, Space, Unit
+from evopress.compression.base import Family, Method, Unit
+from evopress.compression.families import Bits, LayerFamily
+from evopress.search.base import Strategy
 from evopress.util.errors import ConfigError
 
+if TYPE_CHECKING:
+    from evopress.search.evaluation import SearchResult
+    from evopress.search.problem import SearchContext, SearchProblem
+    from evopress.search.space import Candidate, Space
 
-def uniform_candidate(space: Space, target: float, where: str) -> Candidate:
+
+class Uniform(Strategy):
+    """The same level everywhere; the baseline of every comparison."""
+
+    families: ClassVar[tuple[type[Family], ...]] = (LayerFamily,)
+
+    strategy: Literal["uniform"] = "uniform"
+
+    def search(self, context: "SearchContext", problem: "SearchProblem") -> "SearchResult":
+        """Take the target as the level of each unit."""
+        from evopress.search.evaluation import SearchResult
+
+        return SearchResult(uniform_candidate(problem.space, self.target, f"{problem.where}.target"))
+
+    def problems(self, where: str, method: Method) -> Iterator[str]:
+        """Modules are not at a level; and bit-widths that are not made cannot be had."""
+        if not isinstance(method.family, LayerFamily):
+            yield (
+                f"{where}.strategy: {self.strategy} chooses levels of linear layers, but {self.variants!r} drops "
+                f"modules; use `scores`, `greedy` or `evolution`"
+            )
+        elif (
+            isinstance(method.family, Bits)
+            and f"{self.target:g}" not in method.labels()
+            and not any(method.target_problems(self.target, where))
+        ):
+            yield (
+                f"{where}.target: {self.target:g} bits is no level of {self.variants!r}, and `uniform` gives every "
+                f"layer the same; choose one of {', '.join(method.labels())}"
+            )
+
+    def sentence(self) -> str:
+        """End of a sentence on levels."""
+        return "the same for every layer"
+
+
+def uniform_candidate(space: "Space", target: float, where: str) -> "Candidate":
     """Level ``target`` everywhere; a unit with one level has no choice and keeps it.
 
     Args:
@@ -17,6 +60,8 @@ def uniform_candidate(space: Space, target: float, where: str) -> Candidate:
     Raises:
         ConfigError: the target is not a level of each unit, or units without a choice leave too little budget for it.
     """
+    import numpy as np
+
     candidate = np.array([_level_at(unit, target, where) for unit in space.units], dtype=np.int16)
     if space.cost_of(candidate) > space.budget:
         raise ConfigError(

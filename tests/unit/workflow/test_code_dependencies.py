@@ -1,4 +1,4 @@
-"""The code that a stage runs: found from import statements against what Python imports, and told apart by what it does."""
+"""The code that a stage runs: found from import statements, against what Python imports, and told by what it does."""
 
 import json
 import subprocess

@@ -1,0 +1,172 @@
+"""GPTQ: quantization at several bit-widths, with the errors of each column made up for in those after it."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, field_validator
+
+from evopress.compression.base import LayerMethod, LayerShape, Level, Variant, sweep_bytes, sweep_operations
+from evopress.compression.families import BITS
+from evopress.config.group_size import check_group_size
+from evopress.util.errors import CompressionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evopress.compression.gptq import Quantized
+
+_BYTES_PER_CODE = 12
+"""Peak memory of a sweep per level and weight: the float32 panel, a temporary of its size, codes and their copies."""
+
+
+class Gptq(LayerMethod):
+    """GPTQ (arXiv 2210.17323) at several bit-widths."""
+
+    family = BITS
+    method: Literal["gptq"] = "gptq"
+    bits: tuple[int, ...] = Field((2, 3, 4, 5, 6), min_length=1, description="Bit-widths to offer, from 2 to 8.")
+    group_size: int | None = Field(64, ge=1, description="Inputs that share a scale; null is one scale per channel.")
+    symmetric: bool = Field(False, description="Grid symmetric about zero, without a zero point.")
+    activation_order: bool = Field(True, description="Quantize columns by decreasing Hessian diagonal.")
+    clip_search: bool = Field(True, description="Clip each group's range where that rounds with less error.")
+    damping: float = Field(0.01, gt=0, lt=1, description="Share of the mean Hessian diagonal added to the diagonal.")
+    block_size: int = Field(128, ge=1, description="Columns between two lazy updates of the remaining ones.")
+
+    @field_validator("bits")
+    @classmethod
+    def _check_bits(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 2 <= b <= 8 for b in bits):
+            raise ValueError(f"bit-widths must lie between 2 and 8, got {list(bits)}")
+        if len(set(bits)) != len(bits):
+            raise ValueError(f"a bit-width is named twice in {list(bits)}")
+        return tuple(sorted(bits))
+
+    def labels(self) -> list[str]:
+        """Bit-widths."""
+        return [str(bits) for bits in self.bits]
+
+    def target_problems(self, target: float, where: str) -> Iterator[str]:
+        """A target below the lowest bit-width, or above the highest."""
+        if target < min(self.bits):
+            yield f"{where}.target: {target:g} bits is below the lowest level ({min(self.bits)})"
+        elif target > max(self.bits):
+            yield f"{where}.target: {target:g} bits is above the highest level ({max(self.bits)})"
+
+    def levels_of(self, layer: LayerShape) -> list[Level]:
+        """Codes of each bit-width, with their scales and zero points."""
+        from evopress.compression.formats.integer import IntegerFormat
+
+        group = check_group_size(self.group_size, layer.columns)
+        return [
+            Level(
+                str(bits),
+                float(bits),
+                bits * layer.parameters,
+                IntegerFormat(bits, group, self.symmetric).bytes(layer.rows, layer.columns),
+            )
+            for bits in self.bits
+        ]
+
+    def check(self, layers: Sequence[LayerShape], model: Sequence[LayerShape]) -> None:
+        """Refuse a group size that does not divide the columns; what the error offers divides those of all layers."""
+        everywhere = list(dict.fromkeys(layer.columns for layer in model))
+        for layer in layers:
+            try:
+                check_group_size(self.group_size, layer.columns, everywhere)
+            except CompressionError as error:
+                raise CompressionError(f"{layer.name}: {error}") from error
+
+    def compress(self, weights: "Mapping[str, Tensor]", hessian: "Tensor", memory: float = math.inf) -> list[Variant]:
+        """Quantize the layers, stacked by rows, in one sweep for all bit-widths."""
+        import torch
+
+        from evopress.compression.gptq import gptq
+
+        stacked = torch.cat(list(weights.values())).float()
+        rows, columns = stacked.shape
+        exponents = self._to_usual_units(weights, stacked, hessian)
+        quantized = gptq(
+            stacked,
+            hessian,
+            self.bits,
+            self.group_size,
+            self.symmetric,
+            self.activation_order,
+            self.damping,
+            self.block_size,
+            self.clip_search,
+            rows_at_once=int(min(rows, max(1.0, memory / (_BYTES_PER_CODE * len(self.bits) * columns)))),
+        )
+        energies = torch.einsum("rc,rc->r", stacked @ hessian, stacked).double()
+        return list(self._packed(weights, quantized, energies, exponents))
+
+    def _to_usual_units(self, weights: "Mapping[str, Tensor]", stacked: "Tensor", hessian: "Tensor") -> dict[str, int]:
+        """Multiply each layer's rows of ``stacked`` by a power of two where float16 would not hold its scales.
+
+        Relative errors stay what they are.
+
+        Returns:
+            The exponent by layer; 0 for the usual ones, which are left alone.
+        """
+        from evopress.compression.grid import scale_exponent
+        from evopress.util.progress import log
+
+        group = check_group_size(self.group_size, stacked.shape[1])
+        exponents = {}
+        for layer, rows in zip(weights, stacked.split([len(weight) for weight in weights.values()]), strict=True):
+            exponents[layer] = scale_exponent(rows, hessian.diagonal(), self.bits, group)
+            if exponents[layer]:
+                rows.mul_(2.0 ** exponents[layer])
+                log.info("%s: weights outside of what float16 scales hold; its scales are float32", layer)
+        return exponents
+
+    def _packed(
+        self,
+        weights: "Mapping[str, Tensor]",
+        quantized: "Quantized",
+        energies: "Tensor",
+        exponents: Mapping[str, int],
+    ) -> Iterator[Variant]:
+        """Variants of layers that were quantized together.
+
+        Args:
+            weights: by layer.
+            quantized: all of them, stacked by rows.
+            energies: what errors are relative to, [rows].
+            exponents: powers of two by which the weights were multiplied.
+        """
+        from evopress.compression.formats.integer import IntegerFormat
+
+        start = 0
+        for layer, weight in weights.items():
+            own = slice(start, start + len(weight))
+            start = own.stop
+            energy = float(energies[own].sum())
+            for index, bits in enumerate(self.bits):
+                form = IntegerFormat(bits, self.group_size or weight.shape[1], self.symmetric)
+                scales = quantized.scales[index, own]
+                if exponents[layer]:
+                    scales = scales.float() * 2.0 ** -exponents[layer]
+                arrays = quantized.codes[index, own], scales, quantized.zeros[index, own]
+                yield Variant(
+                    layer=layer,
+                    level=str(bits),
+                    value=float(bits),
+                    cost=bits * weight.numel(),
+                    parameters=weight.numel(),
+                    format=str(form),
+                    parts={name: tensor.cpu() for name, tensor in form.encode(*arrays).items()},
+                    error=float(quantized.errors[index, own].sum()) / energy if energy > 0 else 0.0,
+                    damping=quantized.damping,
+                )
+
+    def peak_bytes(self, layers: Sequence[LayerShape], memory: float) -> int:
+        """With a panel of all levels of one row at least."""
+        least = _BYTES_PER_CODE * len(self.bits) * layers[0].columns
+        panel = _BYTES_PER_CODE * len(self.bits) * sum(layer.parameters for layer in layers)
+        return sweep_bytes(layers, min(panel, max(memory, least)), factorizes=True)
+
+    def operations(self, layers: Sequence[LayerShape]) -> float:
+        """Of the factor, the sweep and the relative errors."""
+        return sweep_operations(layers, [len(self.bits)] * len(layers), factorizes=True)

@@ -1,0 +1,165 @@
+"""The budget: how a candidate is brought to it, and the levels of least summed error within it.
+
+Units of a group trade levels. To *repair* a candidate is to lower units until its group keeps to the budget; to *fill*
+the budget is to raise units while a step up fits into what is left. Which unit goes next is for the caller to say.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evopress.search.space import Candidate, Space
+
+Units = NDArray[np.int64]
+"""Numbers of units."""
+Errors = NDArray[np.float64]
+"""Of each level of each unit, [units, most levels]; what lies beyond a unit's own levels is not read."""
+Choose = Callable[[Units, int], int | None]
+"""Which of some units goes next, given the slack (what the group may still spend, negative beyond its budget); None
+ends the filling."""
+HALVINGS = 100
+"""Steps of the bisection for the price of a unit of cost."""
+
+
+def at_random(rng: np.random.Generator) -> Choose:
+    """Any unit, as long as the budget is not met exactly."""
+    return lambda units, slack: int(units[rng.integers(len(units))]) if slack else None
+
+
+def repair(candidate: Candidate, space: Space, units: Units, slack: int, choose: Choose) -> list[int] | None:
+    """Lower ``units`` in place, a level of one at a time, until ``slack`` is not negative.
+
+    Returns:
+        The units that were lowered, or None if all of them are at their lowest before the budget holds.
+    """
+    lowered: list[int] = []
+    while slack < 0:
+        options = units[candidate[units] > 0]
+        unit = choose(options, slack) if len(options) else None
+        if unit is None:
+            return None
+        slack += int(space.costs[unit, candidate[unit]] - space.costs[unit, candidate[unit] - 1])
+        candidate[unit] -= 1
+        lowered.append(unit)
+    return lowered
+
+
+def fill_budget(candidate: Candidate, space: Space, units: Units, slack: int, choose: Choose) -> None:
+    """Raise ``units`` in place, a level of one at a time, as long as a step fits into ``slack``."""
+    while True:
+        free = units[candidate[units] < space.top[units]]
+        options = free[step_costs(candidate, space, free) <= slack]
+        unit = choose(options, slack) if len(options) else None
+        if unit is None:
+            return
+        slack -= int(space.costs[unit, candidate[unit] + 1] - space.costs[unit, candidate[unit]])
+        candidate[unit] += 1
+
+
+def step_costs(candidate: Candidate, space: Space, units: Units) -> NDArray[np.int64]:
+    """What it costs to raise each of ``units`` by one level."""
+    return space.costs[units, candidate[units] + 1] - space.costs[units, candidate[units]]
+
+
+def brought_to_budget(candidate: Candidate, space: Space, rng: np.random.Generator) -> Candidate:
+    """The candidate, with random units lowered in each group that spends too much, and raised in one that can spend."""
+    fitting = candidate.copy()
+    for members, budget in zip(space.members, space.group_budgets, strict=True):
+        repair(fitting, space, members, budget - space.cost_of(fitting, members), at_random(rng))
+        fill_budget(fitting, space, members, budget - space.cost_of(fitting, members), at_random(rng))
+    return fitting
+
+
+# --- levels of least summed error ------------------------------------------------------------------------------------
+
+
+def least_error(space: Space, errors: Errors, resolution: int) -> Candidate:
+    """Levels of the least sum of errors within every group's budget, by dynamic programming over units and budgets.
+
+    This is the multiple-choice knapsack. It is solved exactly where the budget, counted in the greatest common measure
+    of all costs, has at most ``resolution`` steps. Where it has more, costs are rounded up to coarser steps, so that
+    the budget holds; what is then left of it goes, a level at a time, to where it lessens the error most.
+
+    Returns:
+        [units].
+    """
+    candidate = np.zeros(len(space.units), dtype=np.int16)
+
+    def greatest_gain(units: Units, slack: int) -> int | None:
+        gains = _gains(candidate, errors, units)
+        best = int(gains.argmax())
+        return int(units[best]) if gains[best] > 0 else None
+
+    for members, budget in zip(space.members, space.group_budgets, strict=True):
+        width = int(space.top[members].max()) + 1
+        extra = space.costs[members, :width] - space.costs[members, :1]
+        known = np.where(np.arange(width) > space.top[members, None], np.inf, errors[members, :width])
+        slack = budget - space.cost_of(candidate, members)
+        measure = max(1, math.gcd(*extra.flatten().tolist()))
+        step = measure * max(1, -(-slack // (measure * resolution)))
+        candidate[members] = _solved(-(-extra // step), known, slack // step)
+        fill_budget(candidate, space, members, budget - space.cost_of(candidate, members), greatest_gain)
+    return candidate
+
+
+def _solved(costs: NDArray[np.int64], errors: NDArray[np.float64], budget: int) -> Candidate:
+    """Levels of least summed error with summed costs of at most ``budget``.
+
+    Args:
+        costs: whole steps, 0 for the lowest level, [units, levels].
+        errors: [units, levels].
+        budget: in steps.
+    """
+    best = np.zeros(budget + 1)  # least error of the units so far, by what they may spend
+    choices = np.zeros((len(costs), budget + 1), dtype=np.int16)
+    for unit, (prices, losses) in enumerate(zip(costs.tolist(), errors.tolist(), strict=True)):
+        before, best = best, np.full(budget + 1, np.inf)
+        for level, (price, loss) in enumerate(zip(prices, losses, strict=True)):
+            if price > budget or loss == math.inf:
+                continue
+            new = before[: budget + 1 - price] + loss
+            better = new < best[price:]
+            best[price:][better] = new[better]
+            choices[unit, price:][better] = level
+    levels = np.zeros(len(costs), dtype=np.int16)
+    for unit in reversed(range(len(costs))):
+        levels[unit] = choices[unit, budget]
+        budget -= int(costs[unit, levels[unit]])
+    return levels
+
+
+def relaxed_least_error(space: Space, errors: Errors) -> Candidate:
+    """Levels of nearly the least sum of errors: the Lagrangian relaxation of the knapsack, then greedy filling."""
+    candidate = np.zeros(len(space.units), dtype=np.int16)
+
+    def best_gain_for_its_cost(units: Units, slack: int) -> int:
+        gains = _gains(candidate, errors, units)
+        return int(units[np.argmax(gains / np.maximum(step_costs(candidate, space, units), 1))])
+
+    for members, budget in zip(space.members, space.group_budgets, strict=True):
+        candidate[members] = _least_at_one_price(space, errors, members, budget)
+        fill_budget(candidate, space, members, budget - space.cost_of(candidate, members), best_gain_for_its_cost)
+    return candidate
+
+
+def _least_at_one_price(space: Space, errors: Errors, members: Units, budget: int) -> Candidate:
+    """Best levels at the lowest price per unit of cost at which the budget holds."""
+    costs, known = space.costs[members].astype(np.float64), errors[members]
+    beyond = np.arange(costs.shape[1]) > space.top[members, None]
+    low, high = -60.0, 20.0  # powers of ten
+    best = np.zeros(len(members), dtype=np.int16)
+    for _ in range(HALVINGS):
+        price = 10.0 ** ((low + high) / 2)
+        levels = np.where(beyond, np.inf, known + price * costs).argmin(axis=1).astype(np.int16)
+        if space.costs[members, levels].sum() <= budget:
+            best, high = levels, (low + high) / 2
+        else:
+            low = (low + high) / 2
+    return best
+
+
+def _gains(candidate: Candidate, errors: Errors, units: Units) -> NDArray[np.float64]:
+    """What raising each of ``units`` by a level lessens the error by."""
+    return errors[units, candidate[units]] - errors[units, candidate[units] + 1]

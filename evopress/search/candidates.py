@@ -1,0 +1,160 @@
+"""Candidates: where searches start, those from all over the space, and the moves from one to the next.
+
+The only move is the level switch (arXiv 2410.14649, section 3.2): it raises one unit and lowers others of its group, so
+the budget holds by construction and no penalty is needed.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evopress.compression.base import Unit
+from evopress.search.budget import Units, at_random, brought_to_budget, fill_budget, repair
+from evopress.search.space import Candidate, Space
+
+MOST_CHANGES = 10
+"""Units that one switch may touch; wider trades between layers of unlike size are drawn again."""
+ATTEMPTS = 20
+"""Draws per wanted candidate before a small or nearly exhausted neighbourhood is given up."""
+
+
+def uniform_start(space: Space) -> Candidate:
+    """Each unit at its lowest level that costs at least its uniform share of its group's budget (else its highest).
+
+    Where the target is a level, this is the uniform candidate and meets the budget; otherwise it may cost too much.
+    """
+    candidate = space.top.copy()
+    for members, budget in zip(space.members, space.group_budgets, strict=True):
+        parameters = sum(space.units[unit].parameters for unit in members)
+        for unit in members:
+            candidate[unit] = _level_of_share(space.units[unit], budget * space.units[unit].parameters, parameters)
+    return candidate
+
+
+def _level_of_share(unit: Unit, share: int, scale: int) -> int:
+    """Index of the level whose cost equals share / scale (within rounding); otherwise the next more expensive one."""
+    costs = [level.cost * scale for level in unit.levels]  # scaled instead of divided: exact
+    near = [index for index, cost in enumerate(costs) if abs(cost - share) < scale]
+    if len(near) == 1:
+        return near[0]
+    return next((index for index, cost in enumerate(costs) if cost >= share), len(costs) - 1)
+
+
+def initial_candidates(space: Space, count: int, rng: np.random.Generator) -> NDArray[np.int16]:
+    """The uniform start if it meets the budget, else up to ``count`` distinct random candidates near it.
+
+    Returns:
+        [n, units], each within the budget and, in each group, as close to it as its steps allow.
+    """
+    uniform = uniform_start(space)
+    if space.fits(uniform):
+        return uniform[None]
+    return _distinct(count, len(space.units), lambda: _near(uniform, space, rng))
+
+
+def _near(uniform: Candidate, space: Space, rng: np.random.Generator) -> Candidate:
+    """Lower random units of the uniform start, each once before any twice, until every group keeps to its budget."""
+    candidate, touched = uniform.copy(), np.zeros(len(uniform), dtype=bool)
+
+    def untouched_first(units: Units, slack: int) -> int:
+        fresh = units[~touched[units]]
+        options = fresh if len(fresh) else units
+        unit = int(options[rng.integers(len(options))])
+        touched[unit] = True
+        return unit
+
+    for members, budget in zip(space.members, space.group_budgets, strict=True):
+        repair(candidate, space, members, budget - space.cost_of(candidate, members), untouched_first)
+        fill_budget(candidate, space, members, budget - space.cost_of(candidate, members), at_random(rng))
+    return candidate
+
+
+def random_candidates(space: Space, count: int, rng: np.random.Generator) -> NDArray[np.int16]:
+    """Draw ``count`` distinct candidates that meet the budget, each group as close to its own as its steps allow.
+
+    Returns:
+        [n, units]; n < count only if the space seems to hold no more.
+    """
+    return _distinct(count, len(space.units), lambda: random_candidate(space, rng))
+
+
+def random_candidate(space: Space, rng: np.random.Generator) -> Candidate:
+    """Every unit at a level drawn uniformly; then random units go down, or up, until the budget is met.
+
+    Where all units of a group have the same two levels, each choice that meets the budget is as likely as any other.
+    """
+    return brought_to_budget(rng.integers(0, space.top, endpoint=True).astype(np.int16), space, rng)
+
+
+def make_offspring(
+    parents: NDArray[np.int16], space: Space, count: int, rng: np.random.Generator, switches: int | None = None
+) -> NDArray[np.int16]:
+    """Mutate random ones of ``parents`` into ``count`` candidates that differ from them and from each other.
+
+    Args:
+        parents: [P, units], or one candidate [units].
+        space: units, levels and budget.
+        count: offspring wanted.
+        rng: draws parents and switches.
+        switches: level switches of each; None draws them (`draw_switches`).
+
+    Returns:
+        [n, units]; n < count only if so many neighbours could not be found.
+    """
+    parents = np.atleast_2d(parents)
+    known = {parent.tobytes() for parent in parents}
+
+    def child() -> Candidate | None:
+        parent = parents[rng.integers(len(parents))] if len(parents) > 1 else parents[0]
+        new = mutate(parent, space, draw_switches(rng) if switches is None else switches, rng)
+        return None if new.tobytes() in known else new
+
+    return _distinct(count, len(space.units), child)
+
+
+def draw_switches(rng: np.random.Generator) -> int:
+    """Number of switches of an offspring: min(U(1,3), U(1,3)), as in the paper."""
+    return int(rng.integers(1, 4, size=2).min())
+
+
+def mutate(parent: Candidate, space: Space, switches: int, rng: np.random.Generator) -> Candidate:
+    """Apply ``switches`` level switches; those for which no trade is found are left out."""
+    child = parent
+    for _ in range(switches):
+        child = next((new for _ in range(ATTEMPTS) if (new := switch_levels(child, space, rng)) is not None), child)
+    return child
+
+
+def switch_levels(candidate: Candidate, space: Space, rng: np.random.Generator) -> Candidate | None:
+    """Raise a random unit, lower random others of its group until the budget holds, fill what is left over.
+
+    Returns:
+        The new candidate, or None if the draw led nowhere.
+    """
+    raisable = np.flatnonzero(candidate < space.top)
+    if not len(raisable):
+        return None
+    raised = int(raisable[rng.integers(len(raisable))])
+    group = int(space.group_of[raised])
+    members, budget = space.members[group], space.group_budgets[group]
+    new = candidate.copy()
+    new[raised] += 1
+    others = members[members != raised]
+    lowered = repair(new, space, others, budget - space.cost_of(new, members), at_random(rng))
+    if lowered is None:
+        return None
+    keep = np.setdiff1d(members, lowered)
+    fill_budget(new, space, keep, budget - space.cost_of(new, members), at_random(rng))
+    return new if np.count_nonzero(new != candidate) <= MOST_CHANGES else None
+
+
+def _distinct(count: int, units: int, draw: Callable[[], Candidate | None]) -> NDArray[np.int16]:
+    """Up to ``count`` distinct candidates, [n, units]; a draw that gives None, or one again, is a draw in vain."""
+    found: dict[bytes, Candidate] = {}
+    for _ in range(ATTEMPTS * count):
+        if len(found) == count:
+            break
+        if (candidate := draw()) is not None:
+            found.setdefault(candidate.tobytes(), candidate)
+    return np.array(list(found.values()), dtype=np.int16).reshape(-1, units)

@@ -1,1 +1,0 @@
-"""The evolutionary algorithm: starts, moves and selection."""

@@ -1,1 +1,0 @@
-"""What a search leaves behind: its trace, its effort, and what it resumes from."""

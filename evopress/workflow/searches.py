@@ -1,0 +1,117 @@
+"""What must hold between searches, and between them and their variants.
+
+A search may be run several times: `seeds: [0, 1]` stands for `<name>-seed0` and `<name>-seed1`. It may depend on other
+searches, which must be there, of the same family, and without a circle.
+"""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+
+from evopress.compression.base import Method
+from evopress.config.base import safe_name
+from evopress.search.base import Strategy
+
+
+def repeated(searches: Mapping[str, Strategy]) -> dict[str, Strategy]:
+    """Put one search for each of its seeds in the place of every search that has `seeds`.
+
+    Raises:
+        ValueError: a name that this gives is taken by another search, or too long.
+    """
+    expanded: dict[str, Strategy] = {}
+    for name, search in searches.items():
+        for seed in _seeds(search):
+            repetition = safe_name(f"{name}-seed{seed}")
+            if repetition in searches:
+                raise ValueError(f"seeds of {name!r} make a search {repetition!r}, which is there already; rename one")
+            expanded[repetition] = search.model_copy(update={"seed": seed})
+        if not _seeds(search):
+            expanded[name] = search
+    return expanded
+
+
+def written_name(name: str, search: Strategy) -> str:
+    """Name that the settings file gives a search: for a repetition, that of the search with `seeds`."""
+    return name.removesuffix(f"-seed{getattr(search, 'seed', '')}") if _seeds(search) else name
+
+
+def groups(searches: Mapping[str, Strategy]) -> dict[str, list[str]]:
+    """Searches by the name that the settings file gives them: repetitions together, the others alone."""
+    found: dict[str, list[str]] = {}
+    for name, search in searches.items():
+        found.setdefault(written_name(name, search), []).append(name)
+    return found
+
+
+def _seeds(search: Strategy) -> tuple[int, ...]:
+    return getattr(search, "seeds", None) or ()
+
+
+def variants_problems(where: str, name: str, target: float, variants: Mapping[str, Method]) -> Iterator[str]:
+    """Why variants cannot be picked from, whatever does it.
+
+    Args:
+        where: dotted path of the settings that name them.
+        name: of the variants.
+        target: of the choice.
+        variants: all there are, by name.
+    """
+    if name in variants:
+        yield from variants[name].target_problems(target, where)
+        return
+    near = get_close_matches(name, variants, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(variants) or 'none'}"
+    yield f"{where}.variants: no variants are named {name!r}: {hint}"
+
+
+def strategy_problems(where: str, search: Strategy, variants: Mapping[str, Method]) -> Iterator[str]:
+    """Why a search cannot pick from its variants; a strategy that is not for them says so instead of the target."""
+    made = variants.get(search.variants)
+    own = list(search.problems(where, made)) if made is not None else []
+    yield from own or variants_problems(where, search.variants, search.target, variants)
+
+
+def dependency_problems(
+    where: str, name: str, searches: Mapping[str, Strategy], variants: Mapping[str, Method]
+) -> Iterator[str]:
+    """Why a search cannot depend on the others that it names.
+
+    Args:
+        where: dotted path of its settings.
+        name: of the search.
+        searches: all there are, by name.
+        variants: all there are, by name.
+    """
+    for other in searches[name].depends_on():
+        if other not in searches and (repetitions := groups(searches).get(other)):
+            yield f"{where}.start_from: {other!r} is run with several seeds; name one of {', '.join(repetitions)}"
+        elif other not in searches:
+            near = get_close_matches(other, searches, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(searches)}"
+            yield f"{where}.start_from: no search is named {other!r}: {hint}"
+        elif _reaches(other, name, searches):
+            yield f"{where}.start_from: {other!r} depends on this search itself; name another"
+        elif _family(searches[name], variants) != _family(searches[other], variants):
+            yield (
+                f"{where}.start_from: {other!r} chooses from variants of another family "
+                f"({searches[other].variants!r}); name one that quantizes, prunes or drops as this one does"
+            )
+
+
+def _reaches(name: str, goal: str, searches: Mapping[str, Strategy]) -> bool:
+    """Whether ``name`` is, or depends on, the search ``goal``; circles that leave it out end, too."""
+    seen: set[str] = set()
+    open_ends = [name]
+    while open_ends:
+        current = open_ends.pop()
+        if current == goal:
+            return True
+        if current not in seen and current in searches:
+            seen.add(current)
+            open_ends += searches[current].depends_on()
+    return False
+
+
+def _family(search: Strategy, variants: Mapping[str, Method]) -> str:
+    made = variants.get(search.variants)
+    return made.family.name if made is not None else ""  # which is an error of its own
