@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
+from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, read_provenance, read_table
 from evopress.compression.base import Unit
 from evopress.compression.families import DROP, KEEP, family_of

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Run
+from evopress.artifacts.manifest import sha256
+from evopress.artifacts.paths import Run, manifest_path
+from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import MODULES, read_provenance, read_table
-from evopress.artifacts.tensors import read_manifest, sha256
 from evopress.compression.base import Family, GroupRule
 from evopress.compression.families import family_of
 from evopress.compression.store import VariantStore
@@ -53,7 +53,7 @@ class SearchContext(StageContext):
     ranks: Ranks = field(default_factory=Ranks)
 
 
-def open_problem(run: Run, strategy: Strategy, where: str, *, check: bool = True) -> SearchProblem:
+def open_problem(run: Run, strategy: Strategy, where: str) -> SearchProblem:
     """Open what a search picks from, and what the searches that it depends on have found.
 
     Raises:
@@ -62,14 +62,12 @@ def open_problem(run: Run, strategy: Strategy, where: str, *, check: bool = True
     """
     from evopress.search.configuration import Configuration  # which knows problems
 
-    problem = open_variants(run, strategy.variants, strategy.target, strategy.grouping(), where, check=check)
+    problem = open_variants(run, strategy.variants, strategy.target, strategy.grouping(), where)
     found = {name: Configuration.read(run, name).nearest(problem.space) for name in strategy.depends_on()}
     return replace(problem, earlier=found)
 
 
-def open_variants(
-    run: Run, variants: str, target: float, group_rule: GroupRule, where: str, *, check: bool = True
-) -> SearchProblem:
+def open_variants(run: Run, variants: str, target: float, group_rule: GroupRule, where: str) -> SearchProblem:
     """Open variants as a problem.
 
     Args:
@@ -78,7 +76,6 @@ def open_variants(
         target: of the search.
         group_rule: who may trade levels.
         where: dotted path of the search's settings, for messages.
-        check: whether to verify digests.
 
     Raises:
         ConfigError: the target and the levels do not allow the search.
@@ -90,9 +87,9 @@ def open_variants(
         table, store, modules = read_table(path, MODULES), None, read_table(path, MODULES)
         digests = [sha256(path)]
     else:
-        store, modules = VariantStore(run, variants, check=check), None
+        store, modules = VariantStore(run, variants), None
         table, blocks = store.table, sorted(int(block) for block in store.table["block"].unique())
-        digests = [read_manifest(run.variant_tensors(variants, block))["sha256"] for block in blocks]
+        digests = [sha256(manifest_path(run.variant_tensors(variants, block))) for block in blocks]
     if table.empty:
         raise ConfigError(f"{where}.variants: holds nothing to choose from; exclude fewer")
     family = family_of(table)

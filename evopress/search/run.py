@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from evopress import __version__
+from evopress.artifacts.manifest import sha256
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, read_table, write_table
-from evopress.artifacts.tensors import sha256
 from evopress.config.context import StageContext
 from evopress.search.base import Strategy
 from evopress.search.configuration import Configuration
@@ -42,7 +42,7 @@ def run_search(context: StageContext, name: str, strategy: Strategy) -> None:
 def search(ranks: Ranks, context: StageContext, name: str, strategy: Strategy) -> None:
     """Search as one of several processes, all of which call this; only the first writes."""
     run = context.run
-    problem = open_problem(run, strategy, f"searches.{name}", check=ranks.rank == 0)
+    problem = open_problem(run, strategy, f"searches.{name}")
     resume = ResumeFolder(run.resume(name), _digest(run, strategy, problem.digests), ranks)
     compute = context.compute
     if ranks.count > 1:

@@ -6,15 +6,23 @@ from typing import get_args
 import pandas as pd
 import pytest
 import yaml
-from evopress.export.strategies import chosen_by
-from finished_run import FINGERPRINT, LAYERS, make_results, provenance, tiny_model, write_configuration, write_model
+from finished_run import (
+    FINGERPRINT,
+    LAYERS,
+    make_results,
+    provenance,
+    tiny_model,
+    write_configuration,
+    write_model,
+    write_tokens,
+)
 
 from evopress.artifacts.model_facts import model_facts, read_card
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.stitched import file_digests, write_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, VARIANTS, write_table
 from evopress.compression.size import compressed_size, dense_size
-from evopress.export.card import levels_table, write_card
+from evopress.export.card import _chosen_by, levels_table, write_card
 from evopress.export.markdown import escape, markdown_table
 from evopress.models.checkpoint import Checkpoint
 from evopress.search.strategies.dp import DynamicProgramming
@@ -79,6 +87,19 @@ def test_measured_perplexity_is_told_once_it_is_there(results):
     write_card(results, "evo")
     text = results.card("evo").read_text()
     assert "| novels\\|x | 10.0000 | 12.5000 | 0.25000 | 1,234 |" in text and "Not measured" not in text
+
+
+def test_text_that_is_not_held_out_is_named(results):
+    _measure(results, "evo", 12.5, 0.25)
+    _measure(results, "dense", 10.0, 0.0)
+    write_card(results, "evo")
+    assert "## Held-out text" in results.card("evo").read_text()
+    for dataset in ("search", "novels|x"):
+        write_tokens(results, dataset, settings={"source": "hub", "id": "someone/novels"})
+    write_card(results, "evo")
+    text = results.card("evo").read_text()
+    assert "## Held-out text" not in text and "## Perplexity, on text that is not all held out" in text
+    assert "same text as data.search" in text.split("**Warning:**")[1].splitlines()[0]
 
 
 def test_sizes_follow_from_the_configuration(results):
@@ -154,6 +175,10 @@ def test_facts_of_every_kind_of_source():
     assert model_facts({"source": "folder", "path": "/models/tiny"}, {}).name == "tiny"
 
 
+def chosen_by(**settings: object) -> str:
+    return _chosen_by({"variants": "v", "target": 1, **settings})
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -163,17 +188,17 @@ def test_facts_of_every_kind_of_source():
         ({"strategy": "dp", "errors": "propagated"}, "last hidden states"),
         ({"strategy": "scores", "score": "norm_ratio"}, "[weight subcloning](https://arxiv.org/abs/2312.09299)"),
         ({"strategy": "brute"}, "all possible choices"),
-        ({"strategy": "imported"}, "read from a text file"),
+        ({"strategy": "imported", "file": "levels.txt"}, "read from a text file"),
         ({"strategy": "new"}, "found by the strategy new"),
     ],
 )
 def test_the_card_says_how_each_strategy_chose(settings, words):
-    assert words in chosen_by(settings)
+    assert words in chosen_by(**settings)
 
 
 def test_every_score_and_error_has_words_of_its_own():
     scores = get_args(BlockScores.model_fields["score"].annotation)
     errors = get_args(DynamicProgramming.model_fields["errors"].annotation)
-    told = {chosen_by({"strategy": "scores", "score": score}) for score in scores}
-    told |= {chosen_by({"strategy": "dp", "errors": error}) for error in errors}
+    told = {chosen_by(strategy="scores", score=score) for score in scores}
+    told |= {chosen_by(strategy="dp", errors=error) for error in errors}
     assert len(told) == len(scores) + len(errors)

@@ -7,15 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
+from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import read_provenance
 from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
-from evopress.data.tokens import read_tokens
+from evopress.data.tokens import read_counted, read_tokens
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model
 from evopress.search.base import Fitness
 from evopress.search.engine.forward import Check, advance
 from evopress.search.engine.memory import MemoryPlan, packed_limit, plan_memory
@@ -215,8 +215,7 @@ def open_evaluator(
         ConfigError: as `model_evaluator`.
     """
     compute, ranks = context.compute, ranks or Ranks()
-    if ranks.rank == 0:
-        require_intact(context.run)
+    check_model(context.run)
     model = BlockwiseModel.from_folder(
         context.run.model, context.device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
     )
@@ -237,6 +236,7 @@ def open_evaluator(
         compute,
         where,
         check,
+        counted=read_counted(context.run, "search"),
         read_ahead=read_ahead,
         held=held,
         ranks=ranks,

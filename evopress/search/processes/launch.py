@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from evopress.artifacts.damage import set_aside
+from evopress.artifacts.manifest import set_aside
 from evopress.config.compute import ComputeSettings
 from evopress.search.processes.ranks import LostPeerError, joined
 from evopress.util import errors
