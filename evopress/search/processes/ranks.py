@@ -48,7 +48,8 @@ class Ranks:
         """The text of the first process."""
         if self.count == 1:
             return text
-        own = torch.tensor(list(text.encode()) if self.rank == 0 else [], dtype=torch.uint8)
+        content = bytearray(text.encode()) if self.rank == 0 else bytearray()
+        own = torch.frombuffer(content, dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
         whole = torch.zeros(int(self.sum(torch.tensor(len(own)))), dtype=torch.uint8)
         whole[: len(own)] = own
         return bytes(self.sum(whole).numpy()).decode()
