@@ -52,7 +52,7 @@ class Ranks:
         own = torch.frombuffer(content, dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
         whole = torch.zeros(int(self.sum(torch.tensor(len(own)))), dtype=torch.uint8)
         whole[: len(own)] = own
-        return bytes(self.sum(whole).numpy()).decode()
+        return bytes(self.sum(whole).numpy()).decode() if len(whole) else ""
 
     def in_parts(self, rows: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
         """``make(rows)`` [rows, ...], of which each process makes nearly as many rows."""
