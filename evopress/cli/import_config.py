@@ -64,7 +64,6 @@ def _facts(settings: Settings, name: str, path: Path) -> list[str]:
     from evopress.cli.configuration_facts import facts_of
     from evopress.plan.shape import shape_of  # only here: settings are checked before transformers is imported
     from evopress.plan.space import planned_space
-    from evopress.plan.variants import variant_table
 
     search, results = settings.searches[name], Run(Path("results") / settings.name)
     text = read_text(path, f"searches.{name}.file")
@@ -74,7 +73,8 @@ def _facts(settings: Settings, name: str, path: Path) -> list[str]:
             "model: its layers are known only once it has been fetched; fetch it and check again:\n"
             f"    snakemake --cores all {results.model_manifest}"
         )
-    table = variant_table(shape, settings.variants[search.variants], f"variants.{search.variants}")
+    method = settings.variants[search.variants]
+    table = method.table(shape.layers, shape.itemsize, f"variants.{search.variants}")
     where = f"searches.{name}.file: {path}"
     space = planned_space(table, search.target, "none", f"searches.{name}")
     candidate = match(text, space, shape.blocks, where)

@@ -166,7 +166,7 @@ class PruningMethod(LayerMethod):
             yield f"{where}.target: {target:g} sparsity is above the highest level ({highest:g})"
 
     def levels_of(self, layer: LayerShape) -> list[Level]:
-        """Levels from the sparsest to the densest."""
+        """Levels from the densest to the sparsest."""
         from evopress.compression.formats.bitmask import BitmaskFormat
 
         levels, parameters = self.sparsities(layer.parameters, layer.columns), layer.parameters
@@ -177,7 +177,7 @@ class PruningMethod(LayerMethod):
                 parameters - level.removed,
                 BitmaskFormat().bytes(parameters, parameters - level.removed, layer.itemsize),
             )
-            for level in reversed(levels)
+            for level in levels
         ]
 
     def sparsities(self, parameters: int, columns: int) -> list["SparsityLevel"]:
