@@ -5,10 +5,10 @@ import sys
 
 from evopress.cli import export_config as export_command
 from evopress.cli import import_config as import_command
-from evopress.cli import plan
-from evopress.util.errors import EvopressError
+from evopress.cli import plan, verify
+from evopress.util.errors import INTERRUPTED, EvopressError
 
-COMMANDS = {"plan": plan, "import-config": import_command, "export-config": export_command}
+COMMANDS = {"plan": plan, "import-config": import_command, "export-config": export_command, "verify": verify}
 """Modules with a first line that says what the command does, `add_arguments` and `run`."""
 
 
@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     except EvopressError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

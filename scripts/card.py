@@ -3,11 +3,12 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run
-from evopress.export.card import write_card
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.export.card import write_card
+
     write_card(arguments.results, arguments.search)
 
 

@@ -3,11 +3,12 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run
-from evopress.export.decilm import write_decilm
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.export.decilm import write_decilm
+
     write_decilm(arguments.results, arguments.search)
 
 

@@ -3,11 +3,12 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run
-from evopress.compression.hessian import sum_hessians
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.compression.hessian import sum_hessians
+
     sum_hessians(arguments.results, arguments.block, arguments.shards)
 
 

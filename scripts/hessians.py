@@ -3,13 +3,14 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.compression.hessian import accumulate_hessians
 from evopress.config.context import StageContext
 from evopress.config.hessians import HessianSettings
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.compression.hessian import accumulate_hessians
+
     context = StageContext(arguments.results, arguments.compute, arguments.trust_remote_code)
     accumulate_hessians(context, arguments.settings, arguments.shard)
 

@@ -4,11 +4,12 @@ from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.config.model import ModelSettings
-from evopress.models.sources import prepare_model
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.models.sources import prepare_model
+
     settings = arguments.settings.model_copy(update={"blocks": arguments.blocks})
     prepare_model(settings, arguments.results)
 

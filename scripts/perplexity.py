@@ -3,11 +3,12 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run
-from evopress.evaluation.perplexity import evaluate_perplexity
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.evaluation.perplexity import evaluate_perplexity
+
     evaluate_perplexity(
         arguments.results,
         arguments.search,

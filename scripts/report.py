@@ -1,25 +1,20 @@
 """Write the comparison table and the report."""
 
 from argparse import Namespace
+from pathlib import Path
 
 from evopress.cli.script import argument_parser, run
-from evopress.config.base import parse_json
-from evopress.config.studies import ReportedStudies
-from evopress.report.page import write_report
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    write_report(arguments.results, arguments.searches, arguments.studies)
+    from evopress.report.page import write_report
+
+    write_report(arguments.results, arguments.searches, arguments.sections)
 
 
 if __name__ == "__main__":
     parser = argument_parser(__doc__)
     parser.add_argument("--searches", required=True, nargs="*", help="names of the searches")
-    parser.add_argument(
-        "--studies",
-        default=ReportedStudies(),
-        type=lambda text: parse_json(ReportedStudies, text, "studies"),
-        help="studies to report, as JSON",
-    )
+    parser.add_argument("--sections", default=[], nargs="*", type=Path, help="tables of sections to include")
     run(parser, main)

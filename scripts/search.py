@@ -3,13 +3,14 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
-from evopress.search.run import run_search
 from evopress.search.strategies import STRATEGIES
 from evopress.workflow.devices import devices_of_search
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.search.run import run_search
+
     run_search(
         arguments.results,
         arguments.name,

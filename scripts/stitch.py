@@ -3,11 +3,12 @@
 from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run
-from evopress.export.run import stitch_model
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.export.run import stitch_model
+
     stitch_model(arguments.results, arguments.search, trust_remote_code=arguments.trust_remote_code)
 
 

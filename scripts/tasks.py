@@ -4,11 +4,12 @@ from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.config.evaluation import TaskSettings
-from evopress.evaluation.tasks import evaluate_tasks
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.evaluation.tasks import evaluate_tasks
+
     evaluate_tasks(
         arguments.results,
         arguments.search,

@@ -4,11 +4,12 @@ from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.config.data import Role, TextSettings
-from evopress.data.tokens import write_tokens
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.data.tokens import write_tokens
+
     role: Role = "evaluation" if arguments.dataset not in ("calibration", "search") else arguments.dataset
     write_tokens(
         arguments.dataset, role, arguments.settings, arguments.results, trust_remote_code=arguments.trust_remote_code

@@ -4,12 +4,13 @@ from argparse import Namespace
 
 from evopress.cli.script import argument_parser, run, settings_argument
 from evopress.compression.methods import METHODS
-from evopress.compression.stage import make_variants
 from evopress.config.context import StageContext
 
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.compression.stage import make_variants
+
     context = StageContext(arguments.results, arguments.compute, arguments.trust_remote_code)
     make_variants(context, arguments.name, arguments.settings, arguments.block)
 

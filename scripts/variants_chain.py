@@ -10,6 +10,7 @@ from evopress.config.context import StageContext
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+
     context = StageContext(arguments.results, arguments.compute, arguments.trust_remote_code)
     make_sequential_variants(context, arguments.name, arguments.settings, arguments.block)
 

@@ -63,13 +63,20 @@ def write_tokens(
     length: int = 12,
     seed: int = 0,
     fingerprint: str = FINGERPRINT,
+    starts: list[list[int]] | None = None,
+    settings: object = None,
 ) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(VOCABULARY, (sequences, length), generator=generator)
     frame = pd.DataFrame(
-        {"sequence": range(sequences), "documents": [["text"]] * sequences, "tokens": tokens.int().tolist()}
+        {
+            "sequence": range(sequences),
+            "documents": [["text"]] * sequences,
+            "tokens": tokens.int().tolist(),
+            "starts": starts or [[]] * sequences,
+        }
     )
-    write_table(frame, run.tokens(dataset), TOKENS, provenance({"source": "file"}, fingerprint))
+    write_table(frame, run.tokens(dataset), TOKENS, provenance(settings or {"source": "file"}, fingerprint))
     return tokens
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,10 @@ from evopress.util.errors import ArtifactError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_ACCESS = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR)
+_LOST = (*_NO_SPACE, errno.EIO)
+"""What a sync answers where the data did not reach the disk."""
+_UNABLE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
+"""What file systems (network shares, FAT) answer to what they cannot do: sync, keep modes, rename over a file."""
 
 
 def explain(error: OSError, path: Path | str) -> ArtifactError:
@@ -140,26 +145,38 @@ def _remove(path: Path) -> None:
 def _finish(temporary: Path, mode: int) -> None:
     """Bring what was written to the disk, readable by whom the umask lets (safetensors lets the owner alone)."""
     if not temporary.is_dir():
-        temporary.chmod(mode)
+        _set_mode(temporary, mode)
         _sync(temporary)
         return
     for child in temporary.rglob("*"):
         if child.is_symlink():
             continue
         if child.is_file():
-            child.chmod(mode)
+            _set_mode(child, mode)
         _sync(child)
     _sync(temporary)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Change who may read a file, where the file system keeps modes."""
+    try:
+        path.chmod(mode)
+    except OSError as error:
+        if error.errno not in _UNABLE:
+            raise
 
 
 def _put(temporary: Path, path: Path) -> None:
     """Let ``temporary`` take the place of ``path``."""
     if not temporary.is_dir():
-        temporary.replace(path)
-        return
+        try:
+            temporary.replace(path)
+            return
+        except OSError as error:
+            if error.errno not in (*_UNABLE, errno.EEXIST) or not path.exists():
+                raise
     while True:
-        with suppress(FileNotFoundError):
-            path.rename(_displaced(temporary))
+        _displace(path, _displaced(temporary))
         try:
             temporary.rename(path)
             return
@@ -167,6 +184,18 @@ def _put(temporary: Path, path: Path) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             _remove(_displaced(temporary))
+
+
+def _displace(path: Path, aside: Path) -> None:
+    """Move what lies at ``path``, if anything does, out of the way."""
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _remove(path)  # a folder of a lower layer of an overlay, which cannot be renamed
 
 
 @contextmanager
@@ -182,8 +211,26 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """Bring an open file or folder to the disk, where the file system can.
+
+    Many network shares, and folders that a virtual machine shares, cannot sync a folder, some no file: what was
+    written there is as safe as it can be.
+
+    Raises:
+        OSError: the data did not reach the disk.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        if error.errno in _LOST or not (folder or error.errno in _UNABLE):
+            raise

@@ -1,15 +1,23 @@
-"""Manifests: small JSON files that say what an artifact is, with a checksum of what they say."""
+"""Manifests, checksums, and what happens to a damaged artifact (docs/integrity.md says what is checked when).
+
+A manifest is a small JSON file that says what an artifact is, with a checksum of what it says. A damaged artifact is
+named where it is read, and set aside by the job that met it, so that the next run makes it again. Only files that
+evopress itself has written are ever set aside. Of a model folder, which may be links, that is its manifest: without it
+the stage counts as not done, and writes the folder anew.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evopress.artifacts.damage import damaged
-from evopress.util.errors import ArtifactError
+from evopress.util.errors import ArtifactError, DamagedError
 
+DAMAGED_SUFFIX = ".damaged"
+WEIGHTS_SUFFIX = ".safetensors"
 _CHECKSUM = "checksum"
+_CHUNK = 1 << 22
 
 
 def manifest_text(content: Mapping[str, Any]) -> str:
@@ -34,6 +42,81 @@ def load_manifest(path: Path, stage: str = "") -> dict[str, Any]:
     if checksum is not None and checksum != _checksum(content):  # a hit in the key itself leaves the rest as it was
         raise damaged(path, "differs from its checksum")
     return content
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_facts(path: Path) -> dict[str, str | int]:
+    """Digest and size of a file, for a manifest; it is read whole."""
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def damaged_files(
+    folder: Path, files: Mapping[str, Mapping[str, Any]], manifest: Path, *, content: bool = False
+) -> Iterator[DamagedError]:
+    """Compare the files of a model folder with what its manifest says of them.
+
+    Sizes are always compared, and digests of all but weights, whose digests wait until ``content`` is asked for.
+
+    Args:
+        folder: holds the files.
+        files: facts of each file, by its path below ``folder``; without ``sha256`` only the size is compared.
+        manifest: must go for the folder to be written anew.
+        content: whether to read the weights, too.
+    """
+    for name, facts in files.items():
+        path = folder / name
+        if not path.exists():
+            yield damaged(path, "missing", manifest)
+        elif (size := path.stat().st_size) != facts["bytes"]:
+            yield damaged(path, f"holds {size} bytes instead of {facts['bytes']}", manifest)
+        elif (content or path.suffix != WEIGHTS_SUFFIX) and facts.get("sha256") not in (None, sha256(path)):
+            yield damaged(path, "differs from its checksum", manifest)
+
+
+def damaged(path: Path, reason: object, *files: Path) -> DamagedError:
+    """The error for an artifact at ``path`` that is not what was written.
+
+    Args:
+        path: what to name.
+        reason: what is wrong with it.
+        files: what must go for it to be remade; ``path`` where none are given.
+    """
+    identities = {file: identity for file in files or (path,) if (identity := _identity(file)) is not None}
+    return DamagedError(f"{path}: damaged ({reason})", identities)
+
+
+def set_aside(error: DamagedError) -> str:
+    """Rename the files of a damaged artifact, unless another has taken their place; returns the message to show."""
+    moved = []
+    for file, identity in error.files.items():
+        target = file.with_name(file.name + DAMAGED_SUFFIX)
+        try:
+            if _identity(file) == identity:
+                file.replace(target)
+                moved.append(str(target))
+        except FileNotFoundError:
+            continue  # another job has met the same damage
+        except OSError as reason:
+            return f"{error.problem}; it cannot be set aside ({reason.strerror}): delete {file} and run again"
+    kept = f" (what is left of it: {', '.join(moved)})" if moved else ""
+    return f"{error.problem}; run again to remake it{kept}"
+
+
+def _identity(file: Path) -> tuple[int, ...] | None:
+    """What changes when another file takes the place; a link's own, not that of what it points to."""
+    try:
+        facts = file.lstat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -6,11 +6,12 @@ from typing import Any
 
 import yaml
 
-from evopress.artifacts.damage import damaged
-from evopress.artifacts.manifest import load_manifest
+from evopress.artifacts.manifest import damaged, load_manifest
 from evopress.artifacts.paths import Run
 
-_INHERITED = ("license", "license_name", "license_link", "language")
+CARD = "README.md"
+"""File name of a model card."""
+INHERITED = ("license", "license_name", "license_link", "language")
 """Keys of the original's model card that hold for a compressed version too."""
 
 
@@ -38,14 +39,14 @@ def read_model_facts(run: Run) -> ModelFacts:
     manifest = load_manifest(path, "model")
     try:
         source, origin = manifest["source"], manifest.get("origin", {})
-        return model_facts({**source, **origin}, read_card(run.model / "README.md"))
+        return model_facts({**source, **origin}, read_card(run.model / CARD))
     except (KeyError, TypeError) as error:
         raise damaged(path, repr(error)) from error
 
 
 def model_facts(source: dict[str, Any], card: dict[str, Any]) -> ModelFacts:
     """Facts from the settings of the source, with what pins it down, and the YAML header of the original's card."""
-    inherited = {key: card[key] for key in _INHERITED if key in card}
+    inherited = {key: card[key] for key in INHERITED if key in card}
     kind = source.get("source")
     if kind == "hub":
         revision = source.get("commit", source["revision"])
@@ -59,13 +60,21 @@ def model_facts(source: dict[str, Any], card: dict[str, Any]) -> ModelFacts:
 def read_card(path: Path) -> dict[str, Any]:
     """YAML header of a model card; nothing where there is no card or none that can be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if not text.startswith("---\n"):
             return {}
         header = yaml.safe_load(text[4:].split("\n---", 1)[0])
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return header if isinstance(header, dict) else {}
+
+
+def relative_link(card: dict[str, Any]) -> str | None:
+    """The file beside the card that its `license_link` names; None where that is an address, or missing."""
+    link = card.get("license_link")
+    if not isinstance(link, str) or "://" in link:
+        return None
+    return link.removeprefix("./")
 
 
 def _stem(path: str) -> str:

@@ -118,24 +118,6 @@ class Run:
         return self.root / "evaluation" / DENSE / f"hidden_{dataset}.safetensors"
 
     @property
-    def comparison(self) -> Path:
-        """Mean and spread of all that was measured, of searches that only differ in their seed."""
-        return self.root / "comparison.parquet"
-
-    @property
-    def convergence(self) -> Path:
-        """Generations to the optimum of linear objectives."""
-        return self.root / "convergence.parquet"
-
-    def monotonicity_candidates(self, study: str) -> Path:
-        """Candidates with their summed errors and their fitness."""
-        return self.root / "monotonicity" / study / "candidates.parquet"
-
-    def monotonicity_pairs(self, study: str) -> Path:
-        """Pairs of candidates of which the one that should be better is worse."""
-        return self.root / "monotonicity" / study / "pairs.parquet"
-
-    @property
     def report(self) -> Path:
         """The report (one HTML file)."""
         return self.root / "report.html"
@@ -144,11 +126,6 @@ class Run:
     def summary(self) -> Path:
         """The comparison table as plain text."""
         return self.root / "summary.txt"
-
-
-def text_path(table: Path) -> Path:
-    """What a table of a study says, as text for the terminal, beside it."""
-    return table.with_suffix(".txt")
 
 
 def manifest_path(tensors: Path) -> Path:

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from evopress import __version__
-from evopress.artifacts.damage import damaged
-from evopress.artifacts.manifest import load_manifest
+from evopress.artifacts.manifest import damaged, load_manifest
 from evopress.artifacts.paths import Run
+from evopress.util.errors import ArtifactError
 
 PROVENANCE_KEY = "evopress"
 """Key under which the metadata of a parquet or safetensors file holds it."""
@@ -45,3 +46,17 @@ def read_model_fingerprint(run: Run) -> str:
     if not isinstance(fingerprint, str) or not fingerprint:
         raise damaged(path, "holds no fingerprint")
     return fingerprint
+
+
+def require_same_model(run: Run, provenance: Provenance, path: Path) -> None:
+    """Check that the artifact at ``path`` was made for the model that lies in ``results``.
+
+    Raises:
+        ArtifactError: it was made for another model, or the model's manifest cannot be read.
+    """
+    expected = read_model_fingerprint(run)
+    if provenance.model != expected:
+        raise ArtifactError(
+            f"{path}: was made for another model (fingerprint {provenance.model[:12]}) than the one in "
+            f"{run.model} ({expected[:12]}); delete it and run again"
+        )

@@ -1,14 +1,16 @@
 """Parquet tables with a fixed schema, a checksum and provenance."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evopress.artifacts.atomic import atomic_file
-from evopress.artifacts.damage import damaged
+from evopress.artifacts.manifest import damaged
 from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
 from evopress.util.errors import ArtifactError
 
@@ -33,6 +35,11 @@ TOKENS = pa.schema(
         pa.field("sequence", pa.int32()),
         pa.field("documents", pa.list_(pa.string()), metadata={"about": "documents that the tokens come from"}),
         pa.field("tokens", pa.list_(pa.int32())),
+        pa.field(
+            "starts",
+            pa.list_(pa.int32()),
+            metadata={"about": "positions of start tokens, which no token before them is to predict"},
+        ),
     ]
 )
 
@@ -127,6 +134,13 @@ TASKS = pa.schema(
     ]
 )
 
+SECTIONS = pa.schema(
+    [
+        pa.field("title", pa.string(), metadata={"about": "heading in the report"}),
+        pa.field("html", pa.string(), metadata={"about": "what stands below it (report/sections.py)"}),
+    ]
+)
+
 _PROVENANCE = PROVENANCE_KEY.encode()
 _DIGEST = b"evopress.sha256"
 """Key, in the file's own metadata, of the sha256 of the whole file with this digest's place filled with zeros.
@@ -195,6 +209,15 @@ def read_provenance(path: Path) -> Provenance:
         return Provenance.loads(metadata[_PROVENANCE].decode())
     except (KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: no readable provenance ({error!r}); delete it and run again") from error
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Settings that made a table, as it records them.
+
+    Raises:
+        ArtifactError: it has no readable provenance.
+    """
+    return json.loads(read_provenance(path).settings)
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -5,7 +5,7 @@ What is printed is an overlay for Snakemake, with the facts as comments.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 
 from evopress.artifacts.paths import Run
 from evopress.cli.output import add_output_arguments, emit
+from evopress.config.command_line import snakemake_command
 from evopress.search.text_format import read_text
 from evopress.search.text_match import match, require_budget
 from evopress.util.errors import ConfigError
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     values = combined(map(read_yaml, arguments.config))
     search = _search(values, arguments)
     settings = Settings.load(lay_over(values, {"searches": {arguments.search: search}}))
-    facts = _facts(settings, arguments.search, arguments.file)
+    facts = _facts(settings, arguments.search, arguments.file, arguments.config)
     overlay = yaml.safe_dump({"searches": {arguments.search: search}}, sort_keys=False)
     emit("".join(f"# {line}\n" for line in facts) + overlay, arguments.output, force=arguments.force)
 
@@ -55,8 +56,8 @@ def _search(values: Mapping[str, Any], arguments: argparse.Namespace) -> dict[st
     return {"strategy": "imported", **search, "file": arguments.file.as_posix()}
 
 
-def _facts(settings: Settings, name: str, path: Path) -> list[str]:
-    """What the file comes to.
+def _facts(settings: Settings, name: str, path: Path, configs: Sequence[Path]) -> list[str]:
+    """What the file comes to; ``configs`` are those of the settings, for the command that fetches the model.
 
     Raises:
         ConfigError: it does not fit the model, the variants or the target.
@@ -71,7 +72,7 @@ def _facts(settings: Settings, name: str, path: Path) -> list[str]:
     if shape is None:
         raise ConfigError(
             "model: its layers are known only once it has been fetched; fetch it and check again:\n"
-            f"    snakemake --cores all {results.model_manifest}"
+            f"    {snakemake_command(results.model_manifest, configs)}"
         )
     method = settings.variants[search.variants]
     table = method.table(shape.layers, shape.itemsize, f"variants.{search.variants}")

@@ -25,7 +25,8 @@ def run(arguments: argparse.Namespace) -> None:
     settings = load_settings(arguments.config)
     from evopress.plan.run import plan  # only here: settings are checked before transformers is imported
 
-    print(plan(settings, Run(Path("results") / settings.name), arguments.device_memory_gb))
+    results = Run(Path("results") / settings.name)
+    print(plan(settings, results, arguments.device_memory_gb, arguments.config))
 
 
 def _positive(text: str) -> float:

@@ -1,4 +1,7 @@
-"""What every script of the workflow shares: arguments, log, threads, and errors told in one line."""
+"""What every script of the workflow shares: arguments, log, threads, and errors told in one line.
+
+Scripts import this at their top and what takes seconds to import in their stage, where Ctrl-C is met, too.
+"""
 
 import argparse
 import logging
@@ -12,12 +15,11 @@ from types import FrameType
 from typing import NoReturn
 
 from evopress.artifacts.atomic import explain, is_lack_of_space_or_access
-from evopress.artifacts.damage import set_aside
+from evopress.artifacts.manifest import set_aside
 from evopress.artifacts.paths import Run
 from evopress.config.base import parse_json
 from evopress.config.compute import ComputeSettings
-from evopress.util.allocator import keep_freed_memory
-from evopress.util.errors import DamagedError, EvopressError
+from evopress.util.errors import INTERRUPTED, DamagedError, EvopressError
 from evopress.util.leases import leased
 from evopress.util.progress import setup_logging
 
@@ -56,6 +58,8 @@ def run(
 ) -> NoReturn:
     """Parse the command line, run ``stage`` and leave the process: with 0, or with 1 and an error of one line.
 
+    Ctrl-C ends it with one line as well, and the exit code of shells.
+
     ``devices`` tells how many CUDA devices the stage uses where there are any: they are its own while it runs.
     SIGTERM (a scheduler's time limit, a cancelled run) unwinds the stack, so that temporary files are removed.
     """
@@ -63,7 +67,6 @@ def run(
         arguments = parser.parse_args()
         setup_logging(arguments.log)
         signal.signal(signal.SIGTERM, _leave)
-        keep_freed_memory()
         _set_threads(arguments.compute.threads)
         with leased(arguments.compute.device, devices(arguments) if callable(devices) else devices):
             stage(arguments)
@@ -72,7 +75,10 @@ def run(
     except EvopressError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only end in a traceback
+        log.error("interrupted")
+        _print_unless_logged_there("interrupted")
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if isinstance(error, OSError) and is_lack_of_space_or_access(error):
             _fail(_advice(error))

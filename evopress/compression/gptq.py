@@ -10,8 +10,7 @@ It needs no inverse, and the sums over i are matrix products: columns are visite
 collects what the columns before it, within the enclosing chunk, contribute.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from evopress.compression.cholesky import damped_cholesky, forward
 from evopress.compression.grid import SCALE_DTYPE, fit_grid, highest_codes
-from evopress.util.errors import CompressionError
+from evopress.config.group_size import check_group_size
 
 _INNER_CHUNK = 16
 """Columns that are updated one vector at a time: wider chunks do more work outside of matrix products."""
@@ -107,27 +106,6 @@ def gptq(
     ]
     codes, scales, zeros, errors = (torch.cat(parts, dim=1) for parts in zip(*sweeps, strict=True))
     return Quantized(codes, scales, zeros, errors, factor.damping)
-
-
-def check_group_size(group_size: int | None, columns: int, other_columns: Iterable[int] = ()) -> int:
-    """Inputs per group of a layer with ``columns`` inputs.
-
-    Raises:
-        CompressionError: it does not divide ``columns``; the message offers the nearest sizes that do, and that divide
-            ``other_columns`` as well, where there are such.
-    """
-    if group_size is None:
-        return columns
-    if columns % group_size == 0:
-        return group_size
-    common = math.gcd(columns, *other_columns)
-    divided = common if common > 1 else columns
-    divisors = [d for d in range(1, divided + 1) if divided % d == 0]
-    near = sorted({max(d for d in divisors if d < group_size), min((d for d in divisors if d > group_size), default=1)})
-    offers = " or ".join(str(d) for d in near if d > 1) or str(columns)
-    raise CompressionError(
-        f"group_size {group_size} does not divide the {columns} input features; {offers} does, null is one per channel"
-    )
 
 
 def factorize(hessian: Tensor, damping: float) -> Factor:

@@ -3,8 +3,13 @@
 A grid is a scale and an integer zero point per group of inputs and output row; code ``q`` stands for the weight
 ``(q - zero) * scale``. Scales are rounded to float16, as they are stored, *before* anything is quantized with them, so
 that unpacked weights are the very weights whose errors GPTQ has compensated.
+
+Layers whose weights are in other units (tiny, where the norm before them is large) would have scales that float16
+does not hold. They are quantized times a power of two, which changes no code, and their scales stored in float32.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +23,16 @@ CLIP_RATIOS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 _INPUTS_AT_ONCE = 256
 """Inputs whose rounding errors are held at once: those of a group as wide as the layer would outweigh the sweep."""
 _SMALLEST_SCALE = 2.0**-24  # the smallest positive float16: a group of zeros gets it, and decodes to exact zeros
+_COARSE_SCALE = 2.0**-18
+"""Float16 rounds smaller scales by more than one part in 2^8: with 8 bits, by more than a code of the range."""
+_LARGE_SCALE = 2.0**14
+"""Larger scales leave too little room below 65504 for what compensation adds to weights."""
+_USUAL_SCALE = 2.0**8
+"""What the largest scale of a layer becomes where the layer is multiplied: far from both ends of float16's range."""
+_SHARE = 1e-4
+"""Of a layer's output, what may rest on coarse scales: less than quantization to 7 bits takes."""
+_MOST_OCTAVES = 120
+"""Powers of two within the normal range of float32."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,30 @@ class Grid:
 def highest_codes(bits: Tensor) -> Tensor:
     """Highest code of each bit-width: 2^bits - 1 (float32, same shape)."""
     return torch.exp2(bits.float()) - 1
+
+
+def scale_exponent(weight: Tensor, diagonal: Tensor, bits: Sequence[int], group: int) -> int:
+    """The power of two by which to multiply a layer's weights so that float16 holds their scales.
+
+    Zero wherever it holds them already: all scales are within its range, and those that it rounds coarsely belong to
+    groups that hardly contribute to the output.
+
+    Args:
+        weight: [rows, columns], float32.
+        diagonal: diagonal of the Hessian, [columns]: how much a squared weight contributes to the output.
+        bits: bit-widths, the levels.
+        group: inputs that share a scale.
+    """
+    grouped = weight.unflatten(1, (-1, group))
+    span = grouped.amax(2).clamp(min=0.0) - grouped.amin(2).clamp(max=0.0)
+    largest = float(span.max()) / (2 ** min(bits) - 1)
+    if not 0 < largest < math.inf:
+        return 0
+    energy = span.double().square() * diagonal.double().unflatten(0, (-1, group)).sum(1)
+    coarse = span < _COARSE_SCALE * (2 ** max(bits) - 1)
+    if largest <= _LARGE_SCALE and float(energy[coarse].sum()) <= _SHARE * float(energy.sum()):
+        return 0
+    return max(-_MOST_OCTAVES, min(_MOST_OCTAVES, math.floor(math.log2(_USUAL_SCALE / largest))))
 
 
 def fit_grid(

@@ -14,16 +14,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import LAYERS, read_provenance, read_table
 from evopress.artifacts.tensors import read_manifest, read_tensors, write_tensors
 from evopress.config.context import StageContext
 from evopress.config.hessians import HessianSettings
 from evopress.data.tokens import read_tokens
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 from evopress.util.progress import log, progress
 
@@ -67,7 +66,7 @@ def accumulate_hessians(context: StageContext, settings: HessianSettings, shard:
     require_same_model(run, read_provenance(run.layers), run.layers)
     tokens = shard_of(read_tokens(run, "calibration"), shard, settings.shards)
     layers = read_table(run.layers, LAYERS)
-    require_intact(run)
+    check_model(run)
     model = BlockwiseModel.from_folder(
         run.model, context.device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
     )

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evopress.artifacts.consistency import require_same_model
+from evopress.artifacts.manifest import sha256
 from evopress.artifacts.paths import Run
-from evopress.artifacts.provenance import Provenance
+from evopress.artifacts.provenance import Provenance, require_same_model
 from evopress.artifacts.tables import read_provenance
-from evopress.artifacts.tensors import read_tensors, sha256, verify, write_tensors
+from evopress.artifacts.tensors import check_tensors, read_tensors, write_tensors
 from evopress.compression.base import LayerMethod, Variant
 from evopress.compression.formats import decode
 from evopress.compression.hessian import batch_size, embed, observe_block
@@ -30,7 +30,7 @@ from evopress.compression.stage import (
 from evopress.config.context import StageContext
 from evopress.data.tokens import read_tokens
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model
 from evopress.util.errors import ArtifactError, CompressionError
 from evopress.util.progress import log
 
@@ -55,8 +55,7 @@ def make_sequential_variants(context: StageContext, name: str, method: LayerMeth
     provenance = variants_provenance(run, method)
     tokens = read_tokens(run, "calibration")
     facts = _facts(run, tokens)
-    if not block:
-        require_intact(run)  # later jobs check what they compress
+    check_model(run)
     model = BlockwiseModel.from_folder(
         run.model, context.device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
     )
@@ -91,10 +90,10 @@ def _facts(run: Run, tokens: Tensor) -> dict[str, object]:
 
 def _read_state(path: Path, provenance: Provenance, facts: Mapping[str, object]) -> Tensor:
     """Hidden states [S, L, H] as the job before has left them."""
-    manifest = verify(path)
+    manifest = check_tensors(path)
     if Provenance(**manifest["provenance"]) != provenance or manifest["facts"] != facts:
         raise ArtifactError(f"{path}: belongs to another model, other settings or other tokens; delete it, run again")
-    return read_tensors(path, [_STATE], check=False)[_STATE]
+    return read_tensors(path, [_STATE])[_STATE]
 
 
 def _weights(

@@ -8,7 +8,7 @@ levels at once as the memory allows.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
@@ -179,6 +179,10 @@ class PruningMethod(LayerMethod):
             )
             for level in levels
         ]
+
+    def check_inputs(self, columns: int, everywhere: Collection[int]) -> None:
+        """Refuse patterns that do not divide the inputs."""
+        pattern_levels(columns, columns, self.patterns)
 
     def sparsities(self, parameters: int, columns: int) -> list["SparsityLevel"]:
         """Levels of a layer of so many weights and inputs, from the densest to the sparsest.

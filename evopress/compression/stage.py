@@ -9,16 +9,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, write_table
-from evopress.artifacts.tensors import read_tensors, verify, write_tensors
+from evopress.artifacts.tensors import check_tensors, read_tensors, write_tensors
 from evopress.compression.base import LayerMethod, Variant, layer_shapes
 from evopress.compression.store import tensor_name
 from evopress.config.context import StageContext
 from evopress.models.checkpoint import Checkpoint
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 from evopress.util.progress import log, progress
 
@@ -36,13 +35,14 @@ def make_variants(context: StageContext, name: str, method: LayerMethod, block: 
     """
     run = context.run
     layers = included_layers(run, name, method, block)
-    manifest = verify(run.hessian(block))
+    check_model(run)
+    manifest = check_tensors(run.hessian(block))
     calibrated = Provenance(**manifest["provenance"])
     require_same_model(run, calibrated, run.hessian(block))
 
     def hessian(group: str) -> Tensor:
         """X^T X of an input group, [columns, columns]."""
-        return read_tensors(run.hessian(block), [group], check=False)[group]  # verified above
+        return read_tensors(run.hessian(block), [group])[group]
 
     variants = compress_layers(context, f"variants {name}, block {block}", method, layers, hessian)
     facts = {"hessians": json.loads(calibrated.settings), "tokens": manifest["facts"].get("tokens")}
@@ -100,7 +100,6 @@ def compress_layers(
         ModelError: a weight cannot be read.
     """
     device, checkpoint = context.device, Checkpoint(context.run.model)
-    require_intact(context.run, [f"{layer}.weight" for layer in layers["name"]])
     variants: list[Variant] = []
     seconds = 0.0
     with progress(description, len(layers), "layers") as bar:

@@ -1,7 +1,11 @@
 """Reading the variants of all blocks: tables, packed tensors by memory map, weights unpacked on demand."""
 
+import json
+import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,15 +13,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.damage import damaged
+from evopress.artifacts.manifest import damaged
 from evopress.artifacts.paths import Run, manifest_path
-from evopress.artifacts.provenance import Provenance
-from evopress.artifacts.read_ahead import ReadAhead
+from evopress.artifacts.provenance import Provenance, require_same_model
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table
-from evopress.artifacts.tensors import verify
+from evopress.artifacts.tensors import check_tensors, differing, tensor_digest, unreadable
 from evopress.compression.formats import decode
 from evopress.util.errors import ArtifactError
+
+_LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its JSON header."""
 
 
 def tensor_name(layer: str, level: str, part: str) -> str:
@@ -28,19 +33,23 @@ def tensor_name(layer: str, level: str, part: str) -> str:
 class VariantStore:
     """The variants of all blocks of a model; files stay open and are mapped, not read.
 
+    Args:
+        run: the run.
+        variants: their name.
+        verify: whether to compare each tensor that is read with its digest.
+
     Raises:
         ArtifactError: a block is missing or damaged, was made by other settings than the rest, or for another model.
     """
 
-    def __init__(self, run: Run, variants: str, *, check: bool = True) -> None:
-        self.run, self.variants = run, variants
+    def __init__(self, run: Run, variants: str, *, verify: bool = False) -> None:
+        self.run, self.variants, self.verify = run, variants, verify
         layers = read_table(run.layers, LAYERS)
         blocks = sorted(int(block) for block in layers["block"].unique())
         tables = [read_table(run.variant_table(variants, block), VARIANTS) for block in blocks]
         self.table: pd.DataFrame = pd.concat(tables, ignore_index=True)
         """Rows of the VARIANTS schema, in the order of blocks; layers that stay dense are absent."""
-        if check:
-            self._check(blocks)
+        self._digests = self._check(blocks)
         keys = zip(self.table["block"], self.table["layer"], self.table["level"], strict=True)
         self._formats: dict[tuple[int, str, str], str] = dict(zip(keys, self.table["format"], strict=True))
         shapes = zip(layers["block"], layers["layer"], layers["rows"], layers["columns"], strict=True)
@@ -56,11 +65,17 @@ class VariantStore:
         """
         self._require(block, layer, level)
         stream, parts = self._stream(block)
+        path = self.run.variant_tensors(self.variants, block)
         try:
-            return {part: stream.get_tensor(tensor_name(layer, level, part)) for part in parts[layer, level]}
+            tensors = {part: stream.get_tensor(tensor_name(layer, level, part)) for part in parts[layer, level]}
         except (KeyError, SafetensorError) as error:
-            path = self.run.variant_tensors(self.variants, block)
             raise ArtifactError(f"{path}: lacks {layer} at level {level} ({error}); delete it and run again") from error
+        if self.verify:
+            named = {tensor_name(layer, level, part): tensor for part, tensor in tensors.items()}
+            digests = self._digests[block]
+            if reason := differing(name for name, tensor in named.items() if tensor_digest(tensor) != digests[name]):
+                raise damaged(path, reason, path, manifest_path(path))
+        return tensors
 
     def format(self, block: int, layer: str, level: str) -> str:
         """How the parts of a layer at a level decode.
@@ -114,7 +129,7 @@ class VariantStore:
             try:
                 stream = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise damaged(path, error, path, manifest_path(path)) from error
+                raise unreadable(path, error) from error
             parts: dict[tuple[str, str], list[str]] = {}
             for name in stream.keys():  # noqa: SIM118 (not a mapping)
                 layer, level, part = name.rsplit("/", 2)
@@ -122,13 +137,15 @@ class VariantStore:
             self._open[block] = stream, parts
         return self._open[block]
 
-    def _check(self, blocks: Sequence[int]) -> None:
-        """Check digests, and that all blocks were made alike and for the model in the results folder."""
+    def _check(self, blocks: Sequence[int]) -> dict[int, dict[str, str]]:
+        """Check that all blocks are there, made alike and for the model in the run's folder; returns their digests."""
+        digests: dict[int, dict[str, str]] = {}
         made_by: dict[int, tuple[str, str]] = {}
         for block in blocks:
             path = self.run.variant_tensors(self.variants, block)
             table = self.run.variant_table(self.variants, block)
-            manifest = verify(path)
+            manifest = check_tensors(path)
+            digests[block] = manifest["tensors"]
             provenance = Provenance(**manifest["provenance"])
             require_same_model(self.run, provenance, path)
             if read_provenance(table) != provenance:
@@ -141,3 +158,29 @@ class VariantStore:
                 f"variants {self.variants!r}: blocks {', '.join(odd)} were made by other settings than the others; "
                 f"delete {self.run.variant_tensors(self.variants, blocks[0]).parent} and run again"
             )
+        return digests
+
+
+class ReadAhead:
+    """Where the tensors of a file lie; asking for them costs no memory of this process and no time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+            header = json.loads(stream.read(length))
+        self.start = _LENGTH_BYTES + length
+        self.places = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+
+    def ask(self, names: list[str]) -> None:
+        """Have the kernel read tensors into its cache; returns at once. Does nothing where there is no such call."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            for name in names:
+                begin, end = self.places[name]
+                with suppress(OSError):  # file systems that keep no cache
+                    os.posix_fadvise(descriptor, self.start + begin, end - begin, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)

@@ -1,8 +1,8 @@
 """What a source of text hands on."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,17 +16,37 @@ class Document(NamedTuple):
     text: str
 
 
+class Passage(NamedTuple):
+    """A piece from somewhere in a long text, of which no more than one window is taken."""
+
+    name: str
+    text: str
+
+
+class Conversation(NamedTuple):
+    """Messages between a user and an assistant, to be put into words by the model's chat template."""
+
+    name: str
+    messages: Sequence[Mapping[str, Any]]
+
+
+AnyDocument = Document | Passage | Conversation
+
+
 @dataclass(frozen=True)
 class Corpus:
     """The documents of one role, in the order of their source."""
 
     source: str
     """What error messages call it."""
-    documents: Iterable[Document]
+    documents: Iterable[AnyDocument]
     order: Literal["text", "windows", "stream"] = "windows"
-    """What the seed chooses: nothing, windows of the whole text, or documents of a stream too long to be read whole."""
+    """What the seed chooses: nothing (more), windows of the whole text, or documents of a stream too long to be read
+    whole."""
     usual_windows: int | None = None
     """Windows that the field's tables take, where the settings do not say how many tokens; None is all."""
+    whole: Iterable[AnyDocument] | None = None
+    """All of the text, where ``documents`` leave something out; read if they do not suffice."""
 
 
 def shuffled(items: Iterable[T], buffer: int, rng: np.random.Generator) -> Iterator[T]:

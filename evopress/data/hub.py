@@ -1,13 +1,15 @@
 """Rows of the Hugging Face hub's data sets, with patience for a network that fails."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
-from evopress.util.errors import DataError
+from evopress.util.errors import DataError, brief
 from evopress.util.progress import log
-from evopress.util.retry import WAITS, is_transient
+from evopress.util.retry import WAITS, is_transient, patiently
 
 Rows = Iterable[dict[str, Any]]
 
@@ -22,6 +24,8 @@ class Split:
     files: str | None = None
     revision: str | None = None
     streaming: bool = True
+    seed: int | None = None
+    """Chooses the order of the rows, or where they are streamed, of the files that hold them; None keeps it."""
 
 
 WIKITEXT2 = "Salesforce/wikitext", "wikitext-2-raw-v1", "b08601e04326c79dfdd32d625aee71d232d685c3"
@@ -62,7 +66,7 @@ def open_split(split: Split) -> Rows:
     """Open a split; rows are dictionaries by column."""
     from datasets import load_dataset
 
-    return load_dataset(
+    rows = load_dataset(
         location(split.id),
         name=split.name,
         data_files=None if split.files is None else {split.split: split.files},
@@ -72,37 +76,85 @@ def open_split(split: Split) -> Rows:
         # A card states the sizes of whole splits, which some of their files never have.
         verification_mode="basic_checks" if split.files is None else "no_checks",
     )
+    if split.seed is None:
+        return rows
+    return rows.shuffle(split.seed, buffer_size=1) if split.streaming else rows.shuffle(split.seed)
 
 
 def read_rows(
     split: Split, open_rows: Callable[[Split], Rows] = open_split, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a split in order; after a lost connection it is opened again and goes on at the same row.
+    """Rows of a split in order; after a lost connection it is opened again at once and goes on at the same row.
 
-    A row that arrives starts the waits again.
+    Where that fails, it is tried again, ever later. A row that arrives starts the waits anew.
 
     Raises:
         DataError: the data set cannot be found or read, or the hub stays away.
     """
-    done, failures = 0, 0
+    title, done = _title(split), 0
+
+    def lasting(error: Exception) -> DataError | None:
+        return None if is_transient(error) else DataError(f"{title}: {_lasting(error)}")
+
+    def away(attempts: int, reason: str) -> DataError:
+        return DataError(
+            f"{title}: the hub did not answer in {attempts} attempts ({reason}); try again later, or use source: file"
+        )
+
+    def opened() -> Iterator[dict[str, Any]]:
+        return _rows_from(done, open_rows(split))
+
     while True:
+        rows = patiently(opened, WAITS, title, lasting, away, sleep=sleep)
         try:
-            for number, row in enumerate(open_rows(split)):
-                if number >= done:
-                    done, failures = number + 1, 0
-                    yield row
+            for row in rows:
+                done += 1
+                yield row
             return
         except Exception as error:
-            if not is_transient(error):
-                raise DataError(f"{_title(split)}: cannot be read: {error}; check its id, name and split") from error
-            if failures == len(WAITS):
-                raise DataError(
-                    f"{_title(split)}: the hub did not answer in {len(WAITS) + 1} attempts ({error!r}); "
-                    "try again later, or use source: file"
-                ) from error
-            log.warning("%s: %r; next attempt in %.0f s", _title(split), error, WAITS[failures])
-            sleep(WAITS[failures])
-            failures += 1
+            if (final := lasting(error)) is not None:
+                raise final from error
+            log.warning("%s: lost the connection at row %d (%s); opening it again", title, done, brief(error))
+
+
+def _rows_from(number: int, rows: Rows) -> Iterator[dict[str, Any]]:
+    """Rows from ``number`` on, of which the first has arrived."""
+    left = islice(rows, number, None)
+    first = list(islice(left, 1))
+    return chain(first, left)
+
+
+def _lasting(error: BaseException) -> str:
+    """What is wrong where another attempt would not help, and what to do."""
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled
+
+    links, link = [error], error.__cause__ or error.__context__
+    while link is not None:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    offline = OfflineModeIsEnabled.__name__  # `datasets` only names it
+    if any(isinstance(each, OfflineModeIsEnabled) or offline in str(each) for each in links) or _cache_alone(error):
+        return (
+            f"not in the cache, and {_forbidding()} forbids to fetch it; unset it where there is a network, and either "
+            "bring the cache from there (HF_HOME), or the text as files for source: file"
+        )
+    if any(isinstance(each, GatedRepoError) or "gated" in str(each) for each in links):
+        return f"gated; accept its conditions on the hub and log in with `hf auth login` ({error})"
+    return f"cannot be read: {error}; check its id, name and split"
+
+
+def _cache_alone(error: BaseException) -> bool:
+    """Whether `datasets` looked in its cache alone, as without a network."""
+    from datasets import config
+
+    missing = isinstance(error, (FileNotFoundError, ConnectionError)) or "find cache" in str(error)
+    return bool(config.HF_HUB_OFFLINE) and missing
+
+
+def _forbidding() -> str:
+    """The variable that forbids the network."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next((name for name in names if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), names[0])
 
 
 def _title(split: Split) -> str:

@@ -6,13 +6,17 @@ SparseGPT (arXiv 2301.00774): one joined text, cut into windows.
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
+
+import numpy as np
 
 from evopress.config.data import C4, FileText, FineWebEdu, HubText, PythonDocs, Role, TextSettings, WikiText2
 from evopress.data import hub
-from evopress.data.documents import Corpus, Document
-from evopress.data.local import read_files, text_of
+from evopress.data.documents import AnyDocument, Corpus, Document
+from evopress.data.local import Column, named_files, read_files, row_document
 from evopress.data.python_docs import python_docs
+from evopress.data.sampling import PASSAGE, SMALL, is_small, sampled, text_bytes
 
 C4_DOCUMENTS = 1100
 C4_WINDOWS = 256
@@ -35,12 +39,41 @@ def open_corpus(settings: TextSettings, role: Role) -> Corpus:
         case FineWebEdu():
             corpus = Corpus("fineweb_edu", fineweb_edu(role), order="stream")
         case HubText():
-            corpus = Corpus(settings.id, hub_text(settings), order="windows" if settings.tokens is None else "stream")
+            sample = settings.tokens is not None and role != "evaluation"
+            corpus = Corpus(settings.id, hub_text(settings, sample=sample), order="stream" if sample else "windows")
         case FileText():
-            corpus = Corpus(settings.path, read_files(settings.path, settings.column))
+            corpus = file_text(settings, role)
     if role == "evaluation":  # held-out text is read in its own order, whatever the seed
-        return Corpus(corpus.source, corpus.documents, order="text", usual_windows=corpus.usual_windows)
+        return replace(corpus, order="text")
     return corpus
+
+
+def file_text(settings: FileText, role: Role) -> Corpus:
+    """Local text, of which no more is read than a sample needs.
+
+    Held-out text is the beginning of the files. Of text much larger than what is asked for, the other roles get random
+    documents and passages; of other text, windows are chosen.
+
+    Raises:
+        DataError: there is no such file, or one cannot be read.
+    """
+    column = _column(settings)
+    whole = read_files(settings.path, column)
+    if settings.tokens is None:
+        return Corpus(settings.path, whole)
+    files = named_files(settings.path)
+    if is_small(text_bytes([path for _, path in files], column), settings.tokens):
+        return Corpus(settings.path, whole)
+    if role == "evaluation":
+        most = max(SMALL, 2 * PASSAGE * settings.tokens)
+        return Corpus(settings.path, read_files(settings.path, column, most), order="text", whole=whole)
+    rng = np.random.default_rng(settings.seed)
+    drawn = sampled(files, column, settings.sequence_length, settings.tokens, rng)
+    return Corpus(settings.path, drawn, order="text", whole=whole)
+
+
+def _column(settings: FileText | HubText) -> Column:
+    return Column(settings.column or ("messages" if settings.messages else "text"), settings.messages)
 
 
 def wikitext2(role: Role) -> Corpus:
@@ -72,16 +105,17 @@ def dealt_role(id: str) -> Role:
     return "calibration" if part < 2 else "search" if part < 4 else "evaluation"
 
 
-def hub_text(settings: HubText) -> Iterator[Document]:
-    """Rows of any data set of the hub.
+def hub_text(settings: HubText, *, sample: bool) -> Iterator[AnyDocument]:
+    """Rows of any data set of the hub; for a sample from all over it, or from its files in random order.
 
     Raises:
         DataError: a row has no such column, or it holds no text.
     """
-    split = hub.Split(settings.id, settings.split, settings.name, None, settings.revision, settings.streaming)
+    seed = settings.seed if sample else None
+    split = hub.Split(settings.id, settings.split, settings.name, None, settings.revision, settings.streaming, seed)
     for number, row in enumerate(hub.read_rows(split)):
         name = f"{settings.id}/{settings.split}:{number}"
-        yield Document(name, text_of(row, settings.column, name))
+        yield row_document(name, row, _column(settings), name)
 
 
 def _joined(name: str, texts: Iterator[str], separator: str) -> Iterator[Document]:

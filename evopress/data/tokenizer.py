@@ -8,6 +8,7 @@ import numpy as np
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from evopress.util.errors import DataError, ModelError
+from evopress.util.progress import log
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _NO_LIMIT = int(1e30)
@@ -27,23 +28,27 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     return tokenizer
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
-    """Tokens of one text, int32 [tokens], with the special tokens that the tokenizer itself adds.
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> np.ndarray:
+    """Tokens of one text, int32 [tokens], with the special tokens that the tokenizer itself adds (if ``special``).
 
     JSON can hold half a surrogate pair, which is no character: it is replaced, as in decoding with errors.
     """
     text = _HALF_PAIR.sub("\ufffd", text)
-    return np.asarray(tokenizer(text, return_attention_mask=False)["input_ids"], dtype=np.int32)
+    encoded = tokenizer(text, return_attention_mask=False, add_special_tokens=special)
+    return np.asarray(encoded["input_ids"], dtype=np.int32)
 
 
 def document_separator(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Token that parts documents, or None where the tokenizer marks the start (or end) of each text by itself.
+    """Token that parts documents, or None where the tokenizer marks the start (or end) of each text by itself."""
+    return None if tokenizer("")["input_ids"] else end_of_text(tokenizer)
 
-    That is the end-of-text token. Chat models often call their end of turn ``eos_token``, which never parted documents
-    in training, so ``<|endoftext|>`` comes first where the vocabulary has it as a special token.
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Token that ended a document in training, if the vocabulary has one.
+
+    Chat models often call their end of turn ``eos_token``, which never parted documents, so ``<|endoftext|>`` comes
+    first where the vocabulary has it as a special token.
     """
-    if tokenizer("")["input_ids"]:
-        return None
     for id, token in tokenizer.added_tokens_decoder.items():
         if token.special and token.content == "<|endoftext|>":
             return int(id)
@@ -71,7 +76,8 @@ def check_vocabulary(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, fol
 def check_positions(length: int, folder: Path, where: str, *, trust_remote_code: bool = False) -> None:
     """Check that a model that learned an embedding for each position has one for every token of a sequence.
 
-    Models with rotary positions or attention biases run on longer sequences than they were made for.
+    Models with rotary positions or attention biases run on longer sequences than they were made for, but not well: the
+    log gets a warning.
 
     Raises:
         DataError: sequences are too long for it; ``where`` is the setting that the message names.
@@ -83,10 +89,9 @@ def check_positions(length: int, folder: Path, where: str, *, trust_remote_code:
         raise ModelError(f"{folder}/config.json: cannot be read: {error}") from error
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
-    if any(word in key for key in text.to_dict() for word in ("rope", "rotary", "alibi")):
+    if not isinstance(longest, int) or length <= longest:
         return
-    if isinstance(longest, int) and length > longest:
-        raise DataError(
-            f"{where}.sequence_length: {length} tokens are more than the {longest} positions that the model knows; "
-            f"set it to {longest} or less"
-        )
+    too_long = f"{where}.sequence_length: {length} tokens are more than the {longest} positions that the model knows"
+    if not any(word in key for key in text.to_dict() for word in ("rope", "rotary", "alibi")):
+        raise DataError(f"{too_long}; set it to {longest} or less")
+    log.warning("%s: what it does beyond them is no measure of it; set it to %d or less", too_long, longest)

@@ -1,6 +1,8 @@
 """The tokens of each data set: written once, read by every later stage."""
 
+import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -12,9 +14,10 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import TOKENS, read_table, write_table
 from evopress.config.data import Role, TextSettings
-from evopress.data.documents import Corpus, Document, shuffled
+from evopress.data.documents import Corpus, shuffled
+from evopress.data.encoder import Encoder, make_encoder
 from evopress.data.sources import open_corpus
-from evopress.data.tokenizer import check_positions, check_vocabulary, document_separator, encode, load_tokenizer
+from evopress.data.tokenizer import check_positions, check_vocabulary, load_tokenizer
 from evopress.data.windows import Encoded, Window, choose, pack
 from evopress.util.errors import ArtifactError, DataError
 from evopress.util.progress import log, progress
@@ -46,9 +49,10 @@ def write_tokens(
     provenance = Provenance("calibration", settings.model_dump_json(), read_model_fingerprint(run))
     check_positions(settings.sequence_length, run.model, where, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(run.model, trust_remote_code=trust_remote_code)
-    windows = make_windows(open_corpus(settings, role), tokenizer, settings, where)
+    encoder = make_encoder(tokenizer, settings.bos, where, _model_type(run))
+    windows = fill_windows(open_corpus(settings, role), encoder, settings, where)
     check_vocabulary(np.concatenate([window.tokens for window in windows]), tokenizer, run.model)
-    write_table(to_frame(windows), run.tokens(dataset), TOKENS, provenance)
+    write_table(to_frame(windows, encoder.start), run.tokens(dataset), TOKENS, provenance)
     log.info("%s: %d sequences of %d tokens", where, len(windows), settings.sequence_length)
 
 
@@ -68,10 +72,39 @@ def read_tokens(run: Run, dataset: str) -> torch.Tensor:
     return torch.from_numpy(tokens.astype(np.int64))
 
 
+def read_counted(run: Run, dataset: str) -> torch.Tensor:
+    """Positions that count where predictions are judged, bool [sequences, length].
+
+    Those whose next token is a start token do not: it begins another document, of which nothing before it can know.
+    Neither that it is not predicted (perplexity) nor how two models disagree about it (KL) says anything of a model.
+    The last position of a sequence counts here; its next token is unknown.
+
+    Raises:
+        ArtifactError: the table is missing or damaged.
+    """
+    path = run.tokens(dataset)
+    table = read_table(path, TOKENS)
+    counted = np.ones((len(table), len(table["tokens"][0]) if len(table) else 0), dtype=bool)
+    for row, starts in zip(counted, table["starts"], strict=True):
+        if starts is None or np.any((starts < 0) | (starts >= len(row))):
+            raise ArtifactError(f"{path}: damaged (start tokens are out of place); delete it and run again")
+        row[starts[starts > 0] - 1] = False
+    return torch.from_numpy(counted)
+
+
 def make_windows(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, settings: TextSettings, where: str
 ) -> list[Window]:
     """Encode, pack and choose the windows of a corpus; ``where`` is the setting that error messages name.
+
+    Raises:
+        DataError: the text is empty or too short.
+    """
+    return fill_windows(corpus, make_encoder(tokenizer, settings.bos, where), settings, where)
+
+
+def fill_windows(corpus: Corpus, encoder: Encoder, settings: TextSettings, where: str) -> list[Window]:
+    """The same with a given encoder.
 
     Raises:
         DataError: the text is empty or too short.
@@ -83,14 +116,24 @@ def make_windows(
     if corpus.order == "windows" or count is None:  # all documents are needed
         documents = list(documents)
         documents = _reported(documents, f"{where}: tokenizing", len(documents), "documents")
-    separator = document_separator(tokenizer)
-    encoded = Tally(_encode(documents, tokenizer), between=0 if separator is None else 1)
-    windows = pack(encoded, length, separator)
+    encoded = Tally(encoder.encode(documents, length), between=0 if encoder.separator is None else 1)
+    windows = pack(encoded, length, encoder.separator, encoder.start if encoder.every_window else None)
     if corpus.order != "windows" and count is not None:
         windows = _reported(windows, f"{where}: tokenizing", count, "sequences")
     chosen = choose(windows, count or corpus.usual_windows, rng if corpus.order == "windows" else None)
+    if count is not None and len(chosen) < count and corpus.whole is not None:
+        return fill_windows(replace(corpus, documents=corpus.whole, whole=None), encoder, settings, where)
     _check_enough(corpus.source, encoded.total, len(chosen), count, length, where)
     return chosen
+
+
+def _model_type(run: Run) -> str:
+    """Type of the model by its config.json; empty if it cannot be told (others report that)."""
+    try:
+        config = json.loads((run.model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(config.get("model_type", "")) if isinstance(config, dict) else ""
 
 
 class Tally:
@@ -111,13 +154,16 @@ class Tally:
             yield document
 
 
-def to_frame(windows: list[Window]) -> pd.DataFrame:
-    """Rows of the TOKENS schema."""
+def to_frame(windows: list[Window], start: int | None) -> pd.DataFrame:
+    """Rows of the TOKENS schema; ``start`` is the start token."""
     return pd.DataFrame(
         {
             "sequence": np.arange(len(windows), dtype=np.int32),
             "documents": [list(window.documents) for window in windows],
             "tokens": [window.tokens for window in windows],
+            "starts": [
+                np.flatnonzero(window.tokens == (-1 if start is None else start)).astype(np.int32) for window in windows
+            ],
         }
     )
 
@@ -128,12 +174,6 @@ def _reported(items: Iterable[T], description: str, total: int, unit: str) -> It
         for item in items:
             yield item
             bar.advance()
-
-
-def _encode(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoded]:
-    for name, text in documents:
-        if text.strip():  # an empty document would leave nothing but a special token
-            yield Encoded(name, encode(tokenizer, text))
 
 
 def _check_enough(source: str, total: int, found: int, count: int | None, length: int, where: str) -> None:

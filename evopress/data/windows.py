@@ -25,13 +25,16 @@ class Window(NamedTuple):
     tokens: np.ndarray
 
 
-def pack(documents: Iterable[Encoded], length: int, separator: int | None = None) -> Iterator[Window]:
+def pack(
+    documents: Iterable[Encoded], length: int, separator: int | None = None, start: int | None = None
+) -> Iterator[Window]:
     """Cut the stream of all documents into windows of ``length`` tokens, reading no further than needed.
 
     Args:
         documents: in order; empty ones leave no trace.
         length: tokens of a window.
         separator: token put between two documents (it counts to the first of them), or None for none.
+        start: token put before a window that does not begin with it by itself, or None for none.
     """
     parts: list[Encoded] = []  # what the window under construction holds
     held = 0
@@ -41,17 +44,23 @@ def pack(documents: Iterable[Encoded], length: int, separator: int | None = None
             continue
         pieces = [Encoded(name, tokens)]
         if last is not None and separator is not None:
-            pieces.insert(0, Encoded(last, np.array([separator], dtype=np.int32)))
+            pieces.insert(0, _single(last, separator))
         last = name
         for piece in pieces:
             rest = piece.tokens
-            while held + len(rest) >= length:
+            while len(rest):
+                if not held and start is not None and rest[0] != start:
+                    parts, held = [_single(piece.name, start)], 1
                 taken, rest = rest[: length - held], rest[length - held :]
-                yield _window([*parts, Encoded(piece.name, taken)])
-                parts, held = [], 0
-            if len(rest):
-                parts.append(Encoded(piece.name, rest))
-                held += len(rest)
+                parts.append(Encoded(piece.name, taken))
+                held += len(taken)
+                if held == length:
+                    yield _window(parts)
+                    parts, held = [], 0
+
+
+def _single(name: str, token: int) -> Encoded:
+    return Encoded(name, np.array([token], dtype=np.int32))
 
 
 def _window(parts: list[Encoded]) -> Window:

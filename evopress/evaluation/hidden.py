@@ -2,9 +2,10 @@
 
 import torch
 
+from evopress.artifacts.manifest import sha256
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance
-from evopress.artifacts.tensors import read_manifest, read_tensors, sha256, write_tensors
+from evopress.artifacts.tensors import read_manifest, read_tensors, write_tensors
 from evopress.util.errors import ArtifactError
 
 

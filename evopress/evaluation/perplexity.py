@@ -8,17 +8,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import DENSE, Run
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.stitched import model_folder
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, write_table
 from evopress.config.compute import ComputeSettings
-from evopress.data.tokens import read_tokens
+from evopress.data.tokens import read_counted, read_tokens
 from evopress.evaluation.hidden import read_dense_hidden, write_dense_hidden
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model
 from evopress.util.device import resolve_device
 from evopress.util.errors import ModelError
 from evopress.util.metrics import kl_per_token, nll_per_token
@@ -48,7 +47,7 @@ def evaluate_perplexity(
     """
     provenance = Provenance("evaluation", json.dumps({"datasets": list(datasets)}), read_model_fingerprint(run))
     if search == DENSE:
-        require_intact(run)
+        check_model(run)
     model = BlockwiseModel.from_folder(
         model_folder(run, search),
         resolve_device(compute.device),
@@ -68,33 +67,44 @@ def _measure(
     tokens = read_tokens(run, dataset)
     teacher = None if search == DENSE else read_dense_hidden(run, dataset, provenance)
     hidden = final_hidden(model, tokens, RUN_TOKENS, f"{search} on {dataset}")
-    nll, kl = mean_nll_and_kl(model, hidden, tokens, teacher)
+    predicts = predicted(read_counted(run, dataset))
+    nll, kl = mean_nll_and_kl(model, hidden, tokens, predicts, teacher)
     if math.isnan(nll) or math.isnan(kl):
         raise ModelError(f"{model_folder(run, search)}: gives NaN on {dataset}; check its weights")
     if search == DENSE:
         write_dense_hidden(run, dataset, hidden, provenance)
-    predicted = tokens.shape[0] * (tokens.shape[1] - 1)
-    return {"search": search, "dataset": dataset, "perplexity": float(np.exp(nll)), "kl": kl, "tokens": predicted}
+    count = int(predicts.sum())
+    return {"search": search, "dataset": dataset, "perplexity": float(np.exp(nll)), "kl": kl, "tokens": count}
+
+
+def predicted(counted: torch.Tensor) -> torch.Tensor:
+    """Positions that predict a token of their own window, bool [S, L]: of those that count, all but the last."""
+    predicts = counted.clone()
+    predicts[:, -1] = False  # it predicts what lies outside
+    return predicts
 
 
 @torch.inference_mode()
 def mean_nll_and_kl(
-    model: BlockwiseModel, hidden: torch.Tensor, tokens: torch.Tensor, teacher: torch.Tensor | None
+    model: BlockwiseModel,
+    hidden: torch.Tensor,
+    tokens: torch.Tensor,
+    predicts: torch.Tensor,
+    teacher: torch.Tensor | None,
 ) -> tuple[float, float]:
     """Mean negative log-likelihood and mean KL(teacher || model), in nats, over the predicted tokens.
 
-    Each window is scored on its own: tokens 1 to L-1 are predicted, each from those before it. Both models' logits
-    come from ``model``'s final norm and head, which compression leaves as they are.
+    Each window is scored on its own: tokens 1 to L-1 are predicted, each from those before it, start tokens apart.
+    Both models' logits come from ``model``'s final norm and head, which compression leaves as they are.
 
     Args:
         model: gives logits from hidden states.
         hidden: [S, L, H] final hidden states.
         tokens: [S, L] int64.
+        predicts: [S, L] bool, the positions that are scored (`predicted`).
         teacher: [S, L, H] final hidden states of the dense model; None measures no divergence (it is 0).
     """
     targets = tokens.roll(-1, dims=1).flatten()
-    predicts = torch.ones_like(tokens, dtype=torch.bool)
-    predicts[:, -1] = False  # a window's last token predicts what lies outside
     keep = predicts.flatten()
     nll = kl = 0.0
     for rows in torch.arange(len(targets)).split(max(1, LOGITS // model.vocab_size)):

@@ -1,6 +1,5 @@
 """lm-eval tasks by name, standard ones and those of a folder of your own."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 from lm_eval.tasks import TaskManager
 
+from evopress.config.tasks import unknown_task
 from evopress.util.errors import ConfigError, DataError
 from evopress.util.retry import WAITS, is_transient, patiently
 
@@ -74,13 +74,7 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     Raises:
         ConfigError: one line per unknown name.
     """
-    lines = []
-    for name in sorted(set(names) - set(known)):
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = (
-            f"did you mean {' or '.join(map(repr, near))}?" if near else "see `lm-eval ls tasks`, or set include_path"
-        )
-        lines.append(f"evaluation.tasks.names: unknown task {name!r}: {hint}")
+    lines = [unknown_task(name, known) for name in sorted(set(names) - set(known))]
     if lines:
         raise ConfigError("\n".join(lines))
 

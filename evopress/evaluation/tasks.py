@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +21,14 @@ from evopress.artifacts.stitched import model_folder
 from evopress.artifacts.tables import TASKS, write_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.evaluation import TaskSettings
-from evopress.models.verify import require_intact
+from evopress.config.tasks import require_tasks, runs_generated_code
+from evopress.models.verify import check_model
 from evopress.util.device import resolve_device, working_dtype
+from evopress.util.errors import ConfigError
 from evopress.util.progress import log
+
+_UNCONFIRMED = re.compile(r"run task: (\S+) which is marked as unsafe")
+"""What lm-eval says of a task that runs generated code."""
 
 
 def evaluate_tasks(
@@ -38,12 +45,12 @@ def evaluate_tasks(
 
     Raises:
         ArtifactError: the model is missing, cut short or of another model.
-        ConfigError: an unknown task.
+        ConfigError: an unknown task, or one that runs generated code, which the settings do not confirm.
         DataError: data of a task cannot be fetched or read.
     """
     folder = model_folder(run, search)
     if search == DENSE:
-        require_intact(run)
+        check_model(run)
     outcome: dict[str, Any] = {}
     if settings.names:
         outcome = _run(lambda: _load(str(folder), resolve_device(compute.device), trust_remote_code), settings, search)
@@ -88,16 +95,25 @@ def _run(load: Callable[[], tuple[Any, Any]], settings: TaskSettings, search: st
     _quieten()
     with task_manager(settings.names, settings.include_path) as manager:
         log.info("tasks of %s: %s", search, ", ".join(settings.names))
+        require_tasks(settings)
+        if settings.run_generated_code:
+            os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # asked for by the metric of Hugging Face that runs the code
         model, tokenizer = load()
-        outcome = simple_evaluate(
-            model=ReportingLM(search, pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size),
-            tasks=list(settings.names),
-            num_fewshot=settings.num_fewshot,
-            batch_size=settings.batch_size,
-            limit=settings.limit,
-            log_samples=False,
-            task_manager=manager,
-        )
+        try:
+            outcome = simple_evaluate(
+                model=ReportingLM(search, pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size),
+                tasks=list(settings.names),
+                num_fewshot=settings.num_fewshot,
+                batch_size=settings.batch_size,
+                limit=settings.limit,
+                log_samples=False,
+                task_manager=manager,
+                confirm_run_unsafe_code=settings.run_generated_code,
+            )
+        except ValueError as error:
+            if unconfirmed := _UNCONFIRMED.search(str(error)):  # a task that only Python code marks so
+                raise ConfigError(runs_generated_code(unconfirmed[1])) from error
+            raise
     return dict(outcome or {})
 
 

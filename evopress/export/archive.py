@@ -7,6 +7,7 @@ license are in the model's folder.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,10 +20,9 @@ from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
 from evopress.artifacts.tables import read_provenance
 from evopress.artifacts.tensors import save, tensor_digest
 from evopress.compression.formats import decode
-from evopress.compression.store import VariantStore
-from evopress.export.run import read_dropped, stitched_layout, stored_choices
+from evopress.export.run import open_stores, read_dropped, stitched_layout, stored_choices
 from evopress.models.checkpoint import Checkpoint
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model, check_weight
 from evopress.search.configuration import read_configuration
 from evopress.util.errors import ArtifactError
 from evopress.util.progress import log
@@ -46,16 +46,18 @@ def write_archive(run: Run, search: str, *, trust_remote_code: bool = False) -> 
     configuration = read_configuration(run, search)
     checkpoint = Checkpoint(run.model)
     layout = stitched_layout(run, checkpoint, read_dropped(run, configuration), trust_remote_code=trust_remote_code)
-    require_intact(run)
+    digests = check_model(run)
     choices = {
         name: choice
         for name, choice in stored_choices(checkpoint, configuration, run.configuration(search)).items()
         if name in layout.names and name not in layout.zeroed
     }
-    stores = {name: VariantStore(run, name) for name in sorted({choice.variants for choice in choices.values()})}
+    stores = open_stores(run, choices)
     unpacked = checkpoint.read([name for name in layout.names if name not in choices])
     tensors = {
-        layout.names[name]: torch.zeros_like(dense) if name in layout.zeroed else dense
+        layout.names[name]: torch.zeros_like(dense)
+        if name in layout.zeroed
+        else check_weight(run, digests, name, dense)
         for name, dense in unpacked.items()
     }
     packed: dict[str, dict[str, object]] = {}
@@ -81,16 +83,38 @@ def load_archive(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     """All weights of an archive by name, as the stitched model's checkpoint holds them; for `load_state_dict`.
 
     Raises:
-        ArtifactError: missing, cut short, or no archive.
+        ArtifactError: missing, cut short, changed, or no archive.
     """
+    with _errors_named(path):
+        return dict(_unpacked(*_read(path), device))
+
+
+def verify_archive(path: Path) -> None:
+    """Read an archive whole and compare it with its digest.
+
+    Raises:
+        ArtifactError: missing, cut short, changed, or no archive.
+    """
+    with _errors_named(path):
+        _read(path)
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, object]], dict[str, Tensor]]:
+    """How packed layers decode, and the stored tensors, which are views of the mapped file."""
+    with safe_open(path, framework="pt") as stream:
+        metadata = stream.metadata() or {}
+        stored = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+    packed, digest = json.loads(metadata[_HEADER]), metadata.pop(_DIGEST, None)
+    if digest not in (None, _digest(stored, metadata)):
+        raise ArtifactError(f"{path}: damaged (differs from its checksum); write the archive again")
+    return packed, stored
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Say of an archive what is wrong with it, whatever the reader says."""
     try:
-        with safe_open(path, framework="pt") as stream:
-            metadata = stream.metadata() or {}
-            stored = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
-        packed, digest = json.loads(metadata[_HEADER]), metadata.pop(_DIGEST, None)
-        if digest not in (None, _digest(stored, metadata)):
-            raise ArtifactError(f"{path}: damaged (differs from its checksum); write the archive again")
-        return dict(_unpacked(packed, stored, device))
+        yield
     except FileNotFoundError:
         raise ArtifactError(f"{path}: missing; write the archive first") from None
     except (SafetensorError, OSError) as error:

@@ -17,6 +17,7 @@ from evopress.artifacts.stitched import read_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, read_table
 from evopress.compression.families import MODULES, of_modules
 from evopress.compression.size import Size, dense_size, size_of
+from evopress.data.held_out import recorded_leaks
 from evopress.export.depth_card import DepthFolder, depth_introduction, depth_size_rows, depth_title, modules_table
 from evopress.export.markdown import escape, fenced, markdown_table
 from evopress.export.strategies import chosen_by
@@ -60,8 +61,7 @@ def render_card(run: Run, search: str, folder: DepthFolder | None = None) -> str
         _introduction(facts, search, settings, size, folder),
         "## Size",
         _size_section(size, dense, settings, folder),
-        "## Held-out text",
-        _perplexity_section(run, search),
+        *_perplexity_section(run, search),
         *_levels_sections(configuration, size, folder),
         "## Settings",
         _settings_section(run, search, configuration),
@@ -147,9 +147,10 @@ def _size_section(size: Size, dense: Size, settings: dict[str, Any], folder: Dep
     return markdown_table(["", "value"], rows)
 
 
-def _perplexity_section(run: Run, search: str) -> str:
+def _perplexity_section(run: Run, search: str) -> list[str]:
+    """Title and table, and a warning where the text is not held out."""
     if not run.perplexity(search).exists():
-        return "Not measured yet."
+        return ["## Held-out text", "Not measured yet."]
     measured = read_table(run.perplexity(search), PERPLEXITY).to_dict("records")
     original: dict[str, float] = {}
     if run.perplexity(DENSE).exists():
@@ -172,7 +173,9 @@ def _perplexity_section(run: Run, search: str) -> str:
         "KL to the original (nats per token)",
         "tokens",
     ]
-    return markdown_table(columns, rows)
+    leaks = recorded_leaks(run, [str(row["dataset"]) for row in measured])
+    title = "## Perplexity, on text that is not all held out" if leaks else "## Held-out text"
+    return [title, markdown_table(columns, rows), *(f"**Warning:** {escape(sentence)}." for sentence in leaks)]
 
 
 def _settings_section(run: Run, search: str, configuration: pd.DataFrame) -> str:

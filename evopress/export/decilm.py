@@ -27,6 +27,7 @@ from evopress.export.run import SHARD_BYTES, replacement, stored_choices
 from evopress.export.shards import write_weights
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import ATTENTION, MLP
+from evopress.models.portable import portable_config
 from evopress.models.skeleton import load_config
 from evopress.search.configuration import read_configuration
 from evopress.util.errors import ArtifactError, UnsupportedArchitectureError
@@ -95,7 +96,6 @@ def decilm_config(config: Any, dropped: Dropped, absent: Dropped) -> dict[str, A
     Raises:
         UnsupportedArchitectureError: vLLM would round the MLP's size to another.
     """
-    rope = dict(config.rope_parameters)
     content = {
         **config.to_dict(),
         "architectures": ["DeciLMForCausalLM"],
@@ -103,12 +103,8 @@ def decilm_config(config: Any, dropped: Dropped, absent: Dropped) -> dict[str, A
         "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"},
         "num_hidden_layers": len(dropped.kept),
         "block_configs": list(_block_configs(config, dropped, absent)),
-        "rope_theta": rope["rope_theta"],  # where transformers 4 looks for it
     }
-    if rope.get("rope_type", "default") != "default":
-        content["rope_scaling"] = rope
-    content["torch_dtype"] = content.get("dtype")
-    return content
+    return portable_config(content)
 
 
 def _block_configs(config: Any, dropped: Dropped, absent: Dropped) -> Iterator[dict[str, dict[str, Any]]]:

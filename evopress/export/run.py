@@ -28,7 +28,7 @@ from evopress.export.layout import Layout, dense_layout, depth_layout
 from evopress.export.shards import Replace, write_weights
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.skeleton import load_config
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model, check_weight
 from evopress.search.configuration import read_configuration
 from evopress.util.errors import ArtifactError
 from evopress.util.progress import progress
@@ -59,7 +59,6 @@ def stitch_model(run: Run, search: str, *, shard_bytes: int = SHARD_BYTES, trust
         UnsupportedArchitectureError: this architecture cannot do without what was dropped.
     """
     configuration = read_configuration(run, search)
-    require_intact(run)
     checkpoint = Checkpoint(run.model)
     dropped = read_dropped(run, configuration)
     layout = stitched_layout(run, checkpoint, dropped, trust_remote_code=trust_remote_code)
@@ -133,17 +132,34 @@ def stored_choices(checkpoint: Checkpoint, configuration: pd.DataFrame, path: Pa
 def replacement(run: Run, choices: Mapping[str, Choice], zeroed: frozenset[str]) -> Replace:
     """What to store in the place of each dense tensor: zeros, the chosen variant, or the tensor itself.
 
+    Each tensor that goes into the export is compared with its digest.
+
     Raises:
-        ArtifactError: variants are missing, damaged or of another model.
+        ArtifactError: variants or dense weights are missing, damaged or of another model.
     """
-    stores = {name: VariantStore(run, name) for name in sorted({choice.variants for choice in choices.values()})}
+    digests = check_model(run)
+    stores = {
+        name: VariantStore(run, name, verify=True) for name in sorted({choice.variants for choice in choices.values()})
+    }
 
     def replace(name: str, dense: torch.Tensor) -> torch.Tensor:
         if name in zeroed:
             return torch.zeros_like(dense)
-        return _variant(stores, choices[name], dense) if name in choices else dense
+        if name in choices:
+            return _variant(stores, choices[name], dense)
+        return check_weight(run, digests, name, dense)
 
     return replace
+
+
+def open_stores(run: Run, choices: Mapping[str, Choice]) -> dict[str, VariantStore]:
+    """Variants that are chosen from, by name; each tensor that is read is compared with its digest.
+
+    Raises:
+        ArtifactError: variants are missing, damaged or of another model.
+    """
+    names = sorted({choice.variants for choice in choices.values()})
+    return {name: VariantStore(run, name, verify=True) for name in names}
 
 
 def _variant(stores: Mapping[str, VariantStore], choice: Choice, dense: torch.Tensor) -> torch.Tensor:

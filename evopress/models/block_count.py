@@ -30,6 +30,20 @@ def count_blocks(settings: ModelSettings) -> int:
     raise ConfigError("model.blocks: set the number of transformer blocks; a wheel cannot be read beforehand")
 
 
+def other_layout(folder: Path) -> str:
+    """What to say of a folder that has no config.json."""
+    if files := sorted(folder.glob("*.gguf")):
+        return f"the folder holds a GGUF file: write `source: gguf` with the path of {files[0].name}"
+    return "is this a folder in the Hugging Face layout?"
+
+
+def not_a_folder(path: Path) -> str:
+    """What to say of a file that is given as the folder of a model."""
+    if path.suffix.lower() == ".gguf":
+        return "is a GGUF file, not a folder; write `source: gguf`"
+    return "is a file, not a folder; give the folder that holds config.json and the weights"
+
+
 def _from_gguf(path: Path) -> int:
     from evopress.models.gguf_header import read_gguf_header
 
@@ -44,7 +58,9 @@ def _from_config(path: Path) -> int:
     try:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path}: missing; is this a folder in the Hugging Face layout?") from None
+        raise ModelError(f"{path}: missing; {other_layout(path.parent)}") from None
+    except NotADirectoryError:
+        raise ModelError(f"{path.parent}: {not_a_folder(path.parent)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged, not JSON ({error}); fetch the model again") from error
     for section in (config.get("text_config"), config) if isinstance(config, dict) else ():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from evopress.models.block_count import other_layout
 from evopress.util.errors import ModelError
 
 SINGLE = "model.safetensors"
@@ -157,7 +158,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path}: missing; is this a folder in the Hugging Face layout?") from None
+        raise ModelError(f"{path}: missing; {other_layout(path.parent)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged, not JSON ({error}); fetch the model again") from error
     if not isinstance(content, dict):

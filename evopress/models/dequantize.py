@@ -1,85 +1,93 @@
 """A GGUF file turned into an ordinary Hugging Face folder."""
 
-import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GgufConfig
+from transformers.integrations.gguf import is_gguf_arch_supported
 from transformers.utils.logging import disable_progress_bar
 
 from evopress.models.buildable import built_on_meta
-from evopress.models.gguf_header import read_gguf_header
-from evopress.util.errors import ModelError, UnsupportedArchitectureError, brief
+from evopress.models.gguf_config import read_config
+from evopress.models.gguf_header import GgufHeader
+from evopress.models.gguf_parts import join, parts_of, whole_header
+from evopress.models.gguf_tokenizer import save_tokenizer
+from evopress.models.gguf_weights import read_weights, refuse_left_over
+from evopress.models.skeleton import skeleton_of
+from evopress.util.errors import ModelError, brief
 
 _SHARD = "5GB"
 
 
-def dequantize(gguf: Path, folder: Path, dtype: torch.dtype) -> None:
+def dequantize(gguf: Path, folder: Path, dtype: torch.dtype) -> list[Path]:
     """Write weights in ``dtype``, config, tokenizer with chat template, and generation config to ``folder``.
 
-    Takes memory for the weights in float32.
+    Takes memory for the weights.
+
+    Returns:
+        The files that were read: ``gguf``, which is the first part where there are several.
 
     Raises:
-        ModelError: the file is damaged, or lacks what a tokenizer needs.
-        UnsupportedArchitectureError: transformers cannot read this architecture from GGUF.
+        ModelError: a file is damaged or missing, lacks a weight, or what a tokenizer needs.
+        UnsupportedArchitectureError: the architecture cannot be read from GGUF, or holds what its model has no place
+            for; the tensor or the key of the header is named.
     """
     disable_progress_bar()  # of transformers, whose bars would fill the log
-    header = read_gguf_header(gguf)
-    name = str(header.metadata.get("general.architecture", "unknown architecture"))
-    built_on_meta(read_config(gguf), header.elements)
-    model = _load(gguf, name)
-    clean = _without_quantization(model, dtype)
-    clean.save_pretrained(folder, max_shard_size=_SHARD)
+    header, config = whole_header(gguf), read_config(gguf)
+    built_on_meta(config, header.elements)
+    parts = parts_of(gguf)
+    if is_gguf_arch_supported(header.architecture):
+        with _one_file(parts, folder) as whole:
+            model = _by_transformers(gguf, whole, header, dtype)
+    else:
+        model = skeleton_of(config, dtype)
+        model.load_state_dict(read_weights(gguf, header, model, dtype), strict=False, assign=True)
+        model.tie_weights()
+    model.save_pretrained(folder, max_shard_size=_SHARD)
+    model.generation_config.eos_token_id = _ends(header) or model.generation_config.eos_token_id
     model.generation_config.save_pretrained(folder)
+    save_tokenizer(gguf, folder, config.get_text_config().vocab_size)
+    return parts
+
+
+@contextmanager
+def _one_file(parts: list[Path], folder: Path) -> Iterator[Path]:
+    """What transformers can read: the parts joined, for as long as it takes."""
+    if len(parts) == 1:
+        yield parts[0]
+        return
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".joined.") as scratch:
+        yield join(parts, Path(scratch, parts[0].name))
+
+
+def _by_transformers(gguf: Path, whole: Path, header: GgufHeader, dtype: torch.dtype) -> Any:
+    """The model as transformers reads it from ``whole``, with every tensor and nothing that is not in the file."""
+    # Where the package `kernels` is installed, weights would stay packed unless this is said.
+    options: Any = {"quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
+    loaded: Any
     try:
-        _save_tokenizer(AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name), folder)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            whole.parent, gguf_file=whole.name, dtype=torch.float32, **options
+        )
     except Exception as error:  # foreign parsers meet foreign data
-        raise ModelError(f"{gguf}: its tokenizer cannot be read ({error})") from error
+        raise ModelError(f"{gguf}: damaged or cut short ({brief(error)}); fetch it again") from error
+    model, info = loaded
+    refuse_left_over(gguf, header.architecture, info["unexpected_keys"])
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"{gguf}: lacks {missing[0]}; the file is incomplete, fetch it again")
+    return _without_quantization(model, dtype)
 
 
-def read_config(gguf: Path) -> Any:
-    """The transformers config that a GGUF file stands for.
-
-    Raises:
-        ModelError: the file is damaged, or of an architecture that transformers cannot read from GGUF.
-    """
-    name = read_gguf_header(gguf).metadata.get("general.architecture", "unknown architecture")
-    try:
-        return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except Exception as error:  # foreign parsers meet foreign data
-        reason = brief(error)
-        if "not supported" in reason:
-            raise UnsupportedArchitectureError(f"{name}: transformers cannot read it from GGUF: {reason}") from error
-        raise ModelError(f"{gguf}: its config cannot be read ({reason}); fetch it again") from error
-
-
-def _load(gguf: Path, name: str) -> Any:
-    try:
-        return AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    except ValueError as error:
-        if "not supported" in str(error):
-            raise UnsupportedArchitectureError(f"{name}: transformers cannot read it from GGUF: {error}") from error
-        raise ModelError(f"{gguf}: damaged or cut short ({error}); fetch it again") from error
-    except Exception as error:  # foreign parsers meet foreign data
-        raise ModelError(f"{gguf}: damaged or cut short ({error}); fetch it again") from error
-
-
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer without what transformers adds past the file's own tokens, such as an `<|endoftext|>`.
-
-    The model has no embedding for such a token.
-    """
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer.json"
-    own = max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=False).values())
-    content = json.loads(path.read_text(encoding="utf-8"))
-    kept = [token for token in content["added_tokens"] if token["id"] <= own]
-    if len(kept) < len(content["added_tokens"]):
-        text = json.dumps({**content, "added_tokens": kept}, ensure_ascii=False, indent=2)
-        path.write_text(text, encoding="utf-8")
+def _ends(header: GgufHeader) -> int | list[int] | None:
+    """Tokens at which generation stops: of the end of a text, a turn, a message."""
+    found = [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ids = list(dict.fromkeys(id for id in found if isinstance(id, int)))
+    return ids[0] if len(ids) == 1 else ids or None
 
 
 def _without_quantization(model: Any, dtype: torch.dtype) -> Any:

@@ -7,7 +7,7 @@ and not in an endless loop or a huge allocation. It imports nothing heavy.
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +20,10 @@ _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 8
 _LONGEST_NAME = (1 << 16) - 1
 _LONGEST_TEXT = 1 << 16
-"""Longer texts (a whole tokenizer, say) are passed over: nothing here needs them."""
+"""Longer texts (a whole tokenizer, say) are passed over unless asked for."""
+_LONGEST_ARRAY = 1 << 14
+"""The same for arrays of numbers: those that hold a value per block are shorter, those per token longer."""
+SPLIT_COUNT, SPLIT_TENSORS = "split.count", "split.tensors.count"
 _ALIGNMENT = "general.alignment"
 _DEFAULT_ALIGNMENT = 32
 _MAX_ALIGNMENT = 1 << 20
@@ -35,22 +38,51 @@ _TYPES = {
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """A tensor of a GGUF file, and where it lies."""
+
+    path: Path
+    """The file."""
+    kind: int
+    """Number of its type, in the gguf library's `GGMLQuantizationType`."""
+    shape: tuple[int, ...]
+    """In the order of torch: the last dimension lies together."""
+    start: int
+    """First byte in the file."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
 class GgufHeader:
     """What a GGUF file says of itself, and holds."""
 
     metadata: Mapping[str, Any]
-    """By key; arrays, and texts of more than 64 KB, are given by their number of elements or bytes."""
-    tensors: int
-    elements: int
-    """Numbers in all tensors."""
+    """By key; arrays of texts or of more than 16,384 numbers, and texts of more than 64 KB, are given by their number
+    of elements or bytes, unless they were asked for."""
+    tensors: Mapping[str, GgufTensor]
+    """By name."""
+
+    @property
+    def elements(self) -> int:
+        """Numbers in all tensors."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def architecture(self) -> str:
+        """What the file calls its architecture."""
+        return str(self.metadata.get("general.architecture", "unknown architecture"))
 
 
 @dataclass
 class _Reader:
     """Little-endian values from a stream, never more than the file holds."""
 
+    path: Path
     stream: BinaryIO
     size: int
+    whole: str | None = None
+    """Keys that begin so are read in full."""
 
     def require(self, count: int) -> None:
         """Refuse to go on with ``count`` bytes that the file does not have."""
@@ -78,23 +110,31 @@ class _Reader:
             raise ValueError(f"has a name of {length} bytes")
         return self.take(length).decode("utf-8")
 
-    def value(self, kind: int) -> Any:
-        """A value of metadata; of an array, only the number of elements."""
+    def value(self, key: str) -> Any:
+        """The value of ``key``, or the number of its elements or bytes where it is long."""
+        kind = self.scalar("I")
+        whole = self.whole is not None and key.startswith(self.whole)
         if kind in _SCALARS:
-            return self.scalar(_SCALARS[kind])
+            value = self.scalar(_SCALARS[kind])
+            return _shortest(value) if _SCALARS[kind] == "f" else value
         if kind == _STRING:
             length = self.scalar("Q")
-            return self.take(length).decode("utf-8") if length <= _LONGEST_TEXT else self.skip(length)
+            return self.take(length).decode("utf-8") if whole or length <= _LONGEST_TEXT else self.skip(length)
         if kind == _ARRAY:
-            return self._skip_array()
+            return self._array(whole)
         raise ValueError(f"has a value of unknown type {kind}")
 
-    def _skip_array(self) -> int:
+    def _array(self, whole: bool) -> list[Any] | int:
         kind, count = self.scalar("I"), self.scalar("Q")
         if kind in _SCALARS:
-            self.skip(count * struct.calcsize("<" + _SCALARS[kind]))
+            size = count * struct.calcsize("<" + _SCALARS[kind])
+            if whole or count <= _LONGEST_ARRAY:
+                return list(struct.unpack(f"<{count}{_SCALARS[kind]}", self.take(size)))
+            self.skip(size)
         elif kind == _STRING:
             self.require(8 * count)
+            if whole:
+                return [self.take(self.scalar("Q")).decode("utf-8") for _ in range(count)]
             for _ in range(count):
                 self.skip(self.scalar("Q"))
         else:
@@ -102,15 +142,33 @@ class _Reader:
         return count
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
-    """Read and check the header.
+def _shortest(value: float) -> float:
+    """The number of fewest digits that is ``value`` in 32 bits: 1e-05 was meant where 9.999999747378752e-06 is held."""
+    for digits in range(6, 9):
+        shorter = float(f"{value:.{digits}g}")
+        if _in_32_bits(shorter) == value:
+            return shorter
+    return value
+
+
+def _in_32_bits(value: float) -> float:
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return math.inf
+
+
+def read_gguf_header(path: Path, *, whole: str | None = None) -> GgufHeader:
+    """Read and check the header; values of keys that begin with ``whole`` are read in full.
 
     Raises:
         ModelError: missing, no GGUF, cut short or with a header that does not fit the file.
     """
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder, not a GGUF file; write `source: folder`, or name the file in it")
     try:
         with path.open("rb") as stream:
-            return _read(_Reader(stream, path.stat().st_size))
+            return _read(_Reader(path, stream, path.stat().st_size, whole))
     except FileNotFoundError:
         raise ModelError(f"{path}: missing; check the path of the GGUF file") from None
     except (OSError, ValueError, struct.error) as error:
@@ -130,30 +188,31 @@ def _read(reader: _Reader) -> GgufHeader:
         key = reader.name()
         if key in metadata:
             raise ValueError(f"has {key!r} twice")
-        metadata[key] = reader.value(reader.scalar("I"))
-    _check_blocks(metadata, tensors)
-    places: dict[str, tuple[int, int]] = {}
-    elements = 0
+        metadata[key] = reader.value(key)
+    if not isinstance(metadata.get(SPLIT_COUNT), int) or metadata[SPLIT_COUNT] <= 1:  # else others hold most tensors
+        check_blocks(metadata, tensors)
+    found: dict[str, GgufTensor] = {}
     for _ in range(tensors):
         name = reader.name()
-        if name in places:
+        if name in found:
             raise ValueError(f"has tensor {name!r} twice")
-        numbers, size, offset = _tensor(reader, name)
-        places[name] = (offset, size)
-        elements += numbers
-    _check_places(places, reader, metadata.get(_ALIGNMENT, _DEFAULT_ALIGNMENT))
-    return GgufHeader(metadata, tensors, elements)
+        found[name] = _tensor(reader, name)
+    return GgufHeader(metadata, _placed(found, reader, metadata.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)))
 
 
-def _check_blocks(metadata: Mapping[str, Any], tensors: int) -> None:
-    """A model with more blocks than weights would be built at length, and in vain."""
+def check_blocks(metadata: Mapping[str, Any], tensors: int) -> None:
+    """Refuse more blocks than tensors: such a model would be built at length, and in vain.
+
+    Raises:
+        ValueError: there are more.
+    """
     for key, value in metadata.items():
         if key.endswith(".block_count") and not (isinstance(value, int) and 0 <= value <= tensors):
             raise ValueError(f"gives {key} as {value!r}, with {tensors} tensors")
 
 
-def _tensor(reader: _Reader, name: str) -> tuple[int, int, int]:
-    """Numbers, bytes and offset of a tensor."""
+def _tensor(reader: _Reader, name: str) -> GgufTensor:
+    """A tensor, with its first byte counted from where all tensors begin."""
     count = reader.scalar("I")
     if count > _MAX_DIMENSIONS:
         raise ValueError(f"gives tensor {name!r} {count} dimensions")
@@ -164,21 +223,21 @@ def _tensor(reader: _Reader, name: str) -> tuple[int, int, int]:
     block, size = _TYPES[kind]
     if 0 in dimensions or (dimensions[0] if dimensions else 1) % block:
         raise ValueError(f"gives tensor {name!r} the shape {dimensions}, which its type cannot have")
-    numbers = math.prod(dimensions)
-    return numbers, numbers // block * size, offset
+    return GgufTensor(reader.path, kind, tuple(reversed(dimensions)), offset, math.prod(dimensions) // block * size)
 
 
-def _check_places(places: Mapping[str, tuple[int, int]], reader: _Reader, alignment: Any) -> None:
-    """Tensors lie in the file, aligned, and none within another."""
+def _placed(tensors: Mapping[str, GgufTensor], reader: _Reader, alignment: Any) -> dict[str, GgufTensor]:
+    """Tensors with their first bytes counted from that of the file, in which they lie aligned and apart."""
     if not isinstance(alignment, int) or not 8 <= alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
         raise ValueError(f"asks for an alignment of {alignment!r} bytes")
     start = -(-reader.stream.tell() // alignment) * alignment
-    for name, (offset, size) in places.items():
-        if start + offset + size > reader.size:
+    for name, tensor in tensors.items():
+        if start + tensor.start + tensor.size > reader.size:
             raise ValueError(f"puts tensor {name!r} behind its end (cut short?)")
-        if offset % alignment:
+        if tensor.start % alignment:
             raise ValueError(f"puts tensor {name!r} where it is not aligned")
-    ordered = sorted(places.items(), key=lambda item: item[1])
-    for (name, (offset, size)), (other, (following, _)) in pairwise(ordered):
-        if offset + size > following:
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size))
+    for (name, tensor), (other, following) in pairwise(ordered):
+        if tensor.start + tensor.size > following.start:
             raise ValueError(f"puts tensors {name!r} and {other!r} in one place")
+    return {name: replace(tensor, start=start + tensor.start) for name, tensor in tensors.items()}

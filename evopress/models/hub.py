@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,11 @@ from huggingface_hub.errors import (
 )
 
 from evopress.config.model import HubModel
+from evopress.models.checkpoint import INDEX, SINGLE, read_json
+from evopress.models.companions import hub_patterns, linked_terms
 from evopress.util.errors import ModelError, brief
 from evopress.util.retry import patiently
 
-WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
-"""Config, tokenizer and chat template; never pickled weights."""
 _WAITS = (2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds before each further attempt."""
 
@@ -35,13 +35,20 @@ def fetch_snapshot(
 ) -> tuple[Path, str]:
     """Folder of the snapshot in the cache, and its commit hash; tries again, ever later, while the hub does not answer.
 
+    The companions come first, since the index among them names the files of weights, which may be called anything.
+
     Raises:
         ModelError: no such model or revision, no access, or no answer after several attempts.
     """
-    patterns = [*WEIGHTS, *SMALL_FILES, *(["*.py"] if settings.trust_remote_code else [])]
-    folder = _patiently(
-        settings, lambda: download(settings.id, revision=settings.revision, allow_patterns=patterns), _WAITS, sleep
-    )
+    wanted, never = hub_patterns(code=settings.trust_remote_code)
+
+    def fetch(revision: str, patterns: list[str], others: list[str] | None = None) -> Path:
+        options = {"revision": revision, "allow_patterns": patterns, "ignore_patterns": others}
+        return _patiently(settings, lambda: download(settings.id, **options), _WAITS, sleep)
+
+    folder = fetch(settings.revision, wanted, never)
+    named = [*_weights(folder), linked_terms(folder)]
+    fetch(folder.name, [escape(name) for name in named if name])
     return folder, folder.name
 
 
@@ -57,6 +64,15 @@ def fetch_config(settings: HubModel, *, sleep: Callable[[float], None] = time.sl
         _WAITS[:2],
         sleep,
     )
+
+
+def _weights(folder: Path) -> list[str]:
+    """Names of the files of weights: those that the index gives, and that of a model in one file."""
+    if not (folder / INDEX).exists():
+        return [SINGLE]
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    return [SINGLE, *sorted(name for name in names if isinstance(name, str) and name.endswith(".safetensors"))]
 
 
 def _patiently(

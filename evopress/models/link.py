@@ -2,14 +2,13 @@
 
 import json
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from evopress.models.checkpoint import INDEX, Checkpoint, open_safetensors, read_json, read_tensor
-from evopress.models.hub import SMALL_FILES
+from evopress.models.companions import companions
 from evopress.util.errors import ModelError
 
 _ADAPTER = "adapter_config.json"
@@ -17,7 +16,7 @@ _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 
 
 def link_folder(source: Path, folder: Path, dtype: str, *, code: bool = False) -> None:
-    """Copy the small files of ``source`` and link its weights, or convert them unless ``dtype`` is `source`.
+    """Copy the companions of ``source`` and link its weights, or convert them unless ``dtype`` is `source`.
 
     Raises:
         ModelError: no such folder, no safetensors, or a damaged file.
@@ -26,12 +25,10 @@ def link_folder(source: Path, folder: Path, dtype: str, *, code: bool = False) -
         raise ModelError(f"{source}: no such folder; check model.path")
     read_json(source / "config.json")
     checkpoint = Checkpoint(source)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and any(
-            fnmatch(path.name, pattern) for pattern in (*SMALL_FILES, *(["*.py"] if code else []))
-        ):
-            _require_own(path, source)
-            shutil.copyfile(path, folder / path.name)
+    for path in companions(source, code=code):
+        _require_own(source / path, source)
+        (folder / path).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / path, folder / path)
     for path in checkpoint.files:
         if dtype == "source":
             (folder / path.name).symlink_to(path.resolve())

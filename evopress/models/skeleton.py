@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evopress.models.checkpoint import Checkpoint, read_json
+from evopress.models.computing import computed_as_here
 from evopress.util.errors import ModelError, UnsupportedArchitectureError, brief
 
 
@@ -24,7 +25,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     if raw.get("quantization_config"):
         raise UnsupportedArchitectureError(f"{folder}: the model is already quantized; give the original checkpoint")
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return computed_as_here(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
     except Exception as error:  # foreign parsers meet foreign data
         name = architecture(raw.get("architectures"), raw.get("model_type"))
         reason = brief(error)

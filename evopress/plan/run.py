@@ -3,11 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import torch
 
 from evopress.artifacts.paths import Run
+from evopress.config.command_line import snakemake_command
+from evopress.config.data import leaks
 from evopress.plan.judging import device_type, memory_needed
 from evopress.plan.search import SearchWork, search_work
 from evopress.plan.shape import ModelShape, shape_of
@@ -15,7 +18,7 @@ from evopress.plan.stages import stages
 from evopress.plan.text import amount, columns, describe_model, search_table, stage_table
 from evopress.search.settings import EvolutionSettings, RandomSettings
 from evopress.util.device import working_dtype
-from evopress.workflow.settings import Settings
+from evopress.workflow.settings import ROLES, Settings
 from evopress.workflow.slices import texts
 
 USABLE = 0.9
@@ -27,13 +30,14 @@ and token. Shares of block work are expectations over mutations; where layers of
 less is shared. Sizes marked ? hang on text whose length is not set."""
 
 
-def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = ()) -> str:
+def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), configs: Sequence[Path] = ()) -> str:
     """Text of the plan; downloads nothing but the model's config.
 
     Args:
         settings: the run.
         run: its folder; a model that is prepared there is read.
         device_memory_gb: accelerators to plan searches for; none is the device of the settings.
+        configs: files that the settings are from, for the command that fetches the model.
 
     Raises:
         ConfigError: the settings do not fit the model.
@@ -41,7 +45,8 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = ()) -
     """
     shape = shape_of(settings.model, run)
     if shape is None:
-        return _without_shape(settings, run)
+        advice = snakemake_command(run.model_manifest, configs)
+        return "\n\n".join([*_warnings(settings), _without_shape(settings, advice)])
     variants = {
         name: made.table(shape.layers, shape.itemsize, f"variants.{name}") for name, made in settings.variants.items()
     }
@@ -58,7 +63,20 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = ()) -
     for name in own:
         title = f"search {name}, {own[name].generations} generations"
         parts.append(search_table(title, {device: works[name] for device, works in by_device.items()}))
-    return "\n\n".join([*parts, _NOTES])
+    return "\n\n".join([*parts, *_warnings(settings, shape), _NOTES])
+
+
+def _warnings(settings: Settings, shape: ModelShape | None = None) -> list[str]:
+    """What makes results of this run worse or better than they look, as one paragraph or none."""
+    found = leaks(settings.data)
+    if shape is not None and shape.positions:
+        found += [
+            f"data.{name if name in ROLES else f'evaluation.{name}'}.sequence_length: {text.sequence_length} tokens "
+            f"are more than the {shape.positions} positions that the model knows"
+            for name, text in texts(settings).items()
+            if text.sequence_length > shape.positions
+        ]
+    return ["\n".join(f"Warning: {sentence}" for sentence in found)] if found else []
 
 
 def _shortage(settings: Settings, shape: ModelShape, memory_gb: float) -> str:
@@ -85,8 +103,8 @@ def _searches(
     }
 
 
-def _without_shape(settings: Settings, run: Run) -> str:
-    """What can be said of a model that has not been fetched yet."""
+def _without_shape(settings: Settings, command: str) -> str:
+    """What can be said of a model that has not been fetched yet; ``command`` fetches it."""
     rows = [["tokens judged", "a generation", "in all", ""]]
     for name, search in settings.searches.items():
         if isinstance(search, EvolutionSettings | RandomSettings):
@@ -97,5 +115,5 @@ def _without_shape(settings: Settings, run: Run) -> str:
     rows += [[f"  text {name}", "", amount(text.tokens or float("nan")), ""] for name, text in texts(settings).items()]
     return (
         "The shape of this model is known only once it has been fetched, so memory, disk and work are not.\n"
-        f"Fetch it and plan again:\n    snakemake --cores all {run.model_manifest}\n\n" + columns(rows)
+        f"Fetch it and plan again:\n    {command}\n\n" + columns(rows)
     )

@@ -14,7 +14,7 @@ from evopress.artifacts.paths import Run
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings
 from evopress.models.block_count import hub_config
 from evopress.models.buildable import built_on_meta
-from evopress.models.dequantize import read_config
+from evopress.models.gguf_config import read_config
 from evopress.models.skeleton import load_config, skeleton_of
 from evopress.models.structure import find_blocks, layer_table
 
@@ -39,6 +39,8 @@ class ModelShape:
     """Parameters outside the blocks: embedding, head, last norm; tied ones once."""
     inside: int
     """Parameters of all blocks."""
+    positions: int | None = None
+    """Tokens of the longest sequence that the model was made for, where its config says so."""
 
     @property
     def itemsize(self) -> int:
@@ -103,6 +105,7 @@ def shape_from_config(config: Any, dtype: torch.dtype, *, trust_remote_code: boo
         dtype=dtype,
         outside=sizes.outside,
         inside=sizes.inside,
+        positions=getattr(text, "max_position_embeddings", None),
     )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import DENSE, Run
+from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import PERPLEXITY, TASKS, read_provenance, read_table
 from evopress.compression.size import dense_size, size_of
 from evopress.models.checkpoint import Checkpoint

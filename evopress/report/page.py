@@ -6,26 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from evopress.artifacts.atomic import write_text
 from evopress.artifacts.model_facts import read_model_facts
 from evopress.artifacts.paths import DENSE, Run
-from evopress.artifacts.tables import PERPLEXITY, TRACE, read_table
+from evopress.artifacts.tables import PERPLEXITY, TRACE, read_table, settings_of
 from evopress.compression.base import Family
 from evopress.compression.families import family_of, of_modules
-from evopress.config.studies import ReportedStudies
+from evopress.data.held_out import recorded_leaks
 from evopress.report.comparison import compare
-from evopress.report.plots import level_map, search_curve
-from evopress.report.studies import FITNESS, settings_of, study_sections
+from evopress.report.plots import FITNESS, level_map, search_curve
+from evopress.report.sections import environment, read_sections
 from evopress.report.summary import summary
 from evopress.search.configuration import read_configuration, variants_of
 from evopress.util.versions import versions
 from evopress.util.yaml_text import to_yaml
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
-NO_STUDIES = ReportedStudies()
 
 
 @dataclass(frozen=True)
@@ -45,33 +43,35 @@ class SearchSection:
     """The one level of a configuration that has no other."""
 
 
-def write_report(results: Run, searches: Sequence[str], studies: ReportedStudies = NO_STUDIES) -> None:
-    """Write report.html and summary.txt; ``studies`` are those whose tables are there.
+def write_report(results: Run, searches: Sequence[str], extra: Sequence[Path] = ()) -> None:
+    """Write report.html and summary.txt; ``extra`` are tables of sections to include, with the columns of SECTIONS.
 
     Raises:
         ArtifactError: an artifact is missing, damaged, of another model, or the report cannot be written.
     """
     facts = read_model_facts(results)
     comparison = compare(results, searches)
+    seen = recorded_leaks(results, read_table(results.perplexity(DENSE), PERPLEXITY)["dataset"])
     configurations = {search: read_configuration(results, search) for search in searches}
     values: dict[str, set[float]] = {}
     for configuration in configurations.values():
         values.setdefault(family_of(configuration).name, set()).update(configuration["value"])
     sections = [_section(results, search, configurations[search], values) for search in searches]
-    page = _environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
+    page = environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
     html = page.render(
         run=results.root.name,
         facts=facts,
         dense=DENSE,
         comparison=comparison,
-        studies=list(study_sections(results, studies)),
+        leaks=seen,
+        extra=read_sections(results, extra),
         sections=sections,
         settings=to_yaml(recorded_settings(results, searches)),
         versions=versions(),
     )
     write_text(results.report, html)
     title = f"{facts.name}, compressed ({results.root})"
-    write_text(results.summary, summary(comparison, results, title, searches))
+    write_text(results.summary, summary(comparison, results, title, searches, seen))
 
 
 def recorded_settings(results: Run, searches: Sequence[str]) -> dict[str, Any]:
@@ -118,7 +118,3 @@ def _budget(target: object, configuration: pd.DataFrame, family: Family) -> str:
     asked = f"{target:g}" if isinstance(target, int | float) else "unknown"
     rows = configuration[of_modules(configuration) == family.takes_modules]
     return f"{asked} {family.asked} {family.reached(rows)}"
-
-
-def _environment() -> Environment:
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

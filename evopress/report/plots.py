@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 INK = "#010203"
 """Stands for the page's text colour: no figure uses it otherwise, and it becomes `currentColor`."""
 ACCENT = "#e07a2f"
+FITNESS = {"kl": "KL (nats)", "topk_kl": "top-k KL (nats)", "perplexity": "log perplexity (nats)"}
+"""What values of fitness in a trace are."""
 SMOOTHING = 15
 """Generations in the window of the running median."""
 MOST_TICKS = 9

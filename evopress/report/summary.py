@@ -8,13 +8,18 @@ from evopress.report.comparison import Column, Comparison
 WIDTH = 100
 
 
-def summary(comparison: Comparison, run: Run, title: str, searches: Sequence[str]) -> str:
-    """Title, comparison table, and where the models and the report lie; no table line is longer than WIDTH."""
+def summary(comparison: Comparison, run: Run, title: str, searches: Sequence[str], leaks: Sequence[str] = ()) -> str:
+    """Title, comparison table, and where the models and the report lie; no table line is longer than WIDTH.
+
+    ``leaks`` are sentences on text that is not held out.
+    """
     lines = [title, ""]
     for table in tables(comparison):
         lines += [table, ""]
     if any(comparison.is_best(model, column) for model in comparison.rows for column in comparison.columns):
         lines += ["* better than every other compressed model, by more than the standard error of the difference", ""]
+    for sentence in leaks:
+        lines += [f"Warning: {sentence}", ""]
     places = {f"model {search}": run.stitched(search) for search in searches} | {"report": run.report}
     width = max(map(len, places))
     lines += [f"{name:<{width}}  {path}" for name, path in places.items()]

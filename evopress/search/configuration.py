@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
+from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table
 from evopress.compression.families import family_of
 from evopress.util.errors import ArtifactError

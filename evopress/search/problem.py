@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evopress.artifacts.consistency import require_same_model
-from evopress.artifacts.paths import Run
+from evopress.artifacts.manifest import sha256
+from evopress.artifacts.paths import Run, manifest_path
+from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import CONFIGURATION, MODULES, read_provenance, read_table
-from evopress.artifacts.tensors import read_manifest, sha256
 from evopress.compression.families import family_of
 from evopress.compression.store import VariantStore
 from evopress.search.depth import make_depth_space, module_rows, units_from_modules
@@ -40,9 +40,7 @@ class Choices:
         return self.space.family.describe(self.space.units, candidate.tolist())
 
 
-def open_choices(
-    run: Run, variants: str, target: float, group_rule: GroupRule, where: str, *, check: bool = True
-) -> Choices:
+def open_choices(run: Run, variants: str, target: float, group_rule: GroupRule, where: str) -> Choices:
     """Open the variants of a search.
 
     Args:
@@ -51,7 +49,6 @@ def open_choices(
         target: of the search.
         group_rule: who may trade levels.
         where: dotted path of the search's settings, for messages.
-        check: whether to verify digests.
 
     Raises:
         ConfigError: the target and the levels do not allow the search.
@@ -63,13 +60,13 @@ def open_choices(
         modules = read_table(path, MODULES)
         space = make_depth_space(units_from_modules(modules, group_rule), target, where)
         return Choices(space, variants, [sha256(path)], None, modules)
-    store = VariantStore(run, variants, check=check)
+    store = VariantStore(run, variants)
     if store.table.empty:
         raise ConfigError(f"{where}.variants: holds no layer; exclude fewer")
     family = family_of(store.table)
     space = make_space(units_from_variants(store.table, group_rule), target, where, family.name)
     blocks = sorted({unit.block for unit in space.units})
-    digests = [read_manifest(run.variant_tensors(variants, block))["sha256"] for block in blocks]
+    digests = [sha256(manifest_path(run.variant_tensors(variants, block))) for block in blocks]
     return Choices(space, variants, digests, store)
 
 

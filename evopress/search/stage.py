@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from evopress import __version__
+from evopress.artifacts.manifest import sha256
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, read_table, write_table
-from evopress.artifacts.tensors import sha256
 from evopress.config.compute import ComputeSettings
 from evopress.search.context import Context, Found, Strategy
 from evopress.search.problem import Choices, open_choices
@@ -62,7 +62,7 @@ def search(
         SearchError: no candidate has a fitness, or another process is gone.
     """
     ranks = ranks or Ranks()
-    choices = _open(results, settings, f"searches.{name}", check=ranks.rank == 0)
+    choices = _open(results, settings, f"searches.{name}")
     resume = ResumeFolder(results.resume(name), _digest(results, settings, choices.digests))
     context = Context(results, name, settings, compute, choices.space, choices.store, resume, ranks, trust_remote_code)
     found = _STRATEGIES[type(settings)](context)
@@ -109,11 +109,11 @@ _STRATEGIES: dict[type, Strategy] = {
 }
 
 
-def _open(results: Run, settings: SearchSettings, where: str, *, check: bool) -> Choices:
+def _open(results: Run, settings: SearchSettings, where: str) -> Choices:
     rule: GroupRule = "none"
     if isinstance(settings, EvolutionSettings | RandomSettings | GreedySettings | DpSettings):
         rule = settings.group_rule
-    return open_choices(results, settings.variants, settings.target, rule, where, check=check)
+    return open_choices(results, settings.variants, settings.target, rule, where)
 
 
 def _whole_effort(own: Effort, results: Run, settings: SearchSettings) -> Effort:

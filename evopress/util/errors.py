@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C has ended, as shells have it."""
+
 
 class EvopressError(Exception):
     """Base of every error that is reported as one line, without a traceback."""
@@ -29,10 +32,11 @@ class ArtifactError(EvopressError):
 
 
 class DamagedError(ArtifactError):
-    """An artifact was cut short or changed after it was written; ``evopress.artifacts.damage`` makes these."""
+    """An artifact was cut short or changed after it was written; ``evopress.artifacts.manifest`` makes these."""
 
     def __init__(self, problem: str, files: Mapping[Path, tuple[int, ...]]) -> None:
-        super().__init__(f"{problem}; delete it and run again to remake it")
+        names = " and ".join(map(str, files)) or "it"
+        super().__init__(f"{problem}; delete {names} and run again to remake it")
         self.problem = problem
         """Which artifact it is, and what is wrong with it."""
         self.files = files

@@ -1,17 +1,18 @@
 """Devices of a job's own: jobs that run at once on a machine lease different ones.
 
-A lease is a lock (flock) on one small file for each device. The kernel gives it back when its holder ends, however it
-ends. The files lie where all users of a machine meet, are never written to, and stay.
+A lease is a lock on one small file for each device, which the kernel gives back when its holder ends, however it ends.
+The files lie where all users of a machine meet, are never written to, and stay.
 """
 
-import fcntl
 import hashlib
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from evopress.util.accelerators import VISIBLE, Device, usable_devices
 from evopress.util.errors import ConfigError
@@ -21,7 +22,6 @@ FOLDER_VARIABLE = "EVOPRESS_LEASES"
 """Names another folder: one that is shared, where containers with a /tmp of their own share devices."""
 _FOLDER = Path("/tmp")  # noqa: S108 (TMPDIR would differ by user; nothing is read from these files or written to them)
 _POLL_SECONDS = 0.5
-_ATTEMPTS = 100
 
 
 @contextmanager
@@ -103,8 +103,8 @@ def _lock(paths: Sequence[Path], count: int, locks: ExitStack, poll: float, what
     started = time.monotonic()
     while True:
         for path in paths:
-            if len(taken) < count and path not in taken and (descriptor := _try_lock(path)) is not None:
-                locks.callback(os.close, descriptor)
+            if len(taken) < count and path not in taken and (lock := _try_lock(path)) is not None:
+                locks.callback(lock.release)
                 taken.add(path)
         waited = time.monotonic() - started
         if len(taken) == count:
@@ -116,40 +116,21 @@ def _lock(paths: Sequence[Path], count: int, locks: ExitStack, poll: float, what
         time.sleep(poll)
 
 
-def _try_lock(path: Path) -> int | None:
-    """Descriptor that holds the lock, or None where another one does."""
-    try:
-        descriptor = _open(path)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be opened to lease a device ({error.strerror}); set {FOLDER_VARIABLE} to a folder that "
-            "all who use the devices can write to"
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), path.stat()):  # else it was removed: the lock is worth nothing
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(descriptor)
-    return None
+def _try_lock(path: Path) -> BaseFileLock | None:
+    """The lock of a file, held, or None where another one holds it.
 
-
-def _open(path: Path) -> int:
-    """Open a lock file, and make it if need be, so that every user can.
-
-    A file of another user in a sticky folder can be opened, but not with O_CREAT (Linux, fs.protected_regular).
+    Every user may lock the file, whoever made it. A file system without locks that the kernel gives back is an error:
+    what stands in for them there would outlive a killed job.
     """
-    for attempt in range(_ATTEMPTS):
-        try:
-            return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            with suppress(FileExistsError):
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-                os.fchmod(descriptor, 0o666)
-                return descriptor
-        except PermissionError:  # between the two calls above, in another process?
-            if attempt == _ATTEMPTS - 1:
-                raise
-            time.sleep(0.01)
-    raise OSError(0, "it is removed again and again")
+    lock = FileLock(path, blocking=False, mode=0o666, fallback_to_soft=False, thread_local=False)
+    try:
+        path.parent.stat()  # filelock would make the folder, for this user alone
+        lock.acquire()
+    except Timeout:
+        return None
+    except (OSError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{path}: cannot be locked to lease a device ({getattr(error, 'strerror', error)}); set {FOLDER_VARIABLE} "
+            "to a folder that all who use the devices can write to"
+        ) from error
+    return lock

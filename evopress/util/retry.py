@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from evopress.util.errors import brief
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
+
+from evopress.util.errors import EvopressError, brief
 from evopress.util.progress import log
 
 T = TypeVar("T")
@@ -16,8 +18,8 @@ def patiently(
     ask: Callable[[], T],
     waits: Sequence[float],
     about: str,
-    lasting: Callable[[Exception], Exception | None],
-    away: Callable[[int, str], Exception],
+    lasting: Callable[[Exception], EvopressError | None],
+    away: Callable[[int, str], EvopressError],
     *,
     catch: tuple[type[Exception], ...] = (Exception,),
     sleep: Callable[[float], None] | None = None,
@@ -36,18 +38,34 @@ def patiently(
     Raises:
         what ``lasting`` and ``away`` return.
     """
-    for wait in (*waits, None):
+
+    def attempt() -> T:
         try:
             return ask()
         except catch as error:
             if (final := lasting(error)) is not None:
                 raise final from error
-            reason = brief(error)
-            if wait is None:
-                raise away(len(waits) + 1, reason) from error
-            log.warning("%s: the hub does not answer (%s); next attempt in %g s", about, reason, wait)
-            (sleep or time.sleep)(wait)
-    raise AssertionError("the last attempt returns or raises")
+            raise
+
+    def tell(state: RetryCallState) -> None:
+        assert state.outcome and state.next_action
+        reason, wait = brief(state.outcome.exception() or Exception()), state.next_action.sleep
+        log.warning("%s: the hub does not answer (%s); next attempt in %g s", about, reason, wait)
+
+    retrying = Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, catch) and not isinstance(error, EvopressError)),
+        wait=wait_chain(*map(wait_fixed, waits)),
+        stop=stop_after_attempt(len(waits) + 1),
+        sleep=sleep or time.sleep,
+        before_sleep=tell,
+        reraise=True,
+    )
+    try:
+        return retrying(attempt)
+    except EvopressError:
+        raise
+    except catch as error:
+        raise away(len(waits) + 1, brief(error)) from error
 
 
 def is_transient(error: BaseException | None) -> bool:

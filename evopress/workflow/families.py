@@ -2,24 +2,33 @@
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from typing import Protocol
 
 from evopress.compression.base import Method
 from evopress.compression.families import BITS, SPARSITY
-from evopress.config.studies import MonotonicitySettings
 from evopress.search.settings import (
     BruteSettings,
     DpSettings,
     OwlSettings,
     ScoresSettings,
-    SearchSettings,
     UniformSettings,
 )
 
 
-def level_problems(
-    where: str, search: SearchSettings | MonotonicitySettings, variants: Mapping[str, Method]
-) -> Iterator[str]:
-    """Why a search, or a study, cannot pick from its variants.
+class LevelChoice(Protocol):
+    """Settings of what picks levels from variants: a search, or an experiment."""
+
+    @property
+    def variants(self) -> str:
+        """Name of the variants."""
+
+    @property
+    def target(self) -> float:
+        """Budget, as the family of the variants counts it."""
+
+
+def level_problems(where: str, search: LevelChoice, variants: Mapping[str, Method]) -> Iterator[str]:
+    """Why a search, or an experiment, cannot pick from its variants.
 
     Args:
         where: dotted path of its settings.
@@ -39,7 +48,7 @@ def level_problems(
         )
 
 
-def _strategy_problems(where: str, search: SearchSettings | MonotonicitySettings, made: Method) -> Iterator[str]:
+def _strategy_problems(where: str, search: LevelChoice, made: Method) -> Iterator[str]:
     """Why a strategy is none for these variants, whatever the target."""
     if made.family.takes_modules:
         yield from _depth_problems(where, search, made)
@@ -52,7 +61,7 @@ def _strategy_problems(where: str, search: SearchSettings | MonotonicitySettings
         yield f"{where}.variants: OWL chooses sparsities, but {search.variants!r} has none; name pruned variants"
 
 
-def _uniform_problems(where: str, search: SearchSettings | MonotonicitySettings, made: Method) -> Iterator[str]:
+def _uniform_problems(where: str, search: LevelChoice, made: Method) -> Iterator[str]:
     """Why no bit-width meets the target by itself; other levels are known with the layers only."""
     if isinstance(search, UniformSettings) and made.family is BITS and f"{search.target:g}" not in made.labels():
         yield (
@@ -61,7 +70,7 @@ def _uniform_problems(where: str, search: SearchSettings | MonotonicitySettings,
         )
 
 
-def _depth_problems(where: str, search: SearchSettings | MonotonicitySettings, made: Method) -> Iterator[str]:
+def _depth_problems(where: str, search: LevelChoice, made: Method) -> Iterator[str]:
     name, unit = search.variants, getattr(made, "unit", "module")
     if isinstance(search, UniformSettings | OwlSettings):
         yield (

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from graphlib import CycleError, TopologicalSorter
 
 from evopress.compression.base import Method
 from evopress.search.settings import SearchSettings
@@ -19,6 +20,7 @@ def order_problems(
         searches: all there are, by name.
         variants: all there are, by name.
     """
+    circle = _circle(searches)
     for other in searches[name].rests_on():
         if other not in searches and (repetitions := groups(searches).get(other)):
             yield f"{where}.start_from: {other!r} is run with several seeds; name one of {', '.join(repetitions)}"
@@ -26,7 +28,7 @@ def order_problems(
             near = get_close_matches(other, searches, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(searches)}"
             yield f"{where}.start_from: no search is named {other!r}: {hint}"
-        elif _reaches(other, name, searches):
+        elif {name, other} <= circle:
             yield f"{where}.start_from: {other!r} rests on this search itself; name another"
         elif _family(searches[name], variants) != _family(searches[other], variants):
             yield (
@@ -35,18 +37,14 @@ def order_problems(
             )
 
 
-def _reaches(name: str, goal: str, searches: Mapping[str, SearchSettings]) -> bool:
-    """Whether ``name`` is, or rests on, the search ``goal``; circles that leave it out end, too."""
-    seen: set[str] = set()
-    open_ends = [name]
-    while open_ends:
-        current = open_ends.pop()
-        if current == goal:
-            return True
-        if current not in seen and current in searches:
-            seen.add(current)
-            open_ends += searches[current].rests_on()
-    return False
+def _circle(searches: Mapping[str, SearchSettings]) -> set[str]:
+    """Searches that rest on one another in a circle; of several circles the first."""
+    graph = {name: set(search.rests_on()) & set(searches) for name, search in searches.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return set(error.args[1])
+    return set()
 
 
 def _family(search: SearchSettings, variants: Mapping[str, Method]) -> str:

@@ -1,7 +1,7 @@
 """All settings of a run, and what must hold between their sections."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, SerializeAsAny
 
@@ -14,8 +14,8 @@ from evopress.config.data import DataSettings
 from evopress.config.evaluation import EvaluationSettings
 from evopress.config.hessians import HessianSettings
 from evopress.config.model import ModelSettings
+from evopress.config.names import equal_names
 from evopress.config.plugins import Registry
-from evopress.config.studies import MonotonicitySettings, StudiesSettings, require_text
 from evopress.config.texts import unusable_texts
 from evopress.search.settings import Strategy
 from evopress.search.strategies import STRATEGIES
@@ -47,11 +47,11 @@ class Settings(Section):
         {}, description="Ways to choose levels, by name; null removes an entry."
     )
     evaluation: EvaluationSettings = EvaluationSettings()
-    studies: StudiesSettings = StudiesSettings()
+    studies: Any = Field({}, description="Experiments on the method, for workflow/studies: its own code checks them.")
     compute: ComputeSettings = ComputeSettings()
 
     @classmethod
-    def load(cls, values: Mapping[str, Any]) -> "Settings":
+    def load(cls, values: Mapping[str, Any]) -> Self:
         """Validate settings, section by section and then against one another.
 
         Raises:
@@ -66,9 +66,32 @@ class Settings(Section):
         if wrong:
             raise ConfigError("\n".join(wrong))
         settings = parse_section(cls, _without_removed_texts(parsed))
-        if problems := dict.fromkeys(_problems(settings)):  # repetitions of a search share theirs
+        if problems := dict.fromkeys(settings.problems()):  # repetitions of a search share theirs
             raise ConfigError("\n".join(problems))
         return settings
+
+    def problems(self) -> Iterator[str]:
+        """What does not hold between sections, one line each, starting with the dotted path of the setting."""
+        yield from equal_names(
+            {
+                "data.evaluation": [*ROLES, *self.data.evaluation],
+                "variants": self.variants,
+                "searches": [DENSE, *self.searches],
+            }
+        )
+        for name in self.data.evaluation:
+            if name in ROLES:
+                yield f"data.evaluation.{name}: the name is taken by data.{name}; choose another"
+        for repetition, search in self.searches.items():
+            name = written_name(repetition, search)
+            where = f"searches.{name}"
+            if name == DENSE:
+                yield f"{where}: the name is taken by the uncompressed model; choose another"
+            if name.endswith(".json"):
+                yield f"{where}: models/{name} would be the manifest of another search's model; choose another name"
+            yield from level_problems(where, search, self.variants)
+            yield from order_problems(where, repetition, self.searches, self.variants)
+            yield from _token_problems(where, search, self.data.search.tokens)
 
 
 PLUGINS: dict[str, Registry[Any]] = {"variants": METHODS, "searches": STRATEGIES}
@@ -116,36 +139,7 @@ def _without_removed_texts(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "data": {**data, "evaluation": drop_removed(data["evaluation"])}}
 
 
-def _problems(settings: Settings) -> Iterator[str]:
-    for name in settings.data.evaluation:
-        if name in ROLES:
-            yield f"data.evaluation.{name}: the name is taken by data.{name}; choose another"
-    for repetition, search in settings.searches.items():
-        name = written_name(repetition, search)
-        where = f"searches.{name}"
-        if name == DENSE:
-            yield f"{where}: the name is taken by the uncompressed model; choose another"
-        if name.endswith(".json"):
-            yield f"{where}: models/{name} would be the manifest of another search's model; choose another name"
-        yield from level_problems(where, search, settings.variants)
-        yield from order_problems(where, repetition, settings.searches, settings.variants)
-        yield from _token_problems(where, search, settings.data.search.tokens)
-    for name, study in settings.studies.monotonicity.items():
-        yield from _study_problems(f"studies.monotonicity.{name}", study, settings)
-
-
 def _token_problems(where: str, search: Strategy, available: int | None) -> Iterator[str]:
     for key, asked in search.tokens_asked().items():
         if available is not None and asked > available:
             yield f"{where}.{key}: {asked} tokens are more than data.search.tokens has ({available})"
-
-
-def _study_problems(where: str, study: MonotonicitySettings, settings: Settings) -> Iterator[str]:
-    yield from level_problems(where, study, settings.variants)
-    text = settings.data.search
-    if text.tokens is None:
-        return
-    try:
-        require_text(study, text.tokens // text.sequence_length, text.sequence_length)
-    except ValueError as error:
-        yield f"{where}.{error}"

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from evopress.artifacts.paths import DENSE, Run, manifest_path
 from evopress.config.data import TextSettings
-from evopress.config.studies import ReportedStudies
-from evopress.workflow.seeds import groups
 from evopress.workflow.settings import Settings
 
 
@@ -54,36 +52,6 @@ def perplexity_slice(settings: Settings) -> str:
     return json.dumps({"datasets": list(settings.data.evaluation)})
 
 
-def comparison_slice(settings: Settings) -> str:
-    """Searches by the name in the settings."""
-    return ReportedStudies(groups=_groups(settings)).model_dump_json(include={"groups"})
-
-
-def convergence_slice(settings: Settings) -> str:
-    """The study of convergence, which must be in the settings."""
-    assert settings.studies.convergence is not None
-    return settings.studies.convergence.model_dump_json()
-
-
-def monotonicity_slice(settings: Settings, study: str) -> str:
-    """One study of monotonicity."""
-    return settings.studies.monotonicity[study].model_dump_json()
-
-
-def reported_studies(settings: Settings) -> ReportedStudies:
-    """What the report says of studies."""
-    found = _groups(settings)
-    return ReportedStudies(
-        groups=found if list(found) != list(settings.searches) else {},
-        convergence=settings.studies.convergence is not None,
-        monotonicity=tuple(settings.studies.monotonicity),
-    )
-
-
-def _groups(settings: Settings) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(members) for name, members in groups(settings.searches).items()}
-
-
 def expected_slices(settings: Settings, run: Run, blocks: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """One artifact of each job, with the slice that should have made it."""
     yield run.layers, model_slice(settings)
@@ -97,10 +65,6 @@ def expected_slices(settings: Settings, run: Run, blocks: Sequence[str]) -> Iter
     for variants, made in settings.variants.items():
         if not made.per_block:
             yield run.module_table(variants), variants_slice(settings, variants)
-    if settings.studies.convergence is not None:
-        yield run.convergence, convergence_slice(settings)
-    for study in settings.studies.monotonicity:
-        yield run.monotonicity_pairs(study), monotonicity_slice(settings, study)
     for search in settings.searches:
         yield run.configuration(search), search_slice(settings, search)
         yield run.archive(search), search_slice(settings, search)

@@ -6,7 +6,16 @@ from typing import get_args
 import pandas as pd
 import pytest
 import yaml
-from finished_run import FINGERPRINT, LAYERS, make_results, provenance, tiny_model, write_configuration, write_model
+from finished_run import (
+    FINGERPRINT,
+    LAYERS,
+    make_results,
+    provenance,
+    tiny_model,
+    write_configuration,
+    write_model,
+    write_tokens,
+)
 
 from evopress.artifacts.model_facts import model_facts, read_card
 from evopress.artifacts.provenance import Provenance
@@ -78,6 +87,19 @@ def test_measured_perplexity_is_told_once_it_is_there(results):
     write_card(results, "evo")
     text = results.card("evo").read_text()
     assert "| novels\\|x | 10.0000 | 12.5000 | 0.25000 | 1,234 |" in text and "Not measured" not in text
+
+
+def test_text_that_is_not_held_out_is_named(results):
+    _measure(results, "evo", 12.5, 0.25)
+    _measure(results, "dense", 10.0, 0.0)
+    write_card(results, "evo")
+    assert "## Held-out text" in results.card("evo").read_text()
+    for dataset in ("search", "novels|x"):
+        write_tokens(results, dataset, settings={"source": "hub", "id": "someone/novels"})
+    write_card(results, "evo")
+    text = results.card("evo").read_text()
+    assert "## Held-out text" not in text and "## Perplexity, on text that is not all held out" in text
+    assert "same text as data.search" in text.split("**Warning:**")[1].splitlines()[0]
 
 
 def test_sizes_follow_from_the_configuration(results):

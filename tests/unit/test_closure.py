@@ -10,7 +10,11 @@ import pytest
 from evopress.workflow.code_dependencies import code_closure
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted(path.name for path in (REPOSITORY / "scripts").glob("*.py"))
+SCRIPTS = sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for pattern in ("scripts/*.py", "workflow/study_*.py")
+    for path in REPOSITORY.glob(pattern)
+)
 
 # One child per script, forked from a parent that has the slow libraries loaded already.
 IMPORT_EACH = """
@@ -22,9 +26,11 @@ found = {}
 for script in scripts:
     reader, writer = os.pipe()
     if os.fork() == 0:
-        spec = importlib.util.spec_from_file_location("script", f"{root}/scripts/{script}")
+        sys.path.insert(0, os.path.dirname(f"{root}/{script}"))
+        spec = importlib.util.spec_from_file_location("script", f"{root}/{script}")
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-        files = [m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "evopress" and m.__file__]
+        ours = [m for n, m in sys.modules.items() if n.split(".")[0] in ("evopress", "studies")]
+        files = [m.__file__ for m in ours if m.__file__]
         os.write(writer, json.dumps([os.path.relpath(f, root) for f in files]).encode())
         os._exit(0)
     os.close(writer)
@@ -44,7 +50,7 @@ def imported() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_closure_holds_all_that_is_imported(script: str, imported: dict[str, list[str]]) -> None:
-    found = set(code_closure(Path("scripts") / script, REPOSITORY))
+    found = set(code_closure(Path(script), REPOSITORY))
     assert len(imported[script]) > 5
     assert set(imported[script]) - found == set()
 
@@ -52,9 +58,9 @@ def test_closure_holds_all_that_is_imported(script: str, imported: dict[str, lis
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_closure_holds_little_else(script: str, imported: dict[str, list[str]]) -> None:
     """Only modules that are imported late, when they are needed, and data files may come on top."""
-    found = {path for path in code_closure(Path("scripts") / script, REPOSITORY) if path.endswith(".py")}
-    extra = found - set(imported[script]) - {f"scripts/{script}"}
-    assert {path for path in extra if path.startswith(("evopress/config/settings", "workflow/"))} == set()
+    found = {path for path in code_closure(Path(script), REPOSITORY) if path.endswith(".py")}
+    extra = found - set(imported[script]) - {script}
+    assert {path for path in extra if path.startswith("evopress/workflow/")} == set()
     assert len(extra) <= 3, extra
 
 
@@ -85,6 +91,26 @@ def test_every_form_of_import_is_followed(tmp_path: Path) -> None:
     )
     everything = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     assert set(code_closure(Path("scripts/x.py"), root)) == everything - {"evopress/a/unused.py"}
+
+
+def test_modules_beside_the_script_are_followed_and_no_others(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path,
+        {
+            "workflow/x.py": "import json\nfrom own.a import f\nimport evopress",
+            "workflow/own/__init__.py": "",
+            "workflow/own/a.py": "from . import b\nimport own.c\nimport tests.d",
+            "workflow/own/a.html.j2": "a template",
+            "workflow/own/b.py": "from evopress import e",
+            "workflow/own/c.py": "",
+            "evopress/__init__.py": "import own.unused",
+            "evopress/e.py": "",
+        },
+    )
+    everything = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    others = {"workflow/x.html": "", "workflow/own/unused.txt": "", "own/c.py": "", "tests/d.py": "", "json.py": ""}
+    tree(root, others)
+    assert set(code_closure(Path("workflow/x.py"), root)) == everything
 
 
 def test_an_edited_import_is_seen_by_the_same_process(tmp_path: Path) -> None:

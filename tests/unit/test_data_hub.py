@@ -166,7 +166,8 @@ def failing(failures, error, rows=5, at=3):
 
 def test_a_lost_connection_goes_on_at_the_same_row():
     waited = []
-    rows = hub.read_rows(hub.fineweb_edu(), failing(len(hub.WAITS), TimeoutError("slow")), waited.append)
+    failures = 1 + len(hub.WAITS)  # after the first it is opened again at once
+    rows = hub.read_rows(hub.fineweb_edu(), failing(failures, TimeoutError("slow")), waited.append)
     assert [row["n"] for row in rows] == [0, 1, 2, 3, 4]
     assert tuple(waited) == hub.WAITS
 
@@ -197,3 +198,33 @@ def test_a_cause_decides_whether_an_error_may_go_away():
     assert hub.is_transient(caused(TimeoutError()))
     assert not hub.is_transient(caused(ValueError()))
     assert not hub.is_transient(None)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_sample_begins_anywhere_in_a_data_set_of_many_files(mirror, streaming):
+    for number in range(6):
+        rows = {"text": [f"{number}-{row}" for row in range(4)]}
+        parquet(mirror / "many" / "files" / "data" / f"train-{number:05d}-of-00006.parquet", rows)
+
+    def read(role, **settings):
+        text = HubText(id="many/files", streaming=streaming, **settings)
+        return [document.text for document in open_corpus(text, role).documents]
+
+    everything = [f"{number}-{row}" for number in range(6) for row in range(4)]
+    orders = [read("search", tokens=2048, seed=seed) for seed in range(6)]
+    assert all(sorted(order) == everything for order in orders) and len({order[0] for order in orders}) > 1
+    assert orders[0] == read("search", tokens=2048, seed=0)
+    assert read("evaluation", tokens=2048, seed=3) == read("search", seed=3) == everything
+
+
+@pytest.mark.parametrize("text", [C4(tokens=2048), WikiText2(), HubText(id="ours/texts", streaming=False)], ids=str)
+def test_a_forbidden_network_is_told_as_such(text, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    with pytest.raises(DataError, match=r"not in the cache, and HF_HUB_OFFLINE forbids.* source: file") as told:
+        next(iter(open_corpus(text, "calibration").documents))
+    assert "check its id" not in str(told.value)

@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from evopress.data.documents import Document
-from evopress.data.local import find_files, read_files
+from evopress.data.documents import Conversation, Document
+from evopress.data.local import Column, find_files, read_files
 from evopress.util.errors import DataError
 
 
@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_read_in_order_with_names_that_find_the_line(folder):
-    assert list(read_files(str(folder), "text")) == [
+    assert list(read_files(str(folder))) == [
         Document("a.jsonl:1", "one"),
         Document("a.jsonl:3", ""),
         Document("a.jsonl:4", "zwölf"),
@@ -35,7 +35,7 @@ def test_a_folder_is_read_in_order_with_names_that_find_the_line(folder):
 @pytest.mark.parametrize(("name", "text"), [("w.txt", "one\r\n"), ("w.jsonl", '{"text": "one\\n"}\r\n')])
 def test_the_byte_order_mark_of_windows_is_no_text(name, text, tmp_path):
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert [document.text for document in read_files(str(tmp_path / name), "text")] == ["one\n"]
+    assert [document.text for document in read_files(str(tmp_path / name))] == ["one\n"]
 
 
 def test_a_file_and_a_glob_pattern_relative_or_absolute(folder, monkeypatch):
@@ -56,7 +56,7 @@ def test_nothing_found_names_the_path(tmp_path):
 def test_broken_json_names_the_line(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     with pytest.raises(DataError, match=r"x\.jsonl:2: is not JSON"):
-        list(read_files(str(tmp_path), "text"))
+        list(read_files(str(tmp_path)))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -67,20 +67,51 @@ def test_a_missing_column_names_those_that_are_there(tmp_path, suffix):
     else:
         pd.DataFrame({"content": ["a"], "url": ["b"]}).to_parquet(file)
     with pytest.raises(DataError, match=r"no column 'text', but 'content', 'url'; set `column`"):
-        list(read_files(str(file), "text"))
-    assert [d.text for d in read_files(str(file), "content")] == ["a"]
+        list(read_files(str(file)))
+    assert [d.text for d in read_files(str(file), Column("content"))] == ["a"]
 
 
 def test_a_column_of_numbers_is_refused(tmp_path):
     pd.DataFrame({"text": [1, 2]}).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(DataError, match=r"x\.parquet:0: column 'text' holds int, not text"):
-        list(read_files(str(tmp_path), "text"))
+        list(read_files(str(tmp_path)))
 
 
 def test_files_that_are_not_what_they_say(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match=r"x\.parquet: is not a readable parquet file"):
-        list(read_files(str(tmp_path / "x.parquet"), "text"))
+        list(read_files(str(tmp_path / "x.parquet")))
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"x\.txt: is not UTF-8"):
-        list(read_files(str(tmp_path / "x.txt"), "text"))
+        list(read_files(str(tmp_path / "x.txt")))
+
+
+MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_rows_of_messages_are_conversations(tmp_path, suffix):
+    file = tmp_path / f"x.{suffix}"
+    if suffix == "jsonl":
+        file.write_text(json.dumps({"messages": MESSAGES}) + "\n")
+    else:
+        other = [{**MESSAGES[0], "name": "Ann"}]  # parquet gives every message all keys that one of them has
+        pd.DataFrame({"messages": [MESSAGES, other]}).to_parquet(file)
+    document = next(read_files(str(file), Column("messages", messages=True)))
+    assert isinstance(document, Conversation) and document.messages == MESSAGES
+
+
+@pytest.mark.parametrize("column", ["text", "messages"])
+def test_rows_of_messages_taken_for_text_tell_what_to_set(tmp_path, column):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"id": 1, "messages": MESSAGES}))
+    with pytest.raises(DataError, match=r"x\.jsonl:1: .*column 'messages' holds a conversation.* `messages: true`"):
+        list(read_files(str(tmp_path), Column(column)))
+
+
+def test_text_taken_for_conversations_is_refused(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"messages": "Hi"}')
+    with pytest.raises(DataError, match=r"x\.jsonl:1: column 'messages' holds no conversation: .*'role' and 'content'"):
+        list(read_files(str(tmp_path / "x.jsonl"), Column("messages", messages=True)))
+    (tmp_path / "x.txt").write_text("Hi")
+    with pytest.raises(DataError, match=r"x\.txt: `messages: true` reads conversations from \.jsonl or \.parquet"):
+        list(read_files(str(tmp_path / "x.txt"), Column("messages", messages=True)))

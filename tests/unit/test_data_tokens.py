@@ -14,8 +14,10 @@ from evopress.artifacts.tables import TOKENS, read_provenance, read_table
 from evopress.config.data import FileText, HubText, PythonDocs
 from evopress.data import tokens as tokens_module
 from evopress.data.documents import Corpus, Document
+from evopress.data.sources import open_corpus
 from evopress.data.tokenizer import document_separator, load_tokenizer
-from evopress.data.tokens import make_windows, read_tokens, write_tokens
+from evopress.data.tokens import make_windows, read_counted, read_tokens, write_tokens
+from evopress.util import progress
 from evopress.util.errors import ArtifactError, DataError, ModelError
 
 BOS, EOS, END_OF_TEXT = 256, 257, 258
@@ -134,11 +136,86 @@ def test_special_tokens_are_those_of_the_tokenizer():
     assert byte_tokenizer().decode(window.tokens) == "<s>AAAA<s>BBB"
 
 
+def cut(bos, tokenizer, *texts, length=4):
+    """Windows as text."""
+    corpus = Corpus("x", [Document(text, text) for text in texts], order="text")
+    wanted = HubText(id="x", sequence_length=length, bos=bos)
+    return [byte_tokenizer().decode(w.tokens) for w in make_windows(corpus, tokenizer, wanted, "data.search")]
+
+
+def test_start_tokens_stand_where_the_settings_say_or_the_tokenizer_adds_them():
+    adds, plain = byte_tokenizer(bos=True), byte_tokenizer()
+    assert cut("document", adds, "abcdefgh", "ij") == ["<s>abc", "defg", "h<s>ij"]
+    assert cut("window", adds, "abcdefgh", "ij") == ["<s>abc", "<s>def", "<s>gh<s>"]
+    assert cut("none", adds, "abcdefgh", "ij") == ["abcd", "efgh"]
+    assert cut("none", adds, "abc", "def") == ["abc<|endoftext|>"]
+    assert cut("document", plain, "abcdefgh", "ij") == ["<s>abc", "defg", "h<s>ij"]
+    assert cut("window", plain, "abc", "def") == ["<s>abc", "<s>def"]
+    assert cut(None, adds, "abcdefgh", "ij") == cut("window", adds, "abcdefgh", "ij")
+    assert cut(None, plain, "abc", "def") == cut("none", plain, "abc", "def")
+
+
+def test_a_family_that_needs_start_tokens_gets_them_even_where_its_tokenizer_adds_none(tmp_path, folder):
+    wanted = FileText(path=folder, sequence_length=16, tokens=160)
+    for kind, expected in (("gemma2", {BOS}), ("llama", set())):
+        run = make_results(tmp_path / kind)
+        (run.model / "config.json").write_text(json.dumps({"model_type": kind, "vocab_size": 300}))
+        write_tokens("search", "search", wanted, run)
+        firsts = set(read_tokens(run, "search")[:, 0].tolist())
+        assert firsts == expected if expected else BOS not in firsts
+
+
+def test_a_start_token_that_does_not_exist_is_refused():
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = None
+    with pytest.raises(DataError, match=r"data\.search\.bos: 'window' asks for a start token, .* set it to none"):
+        cut("window", tokenizer, "abcdefgh")
+
+
+def test_positions_before_a_start_token_do_not_count(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "abc"}\n{"text": "d"}\n{"text": "efghij"}\n')
+    run = make_results(tmp_path / "results", byte_tokenizer(bos=True))
+    for bos, text, uncounted in (
+        ("document", "<s>abc<s>d<s>", [3, 5]),
+        ("none", "abc<|endoftext|>d<|endoftext|>e", []),
+    ):
+        wanted = FileText(path=str(tmp_path / "rows.jsonl"), sequence_length=7, bos=bos)
+        write_tokens("mine", "evaluation", wanted, run)
+        tokens, counted = read_tokens(run, "mine"), read_counted(run, "mine")
+        assert counted.shape == tokens.shape and byte_tokenizer().decode(tokens[0]) == text
+        assert [position for position in range(7) if not counted[0, position]] == uncounted
+
+
+CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+
+
+def test_conversations_go_through_the_chat_template(tmp_path):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+    (tmp_path / "chat.jsonl").write_text(
+        json.dumps({"messages": messages}) + '\n{"messages": null}\n{"messages": []}\n'
+    )
+    tokenizer = byte_tokenizer(bos=True)
+    tokenizer.chat_template = CHAT
+    wanted = FileText(path=str(tmp_path / "chat.jsonl"), messages=True, sequence_length=22)
+
+    def windows(settings):
+        return make_windows(open_corpus(settings, "search"), tokenizer, settings, "data.search")
+
+    (window,) = windows(wanted)
+    assert byte_tokenizer().decode(window.tokens) == "<s>[user]Hi[assistant]Yo"
+    (window,) = windows(wanted.model_copy(update={"bos": "none", "sequence_length": 21}))
+    assert byte_tokenizer().decode(window.tokens) == "[user]Hi[assistant]Yo"
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DataError, match=r"chat\.jsonl:1: .*chat template does not take .*roles must alternate"):
+        windows(wanted)
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match=r"needs a chat template, and the model's tokenizer has none; write"):
+        windows(wanted)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([64, 512]), st.integers(1, 20))
 def test_embedded_roles_share_no_topic_for_any_seed_and_size(seed, length, count):
-    from evopress.data.sources import open_corpus
-
     tokenizer, seen = byte_tokenizer(), {}
     for role in ("calibration", "search", "evaluation"):
         wanted = PythonDocs(seed=seed, sequence_length=length, tokens=count * length)
@@ -156,7 +233,7 @@ def test_too_much_asked_says_how_much_there_is(run, folder):
     assert not run.tokens("search").exists() and not run.tokens("mine").exists()
 
 
-def test_sequences_longer_than_learned_positions_are_refused(run, folder):
+def test_sequences_longer_than_learned_positions_are_refused_others_warned_of(run, folder, monkeypatch, caplog):
     def write(length, kind):
         config = {"model_type": kind, "max_position_embeddings": 32}
         (run.model / "config.json").write_text(json.dumps(config))
@@ -167,8 +244,14 @@ def test_sequences_longer_than_learned_positions_are_refused(run, folder):
         write(33, "opt")
     assert not run.tokens("search").exists()
     write(32, "opt")
-    write(33, "llama")  # rotary, though this config does not say so
+    monkeypatch.setattr(progress.log, "propagate", True)
+    with caplog.at_level("WARNING", logger="evopress"):
+        write(32, "llama")
+        assert not caplog.messages
+        write(33, "llama")  # rotary, though this config does not say so
     assert read_tokens(run, "search").shape == (2, 33)
+    (told,) = caplog.messages
+    assert told.startswith("data.search.sequence_length: 33 tokens are more than the 32 positions")
 
 
 def test_tokens_between_short_documents_count(run, tmp_path):
@@ -214,6 +297,7 @@ def test_rows_of_different_length_are_damage(run, folder):
     from evopress.artifacts.tables import write_table
 
     frame = pd.DataFrame({"sequence": [0, 1], "documents": [["a"], ["a"]], "tokens": [[1, 2], [3]]})
+    frame["starts"] = [[], []]
     write_table(frame, run.tokens("search"), TOKENS, Provenance("calibration", "{}", "abc"))
     with pytest.raises(ArtifactError, match="differ in length"):
         read_tokens(run, "search")

@@ -72,6 +72,27 @@ def test_perplexity_and_kl_equal_those_of_full_logits(results, small_chunks, mon
             assert table.loc[dataset, "tokens"] == tokens[:, 1:].numel()
 
 
+def test_start_tokens_are_no_targets(results):
+    """What a document's last token predicts is compared with nothing: not in perplexity, not in KL."""
+    starts = [[0, 5], [], [11]]
+    tokens = write_tokens(results, "novels", starts=starts)
+    other = tiny_model()
+    for parameter in other.model.layers.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    _stitch(results, "evo", other)
+    for search in ("dense", "evo"):
+        evaluate_perplexity(results, search, ["novels"], COMPUTE)
+    row = read_table(results.perplexity("evo"), PERPLEXITY).iloc[0]
+    with torch.no_grad():
+        log_q, log_p = (model(tokens).logits.double().log_softmax(-1) for model in (other, tiny_model()))
+    kept = [(s, t) for s in range(3) for t in range(11) if t + 1 not in starts[s]]
+    nll = -sum(float(log_q[s, t, tokens[s, t + 1]]) for s, t in kept) / len(kept)
+    kl = sum(float((log_p[s, t].exp() * (log_p[s, t] - log_q[s, t])).sum()) for s, t in kept) / len(kept)
+    assert row["tokens"] == len(kept) == 3 * 11 - 2
+    assert row["perplexity"] == pytest.approx(torch.tensor(nll).exp().item(), rel=1e-5)
+    assert row["kl"] == pytest.approx(kl, rel=1e-4)
+
+
 def test_the_dense_model_in_disguise_has_no_divergence_at_all(results):
     _stitch(results, "same", tiny_model())
     for search in ("dense", "same"):

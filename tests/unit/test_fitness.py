@@ -165,6 +165,34 @@ def test_topk_over_the_whole_vocabulary_is_the_exact_divergence(llama):
     np.testing.assert_allclose([j.fitness for j in whole], [j.fitness for j in exact], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["kl", "perplexity", "topk_kl"])
+def test_positions_before_a_start_token_do_not_count(llama, name):
+    counted = torch.ones_like(llama.ids, dtype=torch.bool)
+    counted[0, 3] = counted[2, 0] = counted[2, 10] = counted[1, 4] = counted[1, 8] = False
+    evaluator, candidates = llama.evaluator(make_objective(name, 3)), llama.candidates()
+    evaluator.counted = counted
+    lost = int(name == "perplexity")
+    total = np.zeros(len(candidates))
+    kept = 0
+    for row, length in zip(MINIBATCH.sequences, MINIBATCH.lengths, strict=True):
+        for position in range(length - lost):
+            if counted[row, position]:
+                total += alone(llama, candidates, row, position, name)
+                kept += 1
+    judged = evaluator.evaluate(candidates, MINIBATCH)
+    assert kept == sum(MINIBATCH.lengths) - 4 - 4 * lost + lost  # a cut sequence ends on one that does not count
+    np.testing.assert_allclose([j.fitness for j in judged], total / kept, rtol=2e-4, atol=2e-6)
+
+
+def alone(fixture, candidates, row, position, name) -> np.ndarray:
+    """Fitness of one position, from the difference of the means over a sequence cut behind and before it."""
+    last = position + 1 + (name == "perplexity")
+    upto = np.array(fixture.oracle(candidates, Minibatch((row,), (last,)), name, 3))[:, 0] * (position + 1)
+    if not position:
+        return upto
+    return upto - np.array(fixture.oracle(candidates, Minibatch((row,), (last - 1,)), name, 3))[:, 0] * position
+
+
 STATE = 2 * 12 * 32 * 4
 """Bytes of the hidden states of one sequence of 12 tokens, before and after a block."""
 

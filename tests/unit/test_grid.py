@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evopress.compression.grid import dequantize, fit_grid, highest_codes, quantize
+from evopress.compression.grid import dequantize, fit_grid, highest_codes, quantize, scale_exponent
 from evopress.util.errors import CompressionError
 
 BITS = torch.tensor([2, 3, 4, 8])
@@ -106,3 +106,25 @@ def test_clip_search_protects_important_inputs():
 def test_weights_beyond_float16_scales():
     with pytest.raises(CompressionError, match="too large for a float16 scale"):
         fit_grid(torch.full((4, 1, 1), 1e9), highest_codes(torch.tensor([[2]])), symmetric=False)
+
+
+@pytest.mark.parametrize("factor", [1e3, 1.0, 0.02, 1e-3])
+def test_weights_of_usual_sizes_stay_as_they_are(factor):
+    weight = factor * torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    assert scale_exponent(weight, torch.ones(64), (2, 8), 16) == 0
+
+
+@pytest.mark.parametrize("factor", [1e-36, 1e-12, 1e-6, 1e6, 1e30])
+def test_other_weights_come_within_the_range_of_float16(factor):
+    weight = factor * torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    scaled = weight * 2.0 ** scale_exponent(weight, torch.ones(64), (2, 8), 64)
+    assert float(scaled.abs().max()) / 255 > 4 * 2**-14 and float(scaled.abs().max()) < 65504
+
+
+def test_small_groups_matter_by_their_share_of_the_output():
+    weight, diagonal = torch.ones(4, 32), torch.ones(32)
+    weight[:, 16:] = 1e-7
+    assert scale_exponent(weight, diagonal, (4,), 16) == 0
+    diagonal[16:] = 1e14
+    assert scale_exponent(weight, diagonal, (4,), 16) > 0
+    assert scale_exponent(torch.zeros(4, 32), diagonal, (4,), 16) == 0

@@ -34,6 +34,7 @@ def prepare(root: Path, model, sequences: int = SEQUENCES) -> Run:
     write_table(layer_table(model), run.layers, LAYERS, Provenance("model", "{}", "abc"))
     rows = [row.astype(np.int32) for row in architectures.tokens(sequences).numpy()]
     frame = pd.DataFrame({"sequence": range(sequences), "documents": [["d"]] * sequences, "tokens": rows})
+    frame["starts"] = [[]] * sequences
     write_table(frame, run.tokens("calibration"), TOKENS, Provenance("calibration", '{"source": "x"}', "abc"))
     return run
 

@@ -427,6 +427,7 @@ def test_tokens_that_are_none(rows: list[Any], tmp_path: Path) -> None:
             "sequence": range(count),
             "documents": pd.Series([["x"]] * count, dtype=object),
             "tokens": pd.Series(rows, dtype=object),
+            "starts": pd.Series([[]] * count, dtype=object),
         }
     )
     write_table(frame, run.tokens("x"), TOKENS, Provenance("test", "{}", "f"))
@@ -436,8 +437,9 @@ def test_tokens_that_are_none(rows: list[Any], tmp_path: Path) -> None:
 
 def test_tables_with_columns_of_other_types_are_refused(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    other = pa.schema([TOKENS.field(0), TOKENS.field(1), pa.field("tokens", pa.list_(pa.float64()))])
+    other = pa.schema([TOKENS.field(0), TOKENS.field(1), pa.field("tokens", pa.list_(pa.float64())), TOKENS.field(3)])
     frame = pd.DataFrame({"sequence": [0], "documents": [["x"]], "tokens": [np.array([0.5, 1e300])]})
+    frame["starts"] = [[]]
     write_table(frame, run.tokens("x"), other, Provenance("test", "{}", "f"))
     with pytest.raises(ArtifactError, match="columns of other types"):
         read_tokens(run, "x")

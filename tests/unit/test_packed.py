@@ -6,8 +6,7 @@ import pytest
 import torch
 from search_run import prepare
 
-from evopress.artifacts.read_ahead import ReadAhead
-from evopress.compression.store import VariantStore
+from evopress.compression.store import ReadAhead, VariantStore
 from evopress.search.engine.packed import PackedWeights
 from evopress.util.errors import ArtifactError
 

@@ -80,8 +80,10 @@ def test_each_model_is_one_that_the_hub_has_and_writes_to_a_folder_of_its_own():
         assert isinstance(settings.model, HubModel) and settings.name == name
         assert settings.data.calibration.tokens == 2**23 and settings.data.search.tokens == 2**19
         length = 4096 if name == "llama-2-7b" else 8192
-        texts = [settings.data.calibration, settings.data.search, *settings.data.evaluation.values()]
+        texts = [settings.data.calibration, *settings.data.evaluation.values()]
         assert {text.sequence_length for text in texts} == {length}
+        assert settings.data.search.sequence_length == 2048  # 256 minibatches of the first step's tokens
+        assert {text.bos for text in [*texts, settings.data.search]} == {"none"}
         assert length <= MODELS[name]["max_position_embeddings"]
         assert list(settings.data.evaluation) == ["wikitext2", "c4", "fineweb_edu"]
 

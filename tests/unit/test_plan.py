@@ -29,6 +29,7 @@ from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 from evopress.plan import shape as planning_shape
 from evopress.plan.judging import memory_needed
+from evopress.plan.run import plan
 from evopress.plan.search import SearchWork, search_work
 from evopress.plan.shape import ModelShape, shape_from_config, shape_of
 from evopress.plan.sharing import Sharing
@@ -44,6 +45,7 @@ from evopress.search.evolution.selection import Step
 from evopress.search.settings import EvolutionSettings
 from evopress.search.space import Level, Unit, make_space, units_from_variants
 from evopress.util.errors import ConfigError
+from evopress.workflow.settings import Settings
 
 CPU = torch.device("cpu")
 COMPUTE = ComputeSettings(device="cpu")
@@ -82,6 +84,27 @@ def test_a_folder_needs_nothing_but_its_config(tmp_path):
     assert shape.dtype == torch.bfloat16 and len(shape.layers) == 224
     halved = shape_of(FolderModel(path=str(tmp_path), dtype="float32"), Run(tmp_path / "run"))
     assert halved is not None and halved.bytes == 2 * shape.bytes
+
+
+def test_what_flatters_a_run_or_does_not_fit_the_model_is_told(tmp_path):
+    build("llama").config.save_pretrained(tmp_path / "model")
+    (tmp_path / "mine.txt").write_text("the same words")
+    text = {"source": "file", "path": str(tmp_path / "mine.txt")}
+    positions = build("llama").config.max_position_embeddings
+
+    def planned(held_out):
+        data = {"calibration": text, "search": {**text, "sequence_length": 8}, "evaluation": {"held": held_out}}
+        model = {"source": "folder", "path": str(tmp_path / "model")}
+        return plan(Settings.load({"name": "x", "model": model, "data": data}), Run(tmp_path / "results"))
+
+    told = planned({**text, "sequence_length": positions + 1})
+    assert "Warning: data.evaluation.held reads the same text as data.calibration" in told
+    assert (
+        f"Warning: data.evaluation.held.sequence_length: {positions + 1} tokens are more than the {positions} positions"
+        in told
+    )
+    assert "data.search.sequence_length" not in told
+    assert "data.evaluation.held" not in planned({"source": "python_docs", "sequence_length": positions})
 
 
 def test_of_a_hub_model_only_the_config_is_asked_for(tmp_path, monkeypatch):

@@ -113,7 +113,8 @@ def test_a_wheel_that_is_not_there_yet_is_planned_as_far_as_it_goes(tmp_path, mo
     overlay.write_text(f"name: nothing-was-ever-made-here\nsearches: {{evopress: {{{steps}}}}}\n")
     assert main(["plan", str(overlay)]) == 0
     out = capsys.readouterr().out
-    assert "snakemake --cores all results/nothing-was-ever-made-here/model.json" in out
+    advised = next(line for line in out.splitlines() if "snakemake --cores all" in line)
+    assert advised.endswith(f"results/nothing-was-ever-made-here/model.json --configfile {overlay}")
     assert amount(float(16 * 512 + 5 * 2048)) in out
 
 

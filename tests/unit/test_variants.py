@@ -14,14 +14,14 @@ from evopress.artifacts.atomic import write_text
 from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_table, write_table
-from evopress.artifacts.tensors import read_manifest, write_tensors
+from evopress.artifacts.tensors import read_manifest, tensor_digest, write_tensors
 from evopress.compression.gptq import gptq
 from evopress.compression.methods.gptq import Gptq
 from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
 from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
-from evopress.util.errors import ArtifactError, CompressionError, ConfigError
+from evopress.util.errors import ArtifactError, CompressionError, ConfigError, DamagedError
 
 CPU = ComputeSettings(device="cpu")
 SETTINGS = Gptq(bits=(2, 3, 5), group_size=8)
@@ -250,9 +250,20 @@ def test_store_with_a_damaged_block(tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"block_001.*damaged"):
+    stored = VariantStore(run, "q")  # a search reads it; who hands the weights on notices
+    [name] = [name for name, tensor in load_file(path).items() if differs(path, name, tensor)]
+    layer, level, part = name.rsplit("/", 2)
+    assert part in stored.packed(1, layer, level)
+    with pytest.raises(DamagedError, match=rf"block_001.*damaged \({name} differs from the checksum\)") as caught:
+        VariantStore(run, "q", verify=True).packed(1, layer, level)
+    assert set(caught.value.files) == {path, manifest_path(path)}
+    path.write_bytes(content[:-1])
+    with pytest.raises(DamagedError, match=r"block_001.*damaged"):
         VariantStore(run, "q")
-    VariantStore(run, "q", check=False)
+
+
+def differs(path: Path, name: str, tensor: Tensor) -> bool:
+    return read_manifest(path)["tensors"][name] != tensor_digest(tensor)
 
 
 def test_store_with_a_missing_block(tmp_path):

@@ -22,9 +22,12 @@ JOBS = {rule.split(":")[0] for rule in RULES if "shell:" in rule}
 def test_memory_and_time_of_every_rule_grow_and_retries_are_in_the_profile_alone() -> None:
     profile = yaml.safe_load(PROFILE.read_text())
     assert set(profile["set-resources"]) == JOBS
+    asking = {rule.split(":")[0] for rule in RULES if "mem_mb=memory_of_" in rule}
+    assert {"variants_chain", "hessians", "search", "perplexity"} < asking
     for rule, resources in profile["set-resources"].items():
-        assert set(resources) == {"mem_mb", "runtime"} | ({"nodes"} if rule == "search" else set()), rule
-        assert all(re.fullmatch(r"\d+ \* attempt", resources[each]) for each in ("mem_mb", "runtime")), rule
+        expected = {"runtime"} | (set() if rule in asking else {"mem_mb"}) | ({"nodes"} if rule == "search" else set())
+        assert set(resources) == expected, rule
+        assert all(re.fullmatch(r"\d+ \* attempt", resources[each]) for each in expected - {"nodes"}), rule
     assert set(profile["set-threads"].values()) == {profile["cores"]}  # so that members of a group take turns
     assert profile["retries"] >= 1
     assert not any("retries" in rule for rule in RULES)
@@ -64,9 +67,29 @@ def test_stages_ask_for_a_gpu_each_and_a_search_for_one_per_process(settings: di
     assert {rule: job["gpu"] for rule, job in jobs.items() if job.get("gpu")} == dict.fromkeys(with_gpus, 1) | {
         "search": 4
     }
-    assert {(job["slurm_partition"], job["slurm_account"]) for job in jobs.values()} == {("gpu", "lab")}
-    assert (jobs["variants"]["runtime"], jobs["search"]["mem_mb"], jobs["search"]["nodes"]) == (60, 64000, 1)
+    assert {rule for rule, job in jobs.items() if job["slurm_partition"] == "gpu"} == with_gpus
+    assert {job["slurm_partition"] for rule, job in jobs.items() if rule not in with_gpus} == {"cpu"}
+    assert {job["slurm_account"] for job in jobs.values()} == {"lab"}
+    assert (jobs["variants"]["runtime"], jobs["search"]["mem_mb"], jobs["search"]["nodes"]) == (60, 112_000, 1)
 
-    assert asked(settings | {"searches": {"even": even}})["search"]["gpu"] == 0
+    even = asked(settings | {"searches": {"even": even}})["search"]
+    assert (even["gpu"], even["slurm_partition"], even["mem_mb"]) == (0, "cpu", 64_000)
     cpu = asked(settings | {"compute": {"device": "cpu", "processes": 4}})
     assert {cpu[rule]["gpu"] for rule in with_gpus} == {0}
+
+
+@pytest.mark.skipif(not find_spec("snakemake_executor_plugin_slurm"), reason="needs evopress[slurm]")
+def test_memory_follows_from_tokens_and_processes(settings: dict[str, Any], asked: Asked) -> None:
+    """The tiny model has 32 numbers of hidden state."""
+    calibration, search = (settings["data"][role] | {"tokens": 1 << 26} for role in ("calibration", "search"))
+    chain = settings["variants"]["gptq"] | {"propagation": "compressed", "propagation_level": "3"}
+    many = settings | {
+        "model": settings["model"] | {"dtype": "bfloat16"},
+        "data": settings["data"] | {"calibration": calibration, "search": search},
+        "variants": {"gptq": chain},
+    }
+    states = (1 << 26) * 32 * 2 // 1_000_000
+    one, two = asked(many), asked(many | {"compute": {"processes": 2, "memory_gb": 10}})
+    assert one["variants_chain"]["mem_mb"] == 16_000 + states
+    assert one["search"]["mem_mb"] == 48_000 + 16_000 + states
+    assert two["search"]["mem_mb"] == 48_000 + 2 * (22_000 + states)

@@ -1,12 +1,18 @@
 """Bad input through the real command: a clear line, a non-zero exit, and nothing half written."""
 
-import re
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import impatient
 import pytest
+import yaml
 from planning import Checkout
 
 
@@ -48,26 +54,66 @@ def with_(settings: dict[str, Any], *path: str, value: Any) -> dict[str, Any]:
             "no/tasks",
             "evaluation.tasks.include_path: 'no/tasks' is not a folder",
         ),
+        (("evaluation", "tasks", "names"), ["evryday"], "unknown task 'evryday': did you mean 'everyday'?"),
+        (
+            ("variants", "gptq", "group_size"),
+            7,
+            "variants.gptq: model.layers.0.self_attn.q_proj: group_size 7 does not divide the 32 input features",
+        ),
+        (
+            ("variants", "gptq", "exclude"),
+            ["*.ffn"],
+            "variants.gptq.exclude: '*.ffn' matches no layer; names look like",
+        ),
+        (("data", "search", "tokens"), 4096, "data.search: "),
+        (
+            ("data", "evaluation", "Search"),
+            {"source": "python_docs", "tokens": 512, "sequence_length": 32},
+            "data.evaluation.Search: differs from 'search' in case alone",
+        ),
     ],
 )
 def test_wrong_settings_end_before_anything_runs(
     fresh: Checkout, settings: dict[str, Any], path: tuple[str, ...], value: Any, message: str
 ) -> None:
-    outcome = fresh.run(with_(settings, *path, value=value))
+    outcome = fresh.run(with_(settings, *path, value=value), "--dry-run")
     assert outcome.returncode == 1
-    assert message in outcome.stderr
+    assert message in outcome.stdout + outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert not (fresh.root / "results").exists()
 
 
-def test_a_failing_job_tells_why_and_leaves_no_artifact(copied: Checkout, settings: dict[str, Any]) -> None:
-    outcome = copied.run(with_(settings, "variants", "gptq", "group_size", value=7))
+def test_a_failing_job_has_the_last_word_and_leaves_no_artifact(copied: Checkout, settings: dict[str, Any]) -> None:
+    too_little = with_(settings, "searches", "evo", "seed", value=1) | {"compute": {"memory_gb": 1e-6}}
+    outcome = copied.run(too_little)
     assert outcome.returncode == 1
     assert "Traceback" not in outcome.stderr
-    failed = set(re.findall(r"model\.layers\.(\d)\.self_attn\.q_proj.*: group_size 7 does not divide", outcome.stderr))
-    assert failed
-    for block in failed:
-        assert list((copied.root / "results/tiny/variants/gptq").glob(f"*block_00{block}*")) == []
+    last = outcome.stderr.rstrip().splitlines()[-1]
+    assert last.startswith("compute.memory_gb") and "error" not in last
+    (inputs,) = (line for line in outcome.stderr.splitlines() if line.startswith("    input: "))
+    assert "results/tiny/tokens/search.parquet" in inputs and ".py" not in inputs
+    assert not (copied.root / "results/tiny/search/evo/configuration.parquet").exists()
+
+
+def test_ctrl_c_ends_a_run_in_one_line(copied: Checkout, settings: dict[str, Any]) -> None:
+    """As a terminal sends it: to Snakemake and its jobs alike."""
+    (copied.root / "settings.yaml").write_text(yaml.safe_dump(with_(settings, "searches", "evo", "seed", value=1)))
+    command = [sys.executable, impatient.__file__, "--cores", "2", "--configfile", "settings.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(copied.root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with (copied.root / "said.txt").open("w") as said:
+        run = subprocess.Popen(
+            command, cwd=copied.root, env=environment, stdout=said, stderr=said, start_new_session=True
+        )
+    deadline = time.monotonic() + 600
+    while "Search evo" not in (text := (copied.root / "said.txt").read_text()):
+        assert run.poll() is None and time.monotonic() < deadline, text
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(timeout=600) != 0
+    text = (copied.root / "said.txt").read_text()
+    assert text.rstrip().splitlines()[-1] == "interrupted: the same command goes on from here"
+    assert "Traceback" not in text and "Error" not in text
+    assert copied.plan(settings) is not None  # nothing is locked
 
 
 def test_results_of_other_settings_are_refused_where_snakemake_does_not_know_them(

@@ -1,13 +1,19 @@
 """An artifact that is cut short, or has a bit changed: the job that reads it names it and sets it aside, Snakemake
-plans to make it again, and the end is the same as if it had never been damaged.
+plans to make it again, and the end is the same as if it had never been damaged. A changed bit in a large tensor is
+found by `evopress verify`, or by the export that the tensor goes into.
 """
 
 import random
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_run import TARGETS, Run, fault_settings
 
 pytestmark = [
@@ -38,10 +44,10 @@ CASES = [
 ]
 
 
-def damage(path: Path, dice: random.Random) -> str:
+def damage(path: Path, dice: random.Random, ways: Sequence[str]) -> str:
     """Change a bit, cut the end off or blank a part; a linked file becomes one of our own, so that its source stays."""
     content = bytearray(path.read_bytes())
-    how = dice.choice(["bit", "cut", "blank"])
+    how = dice.choice(ways)
     if how == "bit":
         place = dice.randrange(len(content))
         content[place] ^= 1 << dice.randrange(8)
@@ -69,7 +75,7 @@ def test_what_is_damaged_is_named_and_made_again(
     rerun: bool,
 ) -> None:
     run = whole.copy(tmp_path / "evopress")
-    how = damage(run.results / path, dice)
+    how = damage(run.results / path, dice, ["cut"] if path.endswith(".safetensors") else ["bit", "cut", "blank"])
     found = run.contents()
     ended = run.start(run.job(reader))
     assert ended.code == 1, how
@@ -89,3 +95,46 @@ def test_what_is_damaged_is_named_and_made_again(
             assert ended.code == 0, f"{job.name}: {ended.output}"
         now = {name: content for name, content in run.contents().items() if not name.endswith(".damaged")}
         assert now == whole.contents()
+
+
+def verify(run: Run) -> "subprocess.CompletedProcess[str]":
+    """What `evopress verify` says of a run."""
+    command = [sys.executable, "-m", "evopress", "verify", "results/tiny"]
+    return subprocess.run(command, cwd=run.checkout.root, capture_output=True, text=True, check=False)
+
+
+def test_verify_names_all_that_is_damaged_or_missing(whole: Run, dice: random.Random, tmp_path: Path) -> None:
+    run = whole.copy(tmp_path / "evopress")
+    good = verify(run)
+    assert good.returncode == 0 and "artifacts are as they were written" in good.stdout, good.stdout + good.stderr
+    paths = [case[0] for case in CASES if not case[0].startswith("model/")] + ["archives/evo.safetensors"]
+    seals = {"hessians/shard_1/block_001.json", "models/evo.json"}  # what these seal is named by them
+    for path in paths:
+        damage(run.results / path, dice, ["bit", "cut", "blank"])
+    lost = ["hessians/shard_0/block_000.safetensors", "variants/gptq/block_000.parquet", "models/even/config.json"]
+    for path in lost:
+        (run.results / path).unlink()
+    bad = verify(run)
+    assert bad.returncode == 1 and "artifacts are damaged or missing" in bad.stderr
+    unnamed = [path for path in [*paths, *lost] if f"results/tiny/{path}: " not in bad.stdout]
+    assert set(unnamed) <= {"models/evo/model.safetensors"}, bad.stdout  # its manifest is damaged, too
+    assert seals.isdisjoint(unnamed) and "Traceback" not in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "reader"),
+    [("model/model.safetensors", "stitch evo"), ("variants/gptq/block_001.safetensors", "stitch evo")],
+)
+def test_an_export_holds_no_damaged_tensor(whole: Run, tmp_path: Path, path: str, reader: str) -> None:
+    run = whole.copy(tmp_path / "evopress")
+    large = run.results / path
+    with safe_open(large, framework="pt") as stream:
+        names, metadata = set(stream.keys()), stream.metadata()
+    tensors = load_file(large)
+    for name in names:
+        tensors[name].view(torch.uint8).flatten()[0] ^= 1
+    large.unlink()  # a linked file becomes one of our own
+    save_file(tensors, large, metadata=metadata)
+    ended = run.start(run.job(reader))
+    assert ended.code == 1 and "differs from the checksum); run again to remake it" in ended.output, ended.output
+    assert not list((run.results / "models").glob("evo/*.safetensors"))

@@ -1,6 +1,7 @@
 """Studies through the workflow: run on the tiny model, asked what runs again, and every ready config planned."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from planning import REPOSITORY, Checkout
 from test_incremental import edited, replaced
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.study_tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 from evopress.artifacts.tables import read_table
 from evopress.workflow.reference import rows
-from evopress.workflow.settings import Settings
+from studies.paths import candidates_path, comparison_path, convergence_path, pairs_path, sections_path
+from studies.run import StudiedSettings
+from studies.tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS
 
 TARGETS = ["comparison", "monotonicity", "convergence"]
-REPORT = {"report", "comparison", "monotonicity"}
+REPORT = {"study_report", "report", "comparison", "monotonicity"}
 CONVERGENCE_STUDY = {"study_convergence", "convergence"} | REPORT
 DEPTH = {"study_monotonicity depth"} | REPORT
 BITS = {"study_monotonicity bits"} | REPORT
@@ -49,7 +51,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("studies.monotonicity.depth.least_t", 2.0, DEPTH),
     ("studies.monotonicity.depth.seed", 1, DEPTH),
     ("studies.monotonicity.depth", None, REPORT),
-    ("studies.convergence", None, {"report", "comparison", "monotonicity"}),
+    ("studies.convergence", None, REPORT),
     ("variants.modules.exclude", ["*.0.mlp"], {"variants_drop modules"} | DEPTH),
 ]
 
@@ -88,17 +90,17 @@ def studied(finished: Checkout, study: dict[str, Any], tmp_path_factory: pytest.
 
 def test_studies_leave_their_tables_and_are_in_the_report(studied: Checkout) -> None:
     run = Run(studied.root / "results/tiny")
-    compared = read_table(run.comparison, COMPARISON).set_index(["search", "quantity"])
+    compared = read_table(comparison_path(run), COMPARISON).set_index(["search", "quantity"])
     assert compared.loc[("twice", "perplexity"), "n"].item() == 2
     assert compared.loc[("evo", "perplexity"), "n"].item() == 1
     # The seed that both have makes the same search of both.
     alone = compared.loc[("evo", "KL"), "mean"].item()
     mean, spread = compared.loc[("twice", "KL"), ["mean", "spread"]].tolist()
     assert abs(abs(alone - mean) * 2**0.5 - spread) < 1e-9
-    assert len(read_table(run.convergence, CONVERGENCE)) == 2 * 2 * 2
+    assert len(read_table(convergence_path(run), CONVERGENCE)) == 2 * 2 * 2
     for name in ("bits", "depth"):
-        candidates = read_table(run.monotonicity_candidates(name), MONOTONICITY_CANDIDATES)
-        pairs = read_table(run.monotonicity_pairs(name), MONOTONICITY_PAIRS)
+        candidates = read_table(candidates_path(run, name), MONOTONICITY_CANDIDATES)
+        pairs = read_table(pairs_path(run, name), MONOTONICITY_PAIRS)
         assert (candidates["base"] >= 0).sum() > 0 and candidates["fitness"].notna().all()
         assert (pairs["sequences"] == 8).all()
     report = run.report.read_text()
@@ -118,20 +120,20 @@ def test_a_setting_of_a_study_repeats_that_study_and_the_report(
 
 
 def test_every_setting_of_the_studies_is_in_the_table() -> None:
-    wanted = {row.path for row in rows(Settings) if row.path.startswith("studies.")}
+    wanted = {row.path for row in rows(StudiedSettings) if row.path.startswith("studies.")}
     assert wanted == {path.replace(".depth.", ".<name>.") for path, value, _ in CHANGES if value is not None} & wanted
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        (
-            "evopress/studies/convergence.py",
-            {"study_convergence", "study_monotonicity bits", "study_monotonicity depth"},
-        ),
-        ("evopress/studies/measure_monotonicity.py", {"study_monotonicity bits", "study_monotonicity depth"}),
-        ("evopress/studies/compare_searches.py", {"study_comparison"}),
-        ("evopress/report/study_plots.py", set()),
+        ("workflow/studies/convergence.py", {"study_convergence"}),
+        ("workflow/studies/monotonicity.py", {"study_monotonicity bits", "study_monotonicity depth"}),
+        ("workflow/studies/pairs.py", {"study_monotonicity bits", "study_monotonicity depth"}),
+        ("workflow/studies/comparison.py", {"study_comparison"}),
+        ("workflow/studies/plots.py", set()),
+        ("workflow/studies/report.html.j2", set()),
+        ("workflow/study_report.py", set()),
     ],
 )
 def test_edited_code_of_a_study_repeats_it(
@@ -139,7 +141,27 @@ def test_edited_code_of_a_study_repeats_it(
 ) -> None:
     with edited(studied.root / name, b"\n"):
         planned = studied.plan(study, targets=TARGETS) - {*TARGETS}
-    assert planned == expected | {"report"}
+    assert planned == expected | {"study_report", "report"}
+
+
+@pytest.mark.parametrize(
+    ("path_of", "expected"),
+    [
+        (sections_path, {"study_report", "report"}),
+        (convergence_path, {"study_convergence", "study_report", "report"}),
+    ],
+)
+def test_what_a_failed_study_has_left_undone_is_missed(
+    studied: Checkout, study: dict[str, Any], path_of: Callable[[Run], Path], expected: set[str]
+) -> None:
+    """Snakemake removes the outputs of a job that fails, while the report of the run before is still there."""
+    path = path_of(Run(studied.root / "results/tiny"))
+    aside = path.rename(path.with_suffix(".aside"))
+    try:
+        planned = studied.plan(study)
+        assert {job for job in planned if not job.startswith("card ")} == expected  # no target above has made cards
+    finally:
+        aside.rename(path)
 
 
 def test_a_target_without_its_settings_says_where_they_are(finished: Checkout, settings: dict[str, Any]) -> None:

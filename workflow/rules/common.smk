@@ -11,19 +11,32 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
+from snakemake.logging import logger
 from snakemake.persistence.file import FilePersistence
 
 from evopress.util.accelerators import usable_devices
 from evopress.artifacts.origin import require_settings
-from evopress.artifacts.paths import DENSE, Run, manifest_path, text_path
+from evopress.artifacts.paths import DENSE, Run, manifest_path
 from evopress.workflow import files
 from evopress.workflow import slices
 from evopress.workflow.code_dependencies import code_closure
+from evopress.config.data import leaks
 from evopress.workflow.devices import devices_of_job, devices_of_search
 from evopress.workflow.loading import combined, read_yaml
 from evopress.workflow.settings import Settings
+from evopress.config.tasks import require_tasks
 from evopress.util.errors import EvopressError
+from evopress.util.failures import BriefErrors, quiet_interrupts, why_failed
 from evopress.models.block_count import count_blocks
+from evopress.plan.foreseen import require_fit
+from evopress.plan.memory import Memory
+from evopress.plan.model_config import model_config
+from studies.run import StudiedSettings, studied_slices
+
+# Jobs keep up to 1 GB of freed memory (glibc; others ignore it): it would give blocks as large as activations and logits
+# back at once, only to have those of the next piece of work mapped and cleared page by page again.
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))  # the most that glibc takes
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
 
 
 def unrecorded(artifacts):
@@ -38,17 +51,29 @@ try:
     # Snakemake merges its config files into `config` key by key; a section whose kind changes must be replaced whole.
     asked = workflow.config_settings
     VALUES = combined([*map(read_yaml, asked.configfiles), asked.config])
-    SETTINGS = Settings.load(VALUES)
+    SETTINGS = StudiedSettings.load(VALUES)
     RESULTS = Run(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
+    MODEL_CONFIG = model_config(SETTINGS.model, RESULTS)
     MODEL_FILES = files.model_files(SETTINGS.model)
     TASK_FILES = files.task_files(SETTINGS.evaluation.tasks)
     SEARCH_FILES = {name: files.search_files(made, f"searches.{name}") for name, made in SETTINGS.searches.items()}
     TEXT_FILES = {name: files.text_files(text) for name, text in slices.texts(SETTINGS).items()}
     if workflow.is_main_process:
-        require_settings(unrecorded(slices.expected_slices(SETTINGS, RESULTS, BLOCKS)), RESULTS.root)
+        require_fit(SETTINGS, MODEL_CONFIG)
+        require_tasks(SETTINGS.evaluation.tasks)
+        for sentence in leaks(SETTINGS.data):
+            logger.warning(f"Warning: {sentence}")
+        expected = [*slices.expected_slices(SETTINGS, RESULTS, BLOCKS), *studied_slices(SETTINGS, RESULTS)]
+        require_settings(unrecorded(expected), RESULTS.root)
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
+
+MEMORY = Memory(SETTINGS, MODEL_CONFIG)
+if workflow.is_main_process and not any(isinstance(each, BriefErrors) for each in logger.filters):
+    logger.addFilter(BriefErrors())
+    quiet_interrupts()
+
 
 ASKED_ALONE = "EVOPRESS_ASKED_ALONE"  # set where this is parsed to find out what some variants alone need
 LOGS = RESULTS.root / "logs"
@@ -87,9 +112,9 @@ SCRIPT = {"python": interpreter, "common": common}
 MANY_THREADS = 16  # for jobs that run alone; Snakemake gives no more than `--cores`
 
 
-def code(script):
+def code(script, folder="scripts"):
     """The script and the modules it uses: inputs of its rule, so that an edit reruns it."""
-    return code_closure(Path("scripts") / script)
+    return code_closure(Path(folder) / script)
 
 
 def with_manifest(*tensors):
@@ -116,6 +141,32 @@ def gpus(wildcards):
 def gpus_of_search(wildcards):
     """A GPU for each process of a search."""
     return devices_of_search(SETTINGS.searches[wildcards.search], SETTINGS.compute)
+
+
+def threads_of_search(wildcards):
+    """Many for a search that judges candidates; others only look at tables, and need no GPU either."""
+    return MANY_THREADS if SETTINGS.searches[wildcards.search].workers(1) else 1
+
+
+def memory_of_chain(wildcards, attempt):
+    """MB of a job; where rules do not say, the profile of a cluster does."""
+    return MEMORY.chain(attempt)
+
+
+def memory_of_hessians(wildcards, attempt):
+    return MEMORY.hessians(attempt)
+
+
+def memory_of_search(wildcards, attempt):
+    return MEMORY.search(wildcards.search, attempt)
+
+
+def memory_of_study(wildcards, attempt):
+    return MEMORY.study(attempt)
+
+
+def memory_of_evaluation(wildcards, attempt):
+    return MEMORY.evaluation(attempt)
 
 
 def kept(tensors):
@@ -230,12 +281,12 @@ def unfinished():
     yield from (path for path in large_results() if not path.exists() and not records.metadata(IOFile(path)))
 
 
-def studied(tables, section, others=(RESULTS.report, RESULTS.summary)):
+def studied(tables, section, reported=True):
     """What a study's target asks for; an error where the settings do not name what is to be studied."""
 
     def inputs(wildcards):
         if not tables:
             raise WorkflowError(f"{section} names nothing to study; add --configfile config/studies/<target>.yaml")
-        return [*tables, *others]
+        return [*tables, *([*STUDY_SECTIONS, RESULTS.report, RESULTS.summary] if reported else [])]
 
     return inputs

@@ -17,6 +17,7 @@ rule perplexity_dense:
     threads: MANY_THREADS
     resources:
         gpu=gpus,
+        mem_mb=memory_of_evaluation,
     params:
         **SCRIPT,
         datasets=EVALUATION_SETS,
@@ -40,6 +41,7 @@ rule perplexity:
     threads: MANY_THREADS
     resources:
         gpu=gpus,
+        mem_mb=memory_of_evaluation,
     params:
         **SCRIPT,
         datasets=EVALUATION_SETS,

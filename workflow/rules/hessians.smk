@@ -18,6 +18,7 @@ rule hessians:
     threads: MANY_THREADS
     resources:
         gpu=gpus,
+        mem_mb=memory_of_hessians,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.hessians_slice(SETTINGS),

@@ -10,7 +10,7 @@ rule report:
         [RESULTS.stitched_manifest(search) for search in SEARCHES],
         [RESULTS.perplexity(search) for search in [DENSE, *SEARCHES]],
         [RESULTS.tasks(search) for search in [DENSE, *SEARCHES]],
-        STUDY_TABLES,
+        STUDY_SECTIONS,
         code=code("report.py"),
     output:
         RESULTS.report,
@@ -20,9 +20,9 @@ rule report:
     params:
         **SCRIPT,
         searches=SEARCHES,
-        studies=lambda wildcards: STUDIES.model_dump_json(),
+        sections=STUDY_SECTIONS,
     message:
         "Report"
     shell:
         "{params.python:q} scripts/report.py {params.common:q} --searches {params.searches:q}"
-        " --studies {params.studies:q} --log {log:q}"
+        " --sections {params.sections:q} --log {log:q}"

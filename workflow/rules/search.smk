@@ -17,9 +17,10 @@ rule search:
         RESULTS.effort("{search}"),
     log:
         LOGS / "search" / "{search}.log",
-    threads: MANY_THREADS
+    threads: threads_of_search
     resources:
         gpu=gpus_of_search,
+        mem_mb=memory_of_search,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.search_slice(SETTINGS, wildcards.search),

@@ -46,6 +46,7 @@ rule variants_chain:
     threads: MANY_THREADS
     resources:
         gpu=gpus,
+        mem_mb=memory_of_chain,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),

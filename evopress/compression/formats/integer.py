@@ -76,7 +76,8 @@ def _unpack_plane(packed: Tensor, plane: int, shift: int, out: Tensor) -> None:
 class IntegerFormat(Format):
     """Integers of ``bits`` bits with a scale, and unless symmetric a zero point, per ``group`` inputs of a row.
 
-    Parts: ``codes`` (packed, row by row), ``scales`` (float16 [rows, groups]) and ``zeros`` (packed like the codes).
+    Parts: ``codes`` (packed, row by row), ``scales`` (float16 [rows, groups], float32 where float16 cannot hold them)
+    and ``zeros`` (packed like the codes).
     Its text form, as in tables, is ``int3-g64`` or ``int3-g64-symmetric``.
     """
 
@@ -100,7 +101,7 @@ class IntegerFormat(Format):
         return packed_bytes(rows * columns, self.bits) + grids * SCALE_DTYPE.itemsize + zeros
 
     def encode(self, codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
-        """Pack codes (uint8 [rows, columns]), scales (float16 [rows, groups]) and zeros (uint8 [rows, groups])."""
+        """Pack codes (uint8 [rows, columns]), scales (float16 or float32 [rows, groups]) and zeros (uint8)."""
         parts = {"codes": pack(codes, self.bits), "scales": scales.contiguous()}
         if not self.symmetric:
             parts["zeros"] = pack(zeros, self.bits)
@@ -127,7 +128,12 @@ class IntegerFormat(Format):
         if rows < 1 or columns < 1 or columns % self.group:
             raise ArtifactError(f"{self} does not fit weights [{rows}, {columns}]; delete the file and run again")
         grids = rows * (columns // self.group)
-        expected = {"codes": (torch.uint8, packed_bytes(rows * columns, self.bits)), "scales": (torch.float16, grids)}
+        scales = parts.get("scales")
+        wide = scales is not None and scales.dtype == torch.float32
+        expected = {
+            "codes": (torch.uint8, packed_bytes(rows * columns, self.bits)),
+            "scales": (torch.float32 if wide else torch.float16, grids),
+        }
         if not self.symmetric:
             expected["zeros"] = torch.uint8, packed_bytes(grids, self.bits)
         for name, (dtype, size) in expected.items():

@@ -94,8 +94,7 @@ def make_module_table(context: StageContext, name: str, method: Drop) -> None:
         ArtifactError: the table of layers is missing, damaged or of another model.
         ConfigError: a pattern of ``exclude`` matches no module, or all modules are excluded.
     """
-    from evopress.artifacts.consistency import require_same_model
-    from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+    from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
     from evopress.artifacts.tables import LAYERS, read_provenance, read_table, write_table
     from evopress.artifacts.tables import MODULES as SCHEMA
     from evopress.models.checkpoint import Checkpoint

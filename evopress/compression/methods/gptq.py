@@ -1,14 +1,15 @@
 """GPTQ: quantization at several bit-widths, with the errors of each column made up for in those after it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
 from evopress.compression.base import LayerMethod, LayerShape, Level, Variant, sweep_bytes, sweep_operations
 from evopress.compression.families import BITS
-from evopress.util.errors import CompressionError
+from evopress.config.group_size import check_group_size
+from evopress.util.progress import log
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,6 @@ class Gptq(LayerMethod):
     def levels_of(self, layer: LayerShape) -> list[Level]:
         """Codes of each bit-width, with their scales and zero points."""
         from evopress.compression.formats.integer import IntegerFormat
-        from evopress.compression.gptq import check_group_size
 
         group = check_group_size(self.group_size, layer.columns)
         return [
@@ -68,16 +68,9 @@ class Gptq(LayerMethod):
             for bits in self.bits
         ]
 
-    def check(self, layers: Sequence[LayerShape], model: Sequence[LayerShape]) -> None:
-        """Refuse a group size that does not divide the columns; what the error offers divides those of all layers."""
-        from evopress.compression.gptq import check_group_size
-
-        everywhere = list(dict.fromkeys(layer.columns for layer in model))
-        for layer in layers:
-            try:
-                check_group_size(self.group_size, layer.columns, everywhere)
-            except CompressionError as error:
-                raise CompressionError(f"{layer.name}: {error}") from error
+    def check_inputs(self, columns: int, everywhere: Collection[int]) -> None:
+        """Refuse a group size that does not divide the inputs; what the error offers divides those of all layers."""
+        check_group_size(self.group_size, columns, everywhere)
 
     def compress(self, weights: "Mapping[str, Tensor]", hessian: "Tensor", memory: float = math.inf) -> list[Variant]:
         """Quantize the layers, stacked by rows, in one sweep for all bit-widths."""
@@ -87,6 +80,7 @@ class Gptq(LayerMethod):
 
         stacked = torch.cat(list(weights.values())).float()
         rows, columns = stacked.shape
+        exponents = self._to_usual_units(weights, stacked, hessian)
         quantized = gptq(
             stacked,
             hessian,
@@ -100,10 +94,42 @@ class Gptq(LayerMethod):
             rows_at_once=int(min(rows, max(1.0, memory / (_BYTES_PER_CODE * len(self.bits) * columns)))),
         )
         energies = torch.einsum("rc,rc->r", stacked @ hessian, stacked).double()
-        return list(self._packed(weights, quantized, energies))
+        return list(self._packed(weights, quantized, energies, exponents))
 
-    def _packed(self, weights: "Mapping[str, Tensor]", quantized: "Quantized", energies: "Tensor") -> Iterator[Variant]:
-        """Variants of layers that were quantized together; ``energies`` [rows] are what errors are relative to."""
+    def _to_usual_units(self, weights: "Mapping[str, Tensor]", stacked: "Tensor", hessian: "Tensor") -> dict[str, int]:
+        """Multiply each layer's rows of ``stacked`` by a power of two where float16 would not hold its scales.
+
+        Relative errors stay what they are.
+
+        Returns:
+            The exponent by layer; 0 for the usual ones, which are left alone.
+        """
+        from evopress.compression.grid import scale_exponent
+
+        group = check_group_size(self.group_size, stacked.shape[1])
+        exponents = {}
+        for layer, rows in zip(weights, stacked.split([len(weight) for weight in weights.values()]), strict=True):
+            exponents[layer] = scale_exponent(rows, hessian.diagonal(), self.bits, group)
+            if exponents[layer]:
+                rows.mul_(2.0 ** exponents[layer])
+                log.info("%s: weights outside of what float16 scales hold; its scales are float32", layer)
+        return exponents
+
+    def _packed(
+        self,
+        weights: "Mapping[str, Tensor]",
+        quantized: "Quantized",
+        energies: "Tensor",
+        exponents: Mapping[str, int],
+    ) -> Iterator[Variant]:
+        """Variants of layers that were quantized together.
+
+        Args:
+            weights: by layer.
+            quantized: the layers, stacked by rows.
+            energies: what errors are relative to, [rows].
+            exponents: of the powers of two by which the layers were multiplied.
+        """
         from evopress.compression.formats.integer import IntegerFormat
 
         start = 0
@@ -113,7 +139,10 @@ class Gptq(LayerMethod):
             energy = float(energies[own].sum())
             for index, bits in enumerate(self.bits):
                 form = IntegerFormat(bits, self.group_size or weight.shape[1], self.symmetric)
-                arrays = quantized.codes[index, own], quantized.scales[index, own], quantized.zeros[index, own]
+                scales = quantized.scales[index, own]
+                if exponents[layer]:
+                    scales = scales.float() * 2.0 ** -exponents[layer]
+                parts = form.encode(quantized.codes[index, own], scales, quantized.zeros[index, own])
                 yield Variant(
                     layer=layer,
                     level=str(bits),
@@ -121,7 +150,7 @@ class Gptq(LayerMethod):
                     cost=bits * weight.numel(),
                     parameters=weight.numel(),
                     format=str(form),
-                    parts={name: tensor.cpu() for name, tensor in form.encode(*arrays).items()},
+                    parts={name: tensor.cpu() for name, tensor in parts.items()},
                     error=float(quantized.errors[index, own].sum()) / energy if energy > 0 else 0.0,
                     damping=quantized.damping,
                 )

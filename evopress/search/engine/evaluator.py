@@ -4,14 +4,14 @@ from collections.abc import Mapping
 
 import torch
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
+from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import read_provenance
 from evopress.config.compute import ComputeSettings
-from evopress.data.tokens import read_tokens
+from evopress.data.tokens import read_counted, read_tokens
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
-from evopress.models.verify import require_intact
+from evopress.models.verify import check_model
 from evopress.search.context import Context
 from evopress.search.engine.counters import Counters
 from evopress.search.engine.fitness import ModelEvaluator
@@ -57,20 +57,29 @@ def require_tokens(asked: Mapping[str, int], available: int, where: str) -> None
 
 
 def open_evaluator(context: Context, tokens: torch.Tensor, fitness: Fitness, check: Check) -> ModelEvaluator:
-    """Load the model and run the dense one on ``tokens`` [sequences, L]; all processes call this together.
+    """Load the model and run the dense one on ``tokens``, the search text; all processes call this together.
 
     Raises:
         ConfigError: as `model_evaluator`.
     """
     compute, device = context.compute, resolve_device(context.compute.device)
-    if context.ranks.rank == 0:
-        require_intact(context.run)
+    check_model(context.run)
     model = BlockwiseModel.from_folder(
         context.run.model, device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
     )
+    counted = read_counted(context.run, "search")
     if context.store is None:
         return model_evaluator(
-            model, context.space, _no_variants, tokens, fitness, compute, context.where, check, ranks=context.ranks
+            model,
+            context.space,
+            _no_variants,
+            tokens,
+            fitness,
+            compute,
+            context.where,
+            check,
+            counted=counted,
+            ranks=context.ranks,
         )
     limit = packed_limit(compute.memory_gb, plan_memory(compute.memory_gb, model, tokens.shape[1]), model)
     packed = PackedWeights(context.store, device, model.stored, model.dtype, limit)
@@ -83,6 +92,7 @@ def open_evaluator(context: Context, tokens: torch.Tensor, fitness: Fitness, che
         compute,
         context.where,
         check,
+        counted=counted,
         read_ahead=packed.read_ahead,
         held=packed.bytes if device.type == "cpu" else 0,
         ranks=context.ranks,
@@ -103,6 +113,7 @@ def model_evaluator(
     where: str,
     check: Check,
     *,
+    counted: torch.Tensor | None = None,
     read_ahead: ReadAhead | None = None,
     held: int = 0,
     ranks: Ranks | None = None,
@@ -118,6 +129,7 @@ def model_evaluator(
         compute: memory.
         where: dotted path of the settings, for messages.
         check: raises if the search should stop.
+        counted: positions of ``tokens`` that are judged; None are all.
         read_ahead: told what ``unpack`` will be asked for.
         held: bytes of the memory for weights that packed ones take.
         ranks: the processes that share the dense model's run; all call this together.
@@ -135,4 +147,4 @@ def model_evaluator(
             ranks or Ranks(), tokens, lambda rows: final_hidden(model, rows, memory.run_tokens, "dense model", check)
         )
     blocks = VariantBlocks(model, space.units, unpack, memory.weights - held, counters, read_ahead)
-    return ModelEvaluator(blocks, tokens, dense, objective, memory, counters, check)
+    return ModelEvaluator(blocks, tokens, dense, objective, memory, counters, check, counted)

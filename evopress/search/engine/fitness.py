@@ -29,6 +29,7 @@ class ModelEvaluator:
         memory: MemoryPlan,
         counters: Counters,
         check: Check,
+        counted: Tensor | None = None,
     ) -> None:
         """Hold what all evaluations share.
 
@@ -40,9 +41,12 @@ class ModelEvaluator:
             memory: sizes of chunks.
             counters: counts the work.
             check: called between chunks; raises if the search should stop.
+            counted: [sequences, L] bool, the positions that are judged (`evopress.data.tokens.read_counted`); None
+                are all.
         """
         self.blocks, self.tokens, self.dense = blocks, tokens, dense
         self.objective, self.memory, self.counters, self.check = objective, memory, counters, check
+        self.counted = torch.ones_like(tokens, dtype=torch.bool) if counted is None else counted
 
     def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
         """Minibatch of exactly ``tokens`` tokens (`draw_minibatch`)."""
@@ -56,7 +60,7 @@ class ModelEvaluator:
 
     @torch.inference_mode()
     def sums(self, distinct: NDArray[np.int16], minibatch: Minibatch) -> NDArray[np.float64]:
-        """Sums over the tokens of each sequence, [2, C, S], of ``distinct`` [C, units] in lexicographic order.
+        """Sums over the positions that count, [2, C, S], of ``distinct`` [C, units] in lexicographic order.
 
         First fitness, then the errors of final hidden states, which are NaN without a run of the dense model.
         """
@@ -74,13 +78,19 @@ class ModelEvaluator:
         return sums
 
     def judgements(self, sums: NDArray[np.float64], which: NDArray[np.int64], minibatch: Minibatch) -> list[Judgement]:
-        """Judgements from sums [2, C, S] over tokens; ``which`` row of them belongs to each candidate."""
+        """Judgements from sums [2, C, S] over positions; ``which`` row of them belongs to each candidate."""
         self.counters.evaluations += 1
         self.counters.candidate_tokens += len(which) * minibatch.tokens
-        positions = np.array(minibatch.lengths) - self.objective.positions_lost
-        fitness, errors = sums[0].sum(axis=1) / positions.sum(), sums[1].sum(axis=1) / minibatch.tokens
+        positions = self._positions(minibatch, self.objective.positions_lost)
+        fitness = sums[0].sum(axis=1) / positions.sum()
+        errors = sums[1].sum(axis=1) / self._positions(minibatch).sum()
         means = sums[0] / np.maximum(positions, 1)
         return [Judgement(float(fitness[i]), tuple(means[i].tolist()), float(errors[i])) for i in which]
+
+    def _positions(self, minibatch: Minibatch, lost: int = 0) -> NDArray[np.int64]:
+        """Number of positions of each sequence that count, without the ``lost`` ones at its end, [S]."""
+        parts = zip(minibatch.sequences, minibatch.lengths, strict=True)
+        return np.array([int(self.counted[row, : length - lost].sum()) for row, length in parts])
 
     def _chunks(self, candidates: int, minibatch: Minibatch) -> Iterator[tuple[slice, slice, int]]:
         """Cut (candidates, sequences) so that hidden states fit in memory; candidates are parted last.
@@ -97,7 +107,7 @@ class ModelEvaluator:
                     yield slice(head, min(head + part, candidates)), slice(first, min(first + step, end)), length
 
     def _score(self, finals: list[Tensor], ids: Tensor, rows: Tensor) -> NDArray[np.float64]:
-        """Sums over the tokens of each sequence, [2, C, S]; the dense logits are made once for all candidates."""
+        """Sums over the positions that count, [2, C, S]; the dense logits are made once for all candidates."""
         model, (sequences, length) = self.blocks.model, ids.shape
         flat = [final.flatten(0, 1) for final in finals]
         dense = None if self.dense is None else self.dense[rows, :length].flatten(0, 1)
@@ -113,6 +123,7 @@ class ModelEvaluator:
                     scores[1, index, tokens] = hidden_error(near, hidden[tokens])
         if self.objective.reads_logits:
             self.counters.head_tokens += len(targets) * (len(finals) + (dense is not None))
+        scores[:, :, ~self.counted[rows, :length].flatten().to(model.device)] = 0.0
         return scores.double().unflatten(2, (sequences, length)).sum(-1).cpu().numpy()
 
     def _head(self, hidden: Tensor) -> Tensor:

@@ -61,10 +61,21 @@ def _start(folder: JobFolder, job: Job, rank: int) -> subprocess.Popen:
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this host, whatever its name resolves to
     command = [sys.executable, "-m", worker.__name__, str(folder.path), str(rank)]
-    if rank == 0:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-    with folder.output(rank).open("wb") as output:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=output, env=environment)
+    with _left_to_this_process(signal.SIGINT):
+        if rank == 0:
+            return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+        with folder.output(rank).open("wb") as output:
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=output, env=environment)
+
+
+@contextmanager
+def _left_to_this_process(number: signal.Signals) -> Iterator[None]:
+    """Block a signal for processes that start meanwhile: a terminal sends Ctrl-C to all, and this one ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _watch(processes: list[subprocess.Popen], folder: JobFolder, check: Callable[[], None]) -> None:

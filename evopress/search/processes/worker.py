@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import torch
 
-from evopress.artifacts.damage import set_aside
+from evopress.artifacts.manifest import set_aside
 from evopress.search.processes.job import LOST_PEER, JobFolder
 from evopress.search.processes.ranks import LostPeerError, joined
 from evopress.search.processes.termination import EXIT_CODE

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from evopress.artifacts.atomic import write_text
+from evopress.artifacts.atomic import sync_descriptor, write_text
 from evopress.search.evolution.generations import State
 from evopress.search.evolution.selection import Judgement, Known
 from evopress.search.minibatch import Minibatch
@@ -147,7 +147,7 @@ class ResumeFolder:
             fcntl.fcntl(log_file, fcntl.F_SETFL, os.O_APPEND)  # two jobs may be let loose on one search
             while rest:
                 rest = rest[os.write(log_file, rest) :]
-            os.fsync(log_file)
+            sync_descriptor(log_file)
         except OSError as error:
             raise ArtifactError(
                 f"{self.log}: cannot be written ({error.strerror}); free space or mend permissions, then run again: "

@@ -12,11 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evopress.artifacts.consistency import require_same_model
 from evopress.artifacts.paths import Run
-from evopress.artifacts.provenance import Provenance
+from evopress.artifacts.provenance import Provenance, require_same_model
 from evopress.artifacts.tables import LAYERS, read_table
-from evopress.artifacts.tensors import read_tensors, verify
+from evopress.artifacts.tensors import check_tensors, read_tensors
 from evopress.models.checkpoint import Checkpoint
 from evopress.search.settings import OwlSettings
 from evopress.search.space import Candidate, Space
@@ -107,8 +106,8 @@ def _block_scores(run: Run, space: Space, block: int, device: torch.device) -> l
     names = [unit.name for unit in space.units if unit.block == block]
     layers = read_table(run.layers, LAYERS).set_index("name")
     path = run.hessian(block)
-    require_same_model(run, Provenance(**verify(path)["provenance"]), path)
-    hessians = read_tensors(path, set(layers.loc[names, "input_group"]), check=False)
+    require_same_model(run, Provenance(**check_tensors(path)["provenance"]), path)
+    hessians = read_tensors(path, set(layers.loc[names, "input_group"]))
     weights = Checkpoint(run.model).read([f"{name}.weight" for name in names], device=device, dtype=torch.float32)
     norms = {group: hessian.diagonal().clamp(min=0.0).sqrt().to(device) for group, hessian in hessians.items()}
     return [weights[f"{name}.weight"].abs() * norms[str(layers.loc[name, "input_group"])] for name in names]

@@ -1,0 +1,88 @@
+"""`python -m evopress verify`: read every file of a run again and compare it with its checksum."""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from evopress.artifacts.paths import Run
+from evopress.util.errors import ArtifactError, EvopressError
+from evopress.util.progress import progress
+
+Check = Callable[[Path], Iterable[EvopressError]]
+"""Looks at one artifact; raises or returns what is wrong with it."""
+_TENSORS = ("hessians/**/block_*", "variants/**/block_*", "evaluation/dense/hidden_*")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("results", type=Path, help="folder of the run, results/<name>")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print what is wrong with each damaged or missing file.
+
+    Raises:
+        ArtifactError: there are such files, or no run.
+    """
+    checks = list(_checks(Run(arguments.results)))
+    if not checks:
+        raise ArtifactError(f"{arguments.results}: holds no results; give the folder of a run, results/<name>")
+    found = 0
+    with progress("verify", len(checks), "artifacts") as bar:
+        for path, check in checks:
+            for problem in _problems(path, check):
+                print(problem)
+                found += 1
+            bar.advance()
+    if found:
+        raise ArtifactError(f"{arguments.results}: {found} of {len(checks)} artifacts are damaged or missing")
+    print(f"{arguments.results}: {len(checks)} artifacts are as they were written")
+
+
+def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
+    """Each artifact that is there, or that another one says must be there, and how to check it."""
+    from evopress.artifacts.tables import read_provenance  # only here: the list of commands must not take seconds
+    from evopress.artifacts.tensors import verify_tensors
+    from evopress.export.archive import verify_archive
+    from evopress.models.verify import verify_model
+
+    tensors = {path.with_suffix(".safetensors") for pattern in _TENSORS for path in _written(run.root, pattern)}
+    tables = {path for path in run.root.rglob("*.parquet") if not path.name.startswith(".")}
+    tables |= {path.with_suffix(".parquet") for path in tensors if path.parent.parent == run.root / "variants"}
+    if tables or tensors or run.model_manifest.exists():
+        yield run.model_manifest, lambda path: verify_model(run)
+        yield from ((path, _raising(read_provenance)) for path in sorted(tables))
+        yield from ((path, _raising(verify_tensors)) for path in sorted(tensors))
+    for kind in ("models", "decilm"):
+        yield from ((path, _exported) for path in sorted((run.root / kind).glob("*.json")))
+    yield from ((path, _raising(verify_archive)) for path in sorted((run.root / "archives").glob("*.safetensors")))
+
+
+def _written(root: Path, pattern: str) -> Iterator[Path]:
+    """Files of tensors, and manifests, since of either the other is missed."""
+    return (path for suffix in (".json", ".safetensors") for path in root.glob(pattern + suffix))
+
+
+def _problems(path: Path, check: Check) -> list[EvopressError]:
+    try:
+        return list(check(path))
+    except EvopressError as error:
+        return [error]
+
+
+def _raising(read: Callable[[Path], object]) -> Check:
+    """A check by a function that raises."""
+
+    def check(path: Path) -> tuple[()]:
+        read(path)
+        return ()
+
+    return check
+
+
+def _exported(manifest: Path) -> Iterable[EvopressError]:
+    from evopress.artifacts.manifest import damaged_files
+    from evopress.artifacts.stitched import read_folder_manifest
+
+    files = read_folder_manifest(manifest)["files"]
+    return damaged_files(manifest.with_suffix(""), files, manifest, content=True)

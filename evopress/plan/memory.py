@@ -1,0 +1,65 @@
+"""Memory that jobs ask a cluster for: what follows from the settings, on top of what every job takes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evopress.plan.model_config import size
+from evopress.workflow.settings import Settings
+
+_BLOCK = 16_000
+"""MB for one block with all its variants, and the runtime."""
+_MODEL = 48_000
+"""MB for what is read of a whole model, variants or Hessians, and the runtime."""
+_PROCESS = 12_000
+"""MB for each process of a search, beside its budget."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of the jobs that hold hidden states of all their tokens on the host, in MB.
+
+    ``attempt`` counts from 1: jobs that failed are tried again with more.
+    """
+
+    settings: Settings
+    config: Mapping[str, Any]
+    """Of the model; hidden states count for nothing where it does not tell their size."""
+
+    def chain(self, attempt: int) -> int:
+        """A block of a chain of variants: all calibration tokens pass through it."""
+        return _BLOCK * attempt + self._states(self.settings.data.calibration.tokens)
+
+    def hessians(self, attempt: int) -> int:
+        """One shard of the calibration tokens."""
+        tokens = self.settings.data.calibration.tokens or 0
+        return (_BLOCK + _MODEL) * attempt + self._states(-(-tokens // self.settings.hessians.shards))
+
+    def search(self, name: str, attempt: int) -> int:
+        """All processes of a search: each has a budget, and the dense model's hidden states on the search tokens."""
+        search, compute = self.settings.searches[name], self.settings.compute
+        tokens = self.settings.data.search.tokens if search.tokens_asked() else None
+        each = int((_PROCESS + 1000 * compute.memory_gb) * attempt) + self._states(tokens)
+        return _MODEL * attempt + each * max(1, search.workers(compute.processes))
+
+    def study(self, attempt: int) -> int:
+        """A study that judges candidates, in one process."""
+        each = int((_PROCESS + 1000 * self.settings.compute.memory_gb) * attempt)
+        return _MODEL * attempt + each + self._states(self.settings.data.search.tokens)
+
+    def evaluation(self, attempt: int) -> int:
+        """Perplexity and KL: a compressed model's and the dense model's hidden states on one text after the other."""
+        most = max((text.tokens or 0 for text in self.settings.data.evaluation.values()), default=0)
+        return (_BLOCK + _MODEL) * attempt + 2 * self._states(most)
+
+    def _states(self, tokens: int | None) -> int:
+        """Hidden states of so many tokens."""
+        hidden = size(self.config, "hidden_size") or size(self.config, "n_embd") or 0
+        return (tokens or 0) * hidden * self._itemsize() // 1_000_000
+
+    def _itemsize(self) -> int:
+        """Bytes of a number: CPUs may work in float32 on the same weights."""
+        dtype = self.settings.model.dtype
+        if dtype == "source":
+            dtype = self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16"
+        return 4 if dtype == "float32" or self.settings.compute.device == "cpu" else 2

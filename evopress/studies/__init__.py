@@ -1,1 +1,0 @@
-"""What the method claims, measured: repeated searches compared, convergence, monotonicity."""

@@ -1,0 +1,56 @@
+"""What tests of the report share: a run's measurements made up, and a reader of the page."""
+
+import json
+import math
+from html.parser import HTMLParser
+
+import pandas as pd
+from finished_run import provenance
+
+from evopress.artifacts.paths import Run
+from evopress.artifacts.tables import PERPLEXITY, TASKS, TRACE, write_table
+
+
+def measure(run: Run, model: str, perplexity: float, kl: float, accuracy: float) -> None:
+    rows = [(model, "novels", perplexity, kl, 100), (model, "letters", 2 * perplexity, 2 * kl, 50)]
+    write_table(pd.DataFrame(rows, columns=PERPLEXITY.names), run.perplexity(model), PERPLEXITY, provenance())
+    rows = [(model, "quiz", "acc", "none", accuracy, 0.01, 40), (model, "quiz", "loss", "none", 1.0, math.nan, 40)]
+    write_table(pd.DataFrame(rows, columns=TASKS.names), run.tasks(model), TASKS, provenance())
+    better = {"higher_is_better": {"quiz": {"acc": True, "loss": False}}}
+    run.tasks_json(model).write_text(json.dumps(better))
+
+
+def trace() -> pd.DataFrame:
+    rows = []
+    for generation in range(4):
+        for step, tokens in enumerate((100, 1000)):
+            for candidate in (-1, 0):
+                accepted = step == 1 and candidate == 0
+                fitness = 1.0 / (1 + generation) + (0 if accepted else 0.5)
+                rows.append((generation, step, candidate, tokens, fitness, [fitness], [0], accepted))
+    return pd.DataFrame(rows, columns=TRACE.names)
+
+
+class Page(HTMLParser):
+    """Collects table rows, and whatever would be fetched."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.fetched, self.tags, self.cell = [], [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.fetched += [value for name, value in attributes if name in ("src", "href") and not value.startswith("#")]
+        if tag == "tr":
+            self.rows.append([])
+        self.cell = "" if tag in ("td", "th") else self.cell
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.rows[-1].append(self.cell)
+            self.cell = None
+
+    def handle_data(self, data):
+        if self.cell is not None:
+            self.cell += data

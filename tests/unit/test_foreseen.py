@@ -1,0 +1,93 @@
+"""What a dry run tells of settings that jobs would refuse, and what it leaves to them."""
+
+import pytest
+import torch
+from architectures import build
+from large_models import SHAPES, write_settings
+
+from evopress.models.structure import layer_table
+from evopress.plan.foreseen import known_layers, require_fit
+from evopress.util.errors import ConfigError
+from evopress.workflow.loading import load_settings
+from evopress.workflow.settings import Settings
+
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    **{k: v for k, v in SHAPES["7B"].items() if k != "num_hidden_layers"},
+}
+
+
+def settings_with(folder, variants=None, **sections) -> Settings:
+    if variants is None:
+        return load_settings([write_settings(folder, "7B", **sections)])
+    return load_settings([write_settings(folder, "7B", variants={"v": variants}, searches={}, **sections)])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma2"])
+def test_known_layers_are_those_of_the_model(name):
+    model = build(name)
+    with torch.no_grad():
+        table = layer_table(model)
+    config = model.config.to_dict()
+    assert known_layers(config) == dict(zip(table["name"], table["columns"].tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "change", [{"model_type": "mamba"}, {"num_experts": 8}, {"auto_map": {}}, {"hidden_size": "x"}]
+)
+def test_of_other_models_nothing_is_foreseen(tmp_path, change):
+    settings = settings_with(tmp_path, {"method": "gptq", "group_size": 7, "exclude": ["nothing"]})
+    assert known_layers(LLAMA | change) == {}
+    require_fit(settings, LLAMA | change)
+    require_fit(settings, {})
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        (
+            {"method": "gptq", "group_size": 7},
+            r"^variants\.v: model\.layers\.0\.self_attn\.q_proj: group_size 7 does not",
+        ),
+        (
+            {"method": "gptq", "group_size": 128, "exclude": ["*.ffn"]},
+            r"^variants\.v\.exclude: '\*\.ffn' matches no layer",
+        ),
+        ({"method": "wanda", "exclude": ["*.ffn"]}, r"^variants\.v\.exclude: '\*\.ffn' matches no layer"),
+        (
+            {"method": "drop", "exclude": ["*.self_attn"]},
+            r"matches no module; names look like 'model\.layers\.0\.attn'",
+        ),
+    ],
+)
+def test_variants_that_do_not_fit_are_refused(tmp_path, variants, message):
+    with pytest.raises(ConfigError, match=message):
+        require_fit(settings_with(tmp_path, variants), LLAMA)
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [
+        {"method": "gptq", "group_size": 128, "exclude": ["*.down_proj"]},
+        {"method": "gptq", "group_size": 4096, "exclude": ["*.down_proj"]},  # which it does not divide
+        {"method": "drop", "exclude": ["*.layers.0.attn", "*.mlp"]},
+    ],
+)
+def test_variants_that_fit_pass(tmp_path, variants):
+    require_fit(settings_with(tmp_path, variants), LLAMA)
+
+
+def test_a_text_that_is_surely_too_short_is_refused(tmp_path):
+    (tmp_path / "short.txt").write_text("abc" * 100)
+    text = {"source": "file", "path": str(tmp_path / "short.txt"), "sequence_length": 64}
+    fine, short = text | {"tokens": 256}, text | {"tokens": 512}
+    for tokens, problem in ((fine, None), (short, "data.evaluation.held: .*short.txt holds fewer than 512 tokens")):
+        (tmp_path / str(tokens["tokens"])).mkdir()
+        data = {"calibration": fine, "search": fine, "evaluation": {"held": tokens}}
+        settings = settings_with(tmp_path / str(tokens["tokens"]), {"method": "gptq", "group_size": 128}, data=data)
+        if problem:
+            with pytest.raises(ConfigError, match=problem):
+                require_fit(settings, {})
+        else:
+            require_fit(settings, {})

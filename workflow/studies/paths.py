@@ -1,0 +1,35 @@
+"""Where the tables of studies lie under results/<name>/; imports nothing heavy, since every cluster job parses it."""
+
+from pathlib import Path
+
+from evopress.artifacts.paths import Run
+
+
+def comparison_path(run: Run) -> Path:
+    """Mean and spread of all that was measured, of searches that only differ in their seed."""
+    return run.root / "comparison.parquet"
+
+
+def convergence_path(run: Run) -> Path:
+    """Generations to the optimum of linear objectives."""
+    return run.root / "convergence.parquet"
+
+
+def candidates_path(run: Run, study: str) -> Path:
+    """Candidates of a study of monotonicity, with their summed errors and their fitness."""
+    return run.root / "monotonicity" / study / "candidates.parquet"
+
+
+def pairs_path(run: Run, study: str) -> Path:
+    """Pairs of these candidates of which the one that should be better is worse."""
+    return run.root / "monotonicity" / study / "pairs.parquet"
+
+
+def sections_path(run: Run) -> Path:
+    """Sections that the studies of a run add to its report."""
+    return run.root / "sections" / "studies.parquet"
+
+
+def text_path(table: Path) -> Path:
+    """What a table says, as text for the terminal, beside it."""
+    return table.with_suffix(".txt")
