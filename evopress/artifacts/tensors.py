@@ -21,7 +21,7 @@ from evopress.artifacts.atomic import atomic_files
 from evopress.artifacts.manifest import damaged, load_manifest, manifest_text
 from evopress.artifacts.paths import manifest_path
 from evopress.artifacts.provenance import Provenance
-from evopress.util.errors import ArtifactError, brief
+from evopress.util.errors import ArtifactError, DamagedError, brief
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
@@ -133,10 +133,18 @@ def _compare(path: Path, difference: Callable[[Path, dict[str, Any]], str]) -> d
 
 
 def _told(difference: Callable[[Path, dict[str, Any]], str], path: Path, manifest: dict[str, Any]) -> str:
-    """What ``difference`` says, or the library that cannot read the file (torch's mapping has errors of its own)."""
+    """What ``difference`` says, or the library that cannot read the file (torch's mapping has errors of its own).
+
+    Raises:
+        ArtifactError: only the system was unable to read it.
+    """
     try:
         return difference(path, manifest)
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError) as error:
+        if not isinstance(told := unreadable(path, error), DamagedError):
+            raise told from error
+        return brief(error)
+    except RuntimeError as error:
         return brief(error)
 
 

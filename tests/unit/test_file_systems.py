@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from evopress.artifacts.read_ahead import ReadAhead
 
 from evopress.artifacts import tensors
 from evopress.artifacts.atomic import atomic_folder, write_text
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tensors import read_tensors, write_tensors
+from evopress.compression.store import ReadAhead
 from evopress.util import leases
 from evopress.util.accelerators import Card, Device
 from evopress.util.errors import ArtifactError, ConfigError, DamagedError
@@ -109,7 +109,7 @@ def test_where_folders_cannot_be_locked_everything_is_written(tmp_path, monkeypa
 
 
 def test_a_folder_of_leases_that_cannot_lock_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(leases.fcntl, "flock", refusing(fcntl.flock, errno.ENOLCK, lambda *arguments: True))
+    monkeypatch.setattr(fcntl, "flock", refusing(fcntl.flock, errno.ENOLCK, lambda *arguments: True))
     device = Device("0", Card("GPU-aaaaaaaa-0000-0000-0000-000000000000", "Big").uuid)
     environment = {leases.FOLDER_VARIABLE: str(tmp_path)}
     with (

@@ -17,7 +17,7 @@ from evopress.config.model import FolderModel
 from evopress.config.texts import unusable_texts
 from evopress.export.card import header
 from evopress.export.markdown import escape, fenced, markdown_table
-from evopress.report.page import _environment
+from evopress.report.sections import environment as _environment
 from evopress.util.errors import ConfigError
 from evopress.util.yaml_text import to_yaml
 from evopress.workflow.files import model_files
