@@ -253,7 +253,7 @@ class LayerMethod(Method):
         return not self.sequential
 
     def levels_of(self, layer: LayerShape) -> list[Level]:
-        """Levels of a layer in the order in which `compress` makes them, with exact costs and bytes.
+        """Levels of a layer, with exact costs and bytes.
 
         Raises:
             CompressionError: the layer cannot have them.
