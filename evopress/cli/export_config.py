@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import LAYERS, read_table
 from evopress.cli.output import add_output_arguments, emit
 from evopress.search.configuration import Configuration
 
@@ -27,6 +26,4 @@ def exported(results: Run, search: str) -> str:
     Raises:
         ArtifactError: an artifact is missing, damaged, or of another model.
     """
-    configuration = Configuration.read(results, search)
-    blocks = int(read_table(results.layers, LAYERS)["block"].max()) + 1
-    return configuration.text(blocks)
+    return Configuration.read(results, search).text(results)

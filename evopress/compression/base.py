@@ -8,7 +8,7 @@ in `methods/` or `formats/` and name it in the registry there (docs/extending.md
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -260,18 +260,31 @@ class LayerMethod(Method):
         """
         raise NotImplementedError
 
+    def check_inputs(self, columns: int, everywhere: Collection[int]) -> None:
+        """Refuse layers of so many inputs that cannot have the levels, whatever their other sizes.
+
+        Args:
+            columns: inputs of the layers.
+            everywhere: inputs of all layers that are compressed; what an error offers suits them, too.
+
+        Raises:
+            CompressionError: the layers cannot have the levels.
+        """
+
     def check(self, layers: Sequence[LayerShape], model: Sequence[LayerShape]) -> None:
         """Refuse layers that cannot have the levels, before any work is done.
 
         Args:
             layers: those that are about to be compressed.
-            model: all layers that are compressed with these settings; what an error offers suits them, too.
+            model: all layers that are compressed with these settings.
 
         Raises:
             CompressionError: a layer cannot have the levels; the message names it.
         """
+        everywhere = list(dict.fromkeys(layer.columns for layer in model))
         for layer in layers:
             try:
+                self.check_inputs(layer.columns, everywhere)
                 self.levels_of(layer)
             except CompressionError as error:
                 raise CompressionError(f"{layer.name}: {error}") from error

@@ -144,7 +144,8 @@ class Bits(LayerFamily):
     labels = "bits per weight, without scales"
     storage = (
         "The weights are stored dequantized, in the type of the original, so the folder loads like the original, with "
-        "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original."
+        "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original. "
+        "There is no packed folder that an inference program could load."
     )
     level_map = level_map_caption("keep more bits")
 

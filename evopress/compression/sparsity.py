@@ -8,7 +8,7 @@ levels at once as the memory allows.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
@@ -166,7 +166,7 @@ class PruningMethod(LayerMethod):
             yield f"{where}.target: {target:g} sparsity is above the highest level ({highest:g})"
 
     def levels_of(self, layer: LayerShape) -> list[Level]:
-        """Levels from the sparsest to the densest."""
+        """Levels from the densest to the sparsest."""
         from evopress.compression.formats.bitmask import BitmaskFormat
 
         levels, parameters = self.sparsities(layer.parameters, layer.columns), layer.parameters
@@ -177,8 +177,12 @@ class PruningMethod(LayerMethod):
                 parameters - level.removed,
                 BitmaskFormat().bytes(parameters, parameters - level.removed, layer.itemsize),
             )
-            for level in reversed(levels)
+            for level in levels
         ]
+
+    def check_inputs(self, columns: int, everywhere: Collection[int]) -> None:
+        """Refuse patterns that do not divide the inputs."""
+        pattern_levels(columns, columns, self.patterns)
 
     def sparsities(self, parameters: int, columns: int) -> list["SparsityLevel"]:
         """Levels of a layer of so many weights and inputs, from the densest to the sparsest.

@@ -15,7 +15,7 @@ import pandas as pd
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import require_same_model
-from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table
+from evopress.artifacts.tables import CONFIGURATION, LAYERS, read_provenance, read_table
 from evopress.compression.base import Unit
 from evopress.compression.families import DROP, KEEP, family_of
 from evopress.search.candidates import uniform_start
@@ -96,14 +96,15 @@ class Configuration:
                 candidate[number] = int(np.argmin([abs(level.value - values[unit.name]) for level in unit.levels]))
         return candidate
 
-    def text(self, blocks: int) -> str:
-        """Text in the published format: of dropped modules, block by block, or of levels, layer by layer.
+    def text(self, run: Run) -> str:
+        """Text in the published format: of levels, layer by layer, or of dropped modules, block by block of the model.
 
-        Args:
-            blocks: of the model; what was not searched stays.
+        Raises:
+            ArtifactError: the table of layers, which tells how many blocks there are, is missing or damaged.
         """
         if family_of(self.table).takes_modules:
             dropped = list(self._dropped())
+            blocks = int(read_table(run.layers, LAYERS)["block"].max()) + 1
             return format_drops([frozenset(kind for at, kind in dropped if at == block) for block in range(blocks)])
         return format_levels(zip(self.table["unit"], self.table["level"], strict=True))
 

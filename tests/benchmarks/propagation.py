@@ -1,4 +1,4 @@
-"""Dense against compressed propagation: held-out KL of the embedded model at 3 bits everywhere, by GPTQ:
+"""Dense against sequential propagation: held-out KL of the embedded model at 3 bits everywhere, by GPTQ:
 
     python tests/benchmarks/propagation.py
 

@@ -101,6 +101,10 @@ def test_the_default_is_valid_and_complete_files_need_nothing_else() -> None:
             "variants.s: propagation_level: needed with `propagation: sequential`; choose one of -1, 0, +1",
         ),
         (
+            {"variants": {"gptq": {"propagation": "compressed", "propagation_level": "3"}}},
+            "variants.gptq.propagation: `compressed` is now called `sequential`; write that",
+        ),
+        (
             {"variants": {"gptq": {"propagation_level": "3"}}},
             "variants.gptq: propagation_level: nothing is compressed underway",
         ),

@@ -4,8 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from evopress.compression.base import LayerMethod, LayerShape
 from evopress.compression.formats import decode
 from evopress.compression.methods.gptq import Gptq
+from evopress.compression.methods.magnitude import Magnitude
+from evopress.compression.methods.sparsegpt import SparseGpt
+from evopress.compression.methods.wanda import Wanda
+from evopress.util.errors import CompressionError
 
 SHAPE = (16, 64)
 
@@ -46,3 +51,47 @@ def test_a_layer_in_other_units_changes_nothing_in_one_that_shares_its_input():
     for one, other in zip(alone, together, strict=True):
         assert other.layer == "usual" and one.error == other.error
         assert all(torch.equal(one.parts[name], other.parts[name]) for name in one.parts)
+
+
+METHODS = [
+    Gptq(bits=(2, 3, 5, 8), group_size=16),
+    Gptq(bits=(3,), group_size=None, symmetric=True),
+    SparseGpt(step=100, levels=2),
+    SparseGpt(patterns=("1:4", "2:4", "4:8")),
+    Wanda(step=100, levels=20),
+    Magnitude(sparsity=0.3, step=1000, levels=2),
+]
+
+
+def shape(rows: int = SHAPE[0], name: str = "layer", columns: int = SHAPE[1]) -> LayerShape:
+    return LayerShape(f"model.layers.0.{name}", 0, name, name, rows, columns, itemsize=4)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_levels_are_known_before_they_are_made(method: LayerMethod) -> None:
+    weight, hessian = problem()
+    made = {(v.level, v.value, v.cost, v.bytes) for v in method.compress({"layer": weight}, hessian)}
+    planned = method.levels_of(shape())
+    assert {(level.label, level.value, level.cost, level.bytes) for level in planned} == made
+    assert len(planned) == len(made) and {level.label for level in planned} <= set(method.labels())
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_less_memory_lowers_the_peak_as_far_as_it_can(method: LayerMethod) -> None:
+    layers = [shape(name="q"), shape(name="k")]
+    plenty, some, none = (method.peak_bytes(layers, memory) for memory in (1e9, 5e4, 0.0))
+    assert plenty >= some >= none > 8 * 2 * shape().parameters + 4 * SHAPE[1] ** 2
+    assert method.operations(layers) > method.operations(layers[:1]) >= 2 * shape().parameters * SHAPE[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "layer", "message"),
+    [
+        (Gptq(group_size=48), shape(), r"model\.layers\.0\.layer: group_size 48 does not divide the 64 input features"),
+        (Wanda(patterns=("2:7",)), shape(), r"layer: pattern 2:7 needs inputs in multiples of 7, but there are 64"),
+        (Magnitude(sparsity=0.9999), shape(rows=1), "layer: sparsity 0.9999 leaves nothing of a layer of 64 weights"),
+    ],
+)
+def test_a_layer_that_cannot_have_the_levels_is_named(method: LayerMethod, layer: LayerShape, message: str) -> None:
+    with pytest.raises(CompressionError, match=message):
+        method.check([layer], [layer])

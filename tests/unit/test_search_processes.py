@@ -80,7 +80,7 @@ def generations(run: Run) -> int:
     return log.read_bytes().count(b"\n") - 2 if log.exists() else -1
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
+def wait_for(condition, seconds: float = 240.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happens"

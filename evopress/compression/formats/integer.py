@@ -95,7 +95,7 @@ class IntegerFormat(Format):
         return match and cls(int(match[1]), int(match[2]), match[3] is not None)
 
     def bytes(self, rows: int, columns: int) -> int:
-        """Exact size of the parts of a layer whose columns the group divides."""
+        """Exact size of the parts of a layer whose columns the group divides, with float16 scales."""
         grids = rows * (columns // self.group)
         zeros = 0 if self.symmetric else packed_bytes(grids, self.bits)
         return packed_bytes(rows * columns, self.bits) + grids * SCALE_DTYPE.itemsize + zeros

@@ -1,7 +1,7 @@
 """GPTQ: quantization at several bit-widths, with the errors of each column made up for in those after it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from evopress.compression.base import LayerMethod, LayerShape, Level, Variant, sweep_bytes, sweep_operations
 from evopress.compression.families import BITS
 from evopress.config.group_size import check_group_size
-from evopress.util.errors import CompressionError
+from evopress.util.progress import log
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,14 +68,9 @@ class Gptq(LayerMethod):
             for bits in self.bits
         ]
 
-    def check(self, layers: Sequence[LayerShape], model: Sequence[LayerShape]) -> None:
-        """Refuse a group size that does not divide the columns; what the error offers divides those of all layers."""
-        everywhere = list(dict.fromkeys(layer.columns for layer in model))
-        for layer in layers:
-            try:
-                check_group_size(self.group_size, layer.columns, everywhere)
-            except CompressionError as error:
-                raise CompressionError(f"{layer.name}: {error}") from error
+    def check_inputs(self, columns: int, everywhere: Collection[int]) -> None:
+        """Refuse a group size that does not divide the inputs; what the error offers divides those of all layers."""
+        check_group_size(self.group_size, columns, everywhere)
 
     def compress(self, weights: "Mapping[str, Tensor]", hessian: "Tensor", memory: float = math.inf) -> list[Variant]:
         """Quantize the layers, stacked by rows, in one sweep for all bit-widths."""
@@ -110,7 +105,6 @@ class Gptq(LayerMethod):
             The exponent by layer; 0 for the usual ones, which are left alone.
         """
         from evopress.compression.grid import scale_exponent
-        from evopress.util.progress import log
 
         group = check_group_size(self.group_size, stacked.shape[1])
         exponents = {}
@@ -132,9 +126,9 @@ class Gptq(LayerMethod):
 
         Args:
             weights: by layer.
-            quantized: all of them, stacked by rows.
+            quantized: the layers, stacked by rows.
             energies: what errors are relative to, [rows].
-            exponents: powers of two by which the weights were multiplied.
+            exponents: of the powers of two by which the layers were multiplied.
         """
         from evopress.compression.formats.integer import IntegerFormat
 
@@ -148,7 +142,7 @@ class Gptq(LayerMethod):
                 scales = quantized.scales[index, own]
                 if exponents[layer]:
                     scales = scales.float() * 2.0 ** -exponents[layer]
-                arrays = quantized.codes[index, own], scales, quantized.zeros[index, own]
+                parts = form.encode(quantized.codes[index, own], scales, quantized.zeros[index, own])
                 yield Variant(
                     layer=layer,
                     level=str(bits),
@@ -156,7 +150,7 @@ class Gptq(LayerMethod):
                     cost=bits * weight.numel(),
                     parameters=weight.numel(),
                     format=str(form),
-                    parts={name: tensor.cpu() for name, tensor in form.encode(*arrays).items()},
+                    parts={name: tensor.cpu() for name, tensor in parts.items()},
                     error=float(quantized.errors[index, own].sum()) / energy if energy > 0 else 0.0,
                     damping=quantized.damping,
                 )

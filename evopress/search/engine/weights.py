@@ -60,10 +60,12 @@ class Counters:
 
     def summary(self, seconds: float) -> str:
         """The work of ``seconds``, in words."""
+        speed = self.candidate_tokens / max(seconds, 1e-9)
+        weights, states = (size / 1e9 for size in (self.peak_weight_bytes, self.peak_state_bytes))
         return (
-            f"{self.candidate_tokens} tokens of candidates, {self.candidate_tokens / max(seconds, 1e-9):.3g} a second, "
-            f"{self.share_of_block_work:.1%} of the block work of one candidate at a time, at most "
-            f"{self.peak_weight_bytes / 1e9:.3g} GB of weights, {self.peak_state_bytes / 1e9:.3g} GB of hidden states"
+            f"{self.candidate_tokens} tokens of candidates at {speed:.3g} a second, "
+            f"{self.share_of_block_work:.1%} of the block work of one candidate at a time, "
+            f"at most {weights:.3g} GB of weights and {states:.3g} GB of hidden states"
         )
 
 

@@ -195,7 +195,7 @@ def _work(
     except DamagedError as error:
         tell.send(("ArtifactError", set_aside(error)))
     except EvopressError as error:
-        tell.send((type(error).__name__, str(error)))
+        tell.send((type(error).__name__, str(error)[:10_000]))  # no more than a pipe holds
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException as error:

@@ -48,10 +48,11 @@ class Ranks:
         """The text of the first process."""
         if self.count == 1:
             return text
-        own = torch.tensor(list(text.encode()) if self.rank == 0 else [], dtype=torch.uint8)
+        content = bytearray(text.encode()) if self.rank == 0 else bytearray()
+        own = torch.frombuffer(content, dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
         whole = torch.zeros(int(self.sum(torch.tensor(len(own)))), dtype=torch.uint8)
         whole[: len(own)] = own
-        return bytes(self.sum(whole).numpy()).decode()
+        return bytes(self.sum(whole).numpy()).decode() if len(whole) else ""
 
     def in_parts(self, rows: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
         """``make(rows)`` [rows, ...], of which each process makes nearly as many rows."""
