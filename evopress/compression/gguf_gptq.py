@@ -49,7 +49,7 @@ def gguf_gptq(
         activation_order: visit columns by decreasing Hessian diagonal.
         damping: share of the mean Hessian diagonal added to the diagonal; raised tenfold while Cholesky fails.
         block_size: columns between two updates by the columns of all earlier blocks.
-        rows_at_once: rows per sweep, to bound memory (about 12 bytes x types x rows x columns); None is all.
+        rows_at_once: rows per sweep, to bound memory (about 8 bytes x types x rows x columns); None is all.
 
     Raises:
         CompressionError: Cholesky fails at any damping, a type has no grid, or a weight is beyond float16 steps.
@@ -99,10 +99,10 @@ class _Sweep:
         self.error, self.scaled, self.rounded = (torch.empty_like(self.losses) for _ in range(3))
         self.curvature = factor.curvature.tolist()
         # A dead input counts as 1 on the diagonal of the factorized Hessian.
-        self.added = factor.shift + dead[order].double()
+        self.added = factor.shift + dead[order].float()
 
     def _spread_grids(self, columns: int) -> None:
-        """Steps and offsets of all types on the finest of their groups, [groups, types, rows]; bounds of their codes."""
+        """Steps and offsets of all types, for each of their smallest groups: [groups, types, rows]."""
         grids = [kind.grid for kind in self.kinds if kind.grid]
         self.fine = min(grid.group for grid in grids)
         spread = []
@@ -128,8 +128,8 @@ class _Sweep:
         """Blocks and errors of the rows, for each type."""
         self._visit(0, len(self.codes), [self.block_size, _INNER_CHUNK, 1])
         # The sum of R_jj^2 e_j^2 is the error under the factorized Hessian; what was added to it is taken off again.
-        surplus = (self.added @ self.panel.square_().flatten(1).double()).view_as(self.losses)
-        errors = (self.losses.double() - surplus).clamp_(min=0.0)
+        surplus = (self.added @ self.panel.square_().flatten(1)).view_as(self.losses)
+        errors = (self.losses.double() - surplus.double()).clamp_(min=0.0)
         codes = self.codes[torch.argsort(self.order)]
         return [
             (encode(codes[:, index].t().contiguous(), self.grids[index], kind)["blocks"], errors[index])

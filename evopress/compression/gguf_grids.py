@@ -9,7 +9,9 @@ it gives. Then the numbers that are stored are improved in turn, each exactly, w
 dmin (float16) for the integer scales and minima, and these for d and dmin.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +32,8 @@ _ROUNDS = 3
 """Times that codes and stored numbers are improved in turn."""
 _WEIGHTS_AT_ONCE = 2**20
 """Weights that are fitted at once, so that what is read over and over stays near the processor."""
+_LEAST_IMPORTANCE = 1e-6
+"""Of the mean: groups of dead inputs still get a grid."""
 _TINY = 1e-30
 
 
@@ -67,8 +71,28 @@ def nearest_values(scaled: Tensor, grid: Grid) -> Tensor:
     return values[torch.bucketize(scaled, (values[1:] + values[:-1]) / 2)]
 
 
-@dataclass(frozen=True)
-class _Sums:
+class _Line(NamedTuple):
+    """What decodes a group: weight = value x step + offset; each [rows, groups]."""
+
+    step: Tensor
+    offset: Tensor
+
+
+class _Nested(NamedTuple):
+    """Lines as types with blocks of several groups store them, in float32; minima and dmin are 0 where it has none."""
+
+    d: Tensor
+    dmin: Tensor
+    """Both [rows, blocks]."""
+    scales: Tensor
+    minima: Tensor
+    """Both [rows, blocks, groups of a block]."""
+
+    def line(self) -> _Line:
+        return _Line((self.d[..., None] * self.scales).flatten(1), -(self.dmin[..., None] * self.minima).flatten(1))
+
+
+class _Sums(NamedTuple):
     """What the error of a group depends on, for given codes: weighted sums over its inputs, each [rows, groups]."""
 
     one: Tensor
@@ -77,68 +101,76 @@ class _Sums:
     xv: Tensor
     vv: Tensor
 
-    def gain(self, step: Tensor, offset: Tensor | float) -> Tensor:
+    def gain(self, line: _Line) -> Tensor:
         """By how much the error is less than that of zeros."""
+        step, offset = line
         return step * (2 * self.xv - step * self.vv - 2 * offset * self.v) + offset * (2 * self.x - offset * self.one)
 
-    def best(self, with_offset: bool, at_most_zero: bool) -> tuple[Tensor, Tensor | float]:
-        """Step and offset with the least error."""
-        alone = self.xv / self.vv.clamp(min=_TINY)
-        if not with_offset:
-            return alone, 0.0
-        determinant = self.one * self.vv - self.v * self.v
-        solvable = determinant > 1e-6 * self.one * self.vv
-        safe = torch.where(solvable, determinant, 1.0)
-        step = torch.where(solvable, (self.one * self.xv - self.x * self.v) / safe, 0.0)
-        offset = torch.where(solvable, (self.vv * self.x - self.v * self.xv) / safe, self.x / self.one)
-        if at_most_zero:
-            step, offset = torch.where(offset > 0, alone, step), offset.clamp(max=0.0)
-        return step, offset
+    def best_step(self) -> Tensor:
+        """Of lines without an offset, the one with the least error."""
+        return self.xv / self.vv.clamp(min=_TINY)
+
+    def best(self) -> _Line:
+        """The line with the least error."""
+        step, offset = _solve(self.vv, self.v, self.one, self.xv, self.x)
+        flat = step.isnan()
+        return _Line(step.masked_fill(flat, 0.0), torch.where(flat, self.x / self.one, offset))
 
 
 class _Fit:
     """The grids of some rows. Weights are laid out [inputs of a group, rows, groups]."""
 
     def __init__(self, weight: Tensor, importance: Tensor, kind: GgufType) -> None:
-        self.kind, self.grid = kind, _grid(kind)
+        self.grid = _grid(kind)
         self.has_offset = self.grid.offset is not None
         self.groups = kind.block // self.grid.group
         self.x = weight.unflatten(1, (-1, self.grid.group)).permute(2, 0, 1).contiguous()
-        mean = importance.mean().clamp(min=_TINY)
-        w = (importance / mean).clamp(min=1e-6).unflatten(0, (-1, self.grid.group)).t()[:, None]
-        self.w, self.wx = w, w * self.x
-        self.one, self.sum_x = w.sum(0).expand(self.x.shape[1:]), self.wx.sum(0)
+        relative = (importance / importance.mean().clamp(min=_TINY)).clamp(min=_LEAST_IMPORTANCE)
+        self.w = relative.unflatten(0, (-1, self.grid.group)).t()[:, None]
+        self.wx = self.w * self.x
+        self.one, self.sum_x = self.w.sum(0).expand(self.x.shape[1:]), self.wx.sum(0)
 
     def run(self) -> Grids:
         """The grids, [rows, ...]."""
-        step, offset = self._free()
+        line = self._free()
         if not self.grid.is_nested:
-            return Grids(step.half(), offset.half() if isinstance(offset, Tensor) else None, None, None)
-        return self._nested(step, offset)
+            return Grids(line.step.half(), line.offset.half() if self.has_offset else None, None, None)
+        d, dmin, scales, minima = self._nested(line)
+        shorts = scales.to(torch.int16), minima.to(torch.int16)
+        return Grids(
+            d.half(), dmin.half() if self.has_offset else None, shorts[0], shorts[1] if self.has_offset else None
+        )
 
-    def _free(self) -> tuple[Tensor, Tensor | float]:
-        """Step and offset of each group, of any value."""
-        best = None
-        for low, step in self._ranges():
-            sums = self._sums(step, low)
-            candidate = sums.best(self.has_offset, self.grid.is_nested)
-            gain = sums.gain(*candidate)
-            if best is None:
-                best, most = candidate, gain
-                continue
-            better = gain > most
-            most = torch.where(better, gain, most)
-            best = tuple(
-                torch.where(better, new, old) if isinstance(new, Tensor) else new
-                for new, old in zip(candidate, best, strict=True)
-            )
-        assert best is not None
+    def _free(self) -> _Line:
+        """The best line of each group, made of any numbers."""
+        candidates = iter(self._ranges())
+        best = self._refitted(next(candidates))
+        for start in candidates:
+            best = _better(self._refitted(start), best)
+        line = best[0]
         for _ in range(_REFINEMENTS):
-            best = self._sums(*best).best(self.has_offset, self.grid.is_nested)
-        return best
+            line, _gain = self._refitted(line)
+        return line
 
-    def _ranges(self):
-        """Offsets and steps to start from, [rows, groups]."""
+    def _refitted(self, line: _Line) -> tuple[_Line, Tensor]:
+        """The best line for the codes that a line gives, and what it gains."""
+        sums = self._sums(line)
+        best = self._best(sums)
+        return best, sums.gain(best)
+
+    def _best(self, sums: _Sums) -> _Line:
+        """The best line that the type may have: without an offset, or with one of at most 0 where it has minima."""
+        alone = _Line(sums.best_step(), torch.zeros_like(sums.xv))
+        if not self.has_offset:
+            return alone
+        line = sums.best()
+        if not self.grid.is_nested:
+            return line
+        positive = line.offset > 0
+        return _Line(*(torch.where(positive, old, new) for old, new in zip(alone, line, strict=True)))
+
+    def _ranges(self) -> Iterator[_Line]:
+        """Lines to start from."""
         shares = _RANGES if len(self.grid.values) <= _FINE else (1.0,)
         lowest, highest = self.grid.values[0], self.grid.values[-1]
         low, high = self.x.amin(0), self.x.amax(0)
@@ -146,112 +178,88 @@ class _Fit:
             low = low.clamp(max=0.0) if self.grid.is_nested else low
             span = high - low
             for share in shares:
-                for part in _ENDS:
-                    yield low + span * ((1 - share) * part), span * (share / (highest - lowest))
+                for end in _ENDS:
+                    yield _Line(span * (share / (highest - lowest)), low + span * ((1 - share) * end))
             return
-        extreme = torch.where(-low > high, low, high)
+        extreme, none = torch.where(-low > high, low, high), torch.zeros_like(low)
         for share in shares:
-            yield 0.0, extreme * (share / lowest)
-            yield 0.0, extreme * (share / highest)
+            yield _Line(extreme * (share / lowest), none)
+            yield _Line(extreme * (share / highest), none)
 
-    def _values(self, step: Tensor, offset: Tensor | float) -> Tensor:
-        """Values of the codes of all weights on these grids."""
-        inverse = torch.where(step == 0, 0.0, 1 / step)
-        return nearest_values((self.x - offset).mul_(inverse), self.grid)
-
-    def _sums(self, step: Tensor, offset: Tensor | float) -> _Sums:
-        values = self._values(step, offset)
+    def _sums(self, line: _Line) -> _Sums:
+        inverse = torch.where(line.step == 0, 0.0, 1 / line.step)
+        values = nearest_values((self.x - line.offset).mul_(inverse), self.grid)
         weighted = self.w * values
-        return _Sums(
-            self.one, self.sum_x, weighted.sum(0), (self.wx * values).sum(0), weighted.mul_(values).sum(0)
-        )
+        xv = (self.wx * values).sum(0)
+        return _Sums(self.one, self.sum_x, weighted.sum(0), xv, weighted.mul_(values).sum(0))
 
-    def _nested(self, step: Tensor, offset: Tensor | float) -> Grids:
-        """The grids of a type whose groups have integer scales, and perhaps minima, within a block."""
+    def _nested(self, line: _Line) -> _Nested:
+        """The numbers from which a type with scales, and perhaps minima, makes lines that come near these."""
         lowest, highest = self.grid.scale_values
-        blocks = step.unflatten(1, (-1, self.groups))
-        extreme = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))[..., 0]
-        d = (extreme / (lowest or highest)).half().float()
-        dmin = None
-        if isinstance(offset, Tensor):
-            dmin = (-offset.unflatten(1, (-1, self.groups)).amin(2) / highest).half().float()
-        scales, minima = self._integers(self._sums(step, offset), d, dmin)
+        steps = self._by_block(line.step)
+        extreme = steps.gather(2, steps.abs().argmax(2, keepdim=True))[..., 0]
+        d = _half(extreme / (lowest or highest))
+        dmin = _half(self._by_block(line.offset).amin(2) / -highest)
+        nested = self._with_integers(self._sums(line), d, dmin)
         for _ in range(_ROUNDS):
-            sums = self._sums(*_effective(d, dmin, scales, minima))
-            d, dmin = self._halves(sums, d, dmin, scales, minima)
-            scales, minima = self._integers(sums, d, dmin)
-        return Grids(
-            d.half(),
-            None if dmin is None else dmin.half(),
-            scales.to(torch.int16),
-            None if minima is None else minima.to(torch.int16),
-        )
+            sums = self._sums(nested.line())
+            nested = self._with_integers(sums, *self._halves(sums, nested))
+        return nested
 
-    def _integers(self, sums: _Sums, d: Tensor, dmin: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The best scales and minima (float32 integers [rows, blocks, groups]) for given codes, d and dmin."""
+    def _with_integers(self, sums: _Sums, d: Tensor, dmin: Tensor) -> _Nested:
+        """The best scales and minima for given codes and given d and dmin."""
         lowest, highest = self.grid.scale_values
-        step, _ = sums.best(self.has_offset, True)
-        inner = self._per_group(d)
-        nearest = torch.where(inner == 0, 0.0, step / inner).round()
-        best = None
-        for shift in (0, -1, 1):
+        inner, outer = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (d, dmin))
+        nearest = torch.where(inner == 0, 0.0, self._best(sums).step / inner).round()
+
+        def candidate(shift: int) -> tuple[_Line, Tensor]:
             scale = (nearest + shift).clamp(lowest, highest)
-            minimum, offset = None, 0.0
-            if dmin is not None:
-                outer = self._per_group(dmin)
-                wanted = (scale * inner * sums.v - sums.x) / sums.one
-                minimum = torch.where(outer == 0, 0.0, wanted / outer).round().clamp(lowest, highest)
-                offset = -minimum * outer
-            gain = sums.gain(scale * inner, offset)
-            if best is None:
-                best, most = (scale, minimum), gain
-                continue
-            better = gain > most
-            most = torch.where(better, gain, most)
-            best = (
-                torch.where(better, scale, best[0]),
-                None if minimum is None else torch.where(better, minimum, best[1]),
-            )
-        scale, minimum = best
-        shape = (-1, self.groups)
-        return scale.unflatten(1, shape), None if minimum is None else minimum.unflatten(1, shape)
+            wanted = (scale * inner * sums.v - sums.x) / sums.one
+            minimum = torch.where(outer == 0, 0.0, wanted / outer).round().clamp(0, highest)
+            return _Line(scale, minimum), sums.gain(_Line(scale * inner, -minimum * outer))
 
-    def _per_group(self, of_block: Tensor) -> Tensor:
-        return of_block.repeat_interleave(self.groups, dim=1)
+        best = candidate(0)
+        for shift in (-1, 1):
+            best = _better(candidate(shift), best)
+        return _Nested(d, dmin, self._by_block(best[0].step), self._by_block(best[0].offset))
 
-    def _halves(
-        self, sums: _Sums, d: Tensor, dmin: Tensor | None, scales: Tensor, minima: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The best d and dmin for given codes, scales and minima, rounded to float16; the old ones where those are better."""
+    def _halves(self, sums: _Sums, nested: _Nested) -> tuple[Tensor, Tensor]:
+        """The best d and dmin for given codes, scales and minima; the old ones where float16 makes those better."""
 
-        def total(of_group: Tensor) -> Tensor:
-            return of_group.unflatten(1, (-1, self.groups)).sum(2)
+        def total(of_groups: Tensor) -> Tensor:
+            return self._by_block(of_groups).sum(2)
 
-        scale = scales.flatten(1)
+        scale, minimum = nested.scales.flatten(1), nested.minima.flatten(1)
         xv, vv = total(sums.xv * scale), total(sums.vv * scale.square())
-        if dmin is None or minima is None:
-            new, new_min = xv / vv.clamp(min=_TINY), None
-        else:
-            minimum = minima.flatten(1)
-            v, x, one = total(sums.v * scale * minimum), total(sums.x * minimum), total(sums.one * minimum.square())
-            determinant = vv * one - v * v
-            solvable = determinant > 1e-6 * vv * one
-            safe = torch.where(solvable, determinant, 1.0)
-            new = torch.where(solvable, (one * xv - v * x) / safe, d)
-            new_min = torch.where(solvable, (v * xv - vv * x) / safe, dmin).half().float()
-        new = new.half().float()
-        before = total(sums.gain(*_effective(d, dmin, scales, minima)))
-        after = total(sums.gain(*_effective(new, new_min, scales, minima)))
-        better = after > before
-        return torch.where(better, new, d), None if dmin is None else torch.where(better, new_min, dmin)
+        d, dmin = xv / vv.clamp(min=_TINY), nested.dmin
+        if self.has_offset:
+            v, one = total(-sums.v * scale * minimum), total(sums.one * minimum.square())
+            solved = _solve(vv, v, one, xv, total(-sums.x * minimum))
+            d, dmin = (torch.where(new.isnan(), old, new) for new, old in zip(solved, nested[:2], strict=True))
+        d, dmin = _half(d), _half(dmin)
+        better = total(sums.gain(nested._replace(d=d, dmin=dmin).line())) > total(sums.gain(nested.line()))
+        return torch.where(better, d, nested.d), torch.where(better, dmin, nested.dmin)
+
+    def _by_block(self, of_groups: Tensor) -> Tensor:
+        return of_groups.unflatten(1, (-1, self.groups))
 
 
-def _effective(
-    d: Tensor, dmin: Tensor | None, scales: Tensor, minima: Tensor | None
-) -> tuple[Tensor, Tensor | float]:
-    """Steps and offsets [rows, groups]."""
-    step = (d[..., None] * scales).flatten(1)
-    return step, 0.0 if dmin is None or minima is None else -(dmin[..., None] * minima).flatten(1)
+def _better(new: tuple[_Line, Tensor], old: tuple[_Line, Tensor]) -> tuple[_Line, Tensor]:
+    """For each group, the line with the larger gain, and that gain."""
+    better = new[1] > old[1]
+    line = _Line(*(torch.where(better, ours, theirs) for ours, theirs in zip(new[0], old[0], strict=True)))
+    return line, torch.where(better, new[1], old[1])
+
+
+def _solve(a: Tensor, b: Tensor, c: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve [[a, b], [b, c]] (p, q) = (first, second); NaN where that is singular within float32."""
+    determinant = a * c - b * b
+    determinant = torch.where(determinant > 1e-6 * a * c, determinant, math.nan)
+    return (c * first - b * second) / determinant, (a * second - b * first) / determinant
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return tensor.half().float()
 
 
 def _grid(kind: GgufType) -> Grid:

@@ -31,7 +31,7 @@ class GgufFormat(Format):
     def parse(cls, text: str) -> "GgufFormat | None":
         """Read the text form."""
         kind = GGUF_TYPES.get(text.removeprefix(_PREFIX)) if text.startswith(_PREFIX) else None
-        return kind and cls(kind)
+        return None if kind is None else cls(kind)
 
     def bytes(self, rows: int, columns: int) -> int:
         """Exact size of the part.
