@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evopress.compression.formats.gguf import encode
-from evopress.compression.gguf_grids import fit_grids
+from evopress.compression.formats.gguf import encode, values_of
+from evopress.compression.gguf_grids import fit_grids, nearest_codes
 from evopress.compression.gguf_types import GgufType
 from evopress.compression.gptq import Factor, factorize
 
@@ -117,12 +117,7 @@ class _Sweep:
         ends = torch.tensor([[grid.values[0], grid.values[-1]] for grid in grids], dtype=torch.float32, device=device)
         self.lowest, self.highest = (ends[:, end, None].expand(shape).contiguous() for end in (0, 1))
         self.group_of = (self.order // self.fine).tolist()
-        self.tables = {
-            index: (table, (table[1:] + table[:-1]) / 2)
-            for index, grid in enumerate(grids)
-            if not grid.is_linear
-            for table in [torch.tensor(grid.values, dtype=torch.float32, device=device)]
-        }
+        self.nonlinear = [(index, grid) for index, grid in enumerate(grids) if not grid.is_linear]
 
     def run(self) -> list[tuple[Tensor, Tensor]]:
         """Blocks and errors of the rows, for each type."""
@@ -154,10 +149,9 @@ class _Sweep:
         torch.sub(target, self.offsets[group], out=self.scaled).mul_(self.inverse[group])
         torch.round(self.scaled, out=values).clamp_(self.lowest, self.highest)
         self.codes[column].copy_(torch.sub(values, self.lowest, out=self.error))
-        for index, (table, middles) in self.tables.items():
-            nearest = torch.bucketize(self.scaled[index], middles)
-            self.codes[column, index] = nearest
-            values[index] = table[nearest]
+        for index, grid in self.nonlinear:
+            self.codes[column, index] = nearest_codes(self.scaled[index], grid)
+            values[index] = values_of(self.codes[column, index], grid)
         values.mul_(self.steps[group]).add_(self.offsets[group])  # as weights are decoded, to the last bit
         torch.sub(target, values, out=self.error)
         self.losses.addcmul_(self.error, self.error, value=self.curvature[column])

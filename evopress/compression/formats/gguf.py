@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -110,7 +111,12 @@ def values_of(codes: Tensor, grid: Grid) -> Tensor:
     """What codes (uint8) stand for, float32, same shape."""
     if grid.is_linear:
         return codes.float().add_(grid.values[0])
-    return torch.tensor(grid.values, dtype=torch.float32, device=codes.device)[codes.int()]
+    return _value_table(grid, codes.device).index_select(0, codes.int().flatten()).view(codes.shape)
+
+
+@cache
+def _value_table(grid: Grid, device: torch.device) -> Tensor:
+    return torch.tensor(grid.values, dtype=torch.float32, device=device)
 
 
 def encode(codes: Tensor, grids: Grids, kind: GgufType) -> dict[str, Tensor]:
