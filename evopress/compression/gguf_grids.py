@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evopress.compression.formats.gguf import Grids, values_of
-from evopress.compression.gguf_types import GgufType, Grid
+from evopress.compression.formats.gguf import Grids, encode, values_of
+from evopress.compression.gguf_types import GgufGrid, GgufType
 from evopress.util.errors import CompressionError
 
 _RANGES = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
@@ -64,14 +64,36 @@ def fit_grids(weight: Tensor, importance: Tensor, kind: GgufType) -> Grids:
     return grids
 
 
-def nearest_values(scaled: Tensor, grid: Grid) -> Tensor:
+def round_on_grids(weight: Tensor, importance: Tensor, kind: GgufType) -> Tensor:
+    """Blocks (uint8 [rows, bytes of a row]) of a weight whose values are rounded to the nearest on its own grids.
+
+    Args:
+        weight: [rows, columns]; whole blocks of the type.
+        importance: cost of a squared error at each input, [columns].
+        kind: a type that has a grid.
+
+    Raises:
+        CompressionError: the type has no grid, or a weight is too large for float16 steps.
+    """
+    grid, blocks = _grid(kind), []
+    for part in weight.split(max(1, _WEIGHTS_AT_ONCE // weight.shape[1])):
+        rows = part.float()
+        grids = fit_grids(rows, importance, kind)
+        grouped, steps, offsets = rows.unflatten(1, (-1, grid.group)), grids.steps(), grids.offsets()
+        scaled = grouped.clone() if offsets is None else grouped - offsets[..., None]
+        scaled.mul_(torch.where(steps == 0, 0.0, 1 / steps)[..., None])
+        blocks.append(encode(nearest_codes(scaled, grid).flatten(1), grids, kind)["blocks"])
+    return torch.cat(blocks)
+
+
+def nearest_values(scaled: Tensor, grid: GgufGrid) -> Tensor:
     """The values of the grid nearest to ``scaled``, which is overwritten."""
     if grid.is_linear:
         return scaled.round_().clamp_(grid.values[0], grid.values[-1])
     return values_of(nearest_codes(scaled, grid), grid)
 
 
-def nearest_codes(scaled: Tensor, grid: Grid) -> Tensor:
+def nearest_codes(scaled: Tensor, grid: GgufGrid) -> Tensor:
     """Codes (uint8) of the values of the grid nearest to ``scaled``, which is overwritten."""
     lowest, highest = grid.values[0], grid.values[-1]
     if grid.is_linear:
@@ -81,7 +103,7 @@ def nearest_codes(scaled: Tensor, grid: Grid) -> Tensor:
 
 
 @cache
-def _codes_of_halves(grid: Grid, device: torch.device) -> Tensor:
+def _codes_of_halves(grid: GgufGrid, device: torch.device) -> Tensor:
     """Nearest codes for each half step from the lowest value to the highest, as values are integers.
 
     To look a code up is many times faster than to search for it among the values.
@@ -282,7 +304,7 @@ def _half(tensor: Tensor) -> Tensor:
     return tensor.half().float()
 
 
-def _grid(kind: GgufType) -> Grid:
+def _grid(kind: GgufType) -> GgufGrid:
     if kind.grid is None:
         raise CompressionError(f"{kind.name} takes its weights from codebooks and has no grid; use `rounding: rtn`")
     return kind.grid

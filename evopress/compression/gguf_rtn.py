@@ -1,6 +1,7 @@
 """Rounding to the nearest of what a GGUF type can hold, by the library `libgguf`: the quantizers of llama.cpp."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import torch
@@ -50,5 +51,13 @@ def round_to_nearest(weight: Tensor, importance: Tensor, kind: GgufType) -> Tens
         )
     import libgguf
 
-    rows, weights = weight.float().cpu().numpy(), importance.float().cpu().numpy()
-    return torch.from_numpy(libgguf.quantize_rows(rows, libgguf.GGMLQuantizationType[kind.name], weights))
+    number, counts = libgguf.GGMLQuantizationType[kind.name], importance.float().cpu().numpy()
+
+    def rounded(rows: Tensor) -> Tensor:
+        return torch.from_numpy(libgguf.quantize_rows(rows.numpy(), number, counts))
+
+    rows = weight.float().cpu()
+    rounded(rows[:1])  # makes the tables of types with codebooks, once, before several threads read them
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:  # rows do not depend on each other, and libgguf leaves Python alone
+        return torch.cat(list(pool.map(rounded, rows.split(-(-len(rows) // threads)))))

@@ -1,6 +1,6 @@
 """The types of GGUF files in which a weight can be stored: sizes, grids, and where each integer lies in a block.
 
-A row of a weight is cut into blocks of 32 or 256 weights. The types with a `Grid` stand for weights
+A row of a weight is cut into blocks of 32 or 256 weights. The types with a `GgufGrid` stand for weights
 ``d scale value(code) - dmin minimum``, where d and dmin are float16 numbers of the block, and scales and minima small
 integers of groups within it. The other types choose vectors from codebooks, and only have their sizes here.
 """
@@ -26,7 +26,7 @@ class Plane:
 
 
 @dataclass(frozen=True)
-class Grid:
+class GgufGrid:
     """How a type stores what its weights are made of."""
 
     group: int
@@ -65,7 +65,7 @@ class GgufType:
     """Weights of a block; they belong to one row."""
     bytes: int
     """Of a block."""
-    grid: Grid | None = None
+    grid: GgufGrid | None = None
     """None where the weights come from codebooks."""
 
     @property
@@ -90,16 +90,16 @@ def _integers(lowest: int, count: int) -> tuple[int, ...]:
 
 _NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _TYPES = (
-    GgufType("Q4_0", 32, 18, Grid(32, _integers(-8, 16), (Plane(2, 4, 16),), step=0)),
-    GgufType("Q4_1", 32, 20, Grid(32, _integers(0, 16), (Plane(4, 4, 16),), step=0, offset=2)),
-    GgufType("Q5_0", 32, 22, Grid(32, _integers(-16, 32), (Plane(6, 4, 16), Plane(2, 1, 1)), step=0)),
-    GgufType("Q5_1", 32, 24, Grid(32, _integers(0, 32), (Plane(8, 4, 16), Plane(4, 1, 1)), step=0, offset=2)),
-    GgufType("Q8_0", 32, 34, Grid(32, _integers(-128, 256), (Plane(2, 8, 32),), step=0)),
+    GgufType("Q4_0", 32, 18, GgufGrid(32, _integers(-8, 16), (Plane(2, 4, 16),), step=0)),
+    GgufType("Q4_1", 32, 20, GgufGrid(32, _integers(0, 16), (Plane(4, 4, 16),), step=0, offset=2)),
+    GgufType("Q5_0", 32, 22, GgufGrid(32, _integers(-16, 32), (Plane(6, 4, 16), Plane(2, 1, 1)), step=0)),
+    GgufType("Q5_1", 32, 24, GgufGrid(32, _integers(0, 32), (Plane(8, 4, 16), Plane(4, 1, 1)), step=0, offset=2)),
+    GgufType("Q8_0", 32, 34, GgufGrid(32, _integers(-128, 256), (Plane(2, 8, 32),), step=0)),
     GgufType(
         "Q2_K",
         256,
         84,
-        Grid(
+        GgufGrid(
             16,
             _integers(0, 4),
             (Plane(16, 2, 32),),
@@ -113,7 +113,7 @@ _TYPES = (
         "Q3_K",
         256,
         110,
-        Grid(
+        GgufGrid(
             16,
             _integers(-4, 8),
             (Plane(32, 2, 32), Plane(0, 1, 32)),
@@ -126,13 +126,13 @@ _TYPES = (
         "Q4_K",
         256,
         144,
-        Grid(32, _integers(0, 16), (Plane(16, 4, 32),), step=0, offset=2, scale_values=(0, 63), interleaved=True),
+        GgufGrid(32, _integers(0, 16), (Plane(16, 4, 32),), step=0, offset=2, scale_values=(0, 63), interleaved=True),
     ),
     GgufType(
         "Q5_K",
         256,
         176,
-        Grid(
+        GgufGrid(
             32,
             _integers(0, 32),
             (Plane(48, 4, 32), Plane(16, 1, 32)),
@@ -146,7 +146,7 @@ _TYPES = (
         "Q6_K",
         256,
         210,
-        Grid(
+        GgufGrid(
             16,
             _integers(-32, 64),
             (Plane(0, 4, 64), Plane(128, 2, 32)),
@@ -155,12 +155,12 @@ _TYPES = (
             scale_values=(-128, 127),
         ),
     ),
-    GgufType("IQ4_NL", 32, 18, Grid(32, _NONLINEAR, (Plane(2, 4, 16),), step=0)),
+    GgufType("IQ4_NL", 32, 18, GgufGrid(32, _NONLINEAR, (Plane(2, 4, 16),), step=0)),
     GgufType(
         "IQ4_XS",
         256,
         136,
-        Grid(
+        GgufGrid(
             32,
             _NONLINEAR,
             (Plane(8, 4, 16),),

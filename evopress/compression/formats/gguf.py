@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evopress.compression.base import Format
-from evopress.compression.gguf_types import GGUF_TYPES, GgufType, Grid, Plane
+from evopress.compression.gguf_types import GGUF_TYPES, GgufGrid, GgufType, Plane
 from evopress.util.errors import ArtifactError
 
 _PREFIX = "gguf-"
@@ -100,14 +100,14 @@ class Grids:
         offset = self.offset.float()
         return offset if self.minima is None else -(offset[..., None] * self.minima.float()).flatten(1)
 
-    def weights(self, values: Tensor, grid: Grid) -> Tensor:
+    def weights(self, values: Tensor, grid: GgufGrid) -> Tensor:
         """Weights that ``values`` (float32 [rows, columns], overwritten) stand for."""
         grouped = values.view(len(values), -1, grid.group).mul_(self.steps()[..., None])
         offsets = self.offsets()
         return (grouped if offsets is None else grouped.add_(offsets[..., None])).view_as(values)
 
 
-def values_of(codes: Tensor, grid: Grid) -> Tensor:
+def values_of(codes: Tensor, grid: GgufGrid) -> Tensor:
     """What codes (uint8) stand for, float32, same shape."""
     if grid.is_linear:
         return codes.float().add_(grid.values[0])
@@ -115,7 +115,7 @@ def values_of(codes: Tensor, grid: Grid) -> Tensor:
 
 
 @cache
-def _value_table(grid: Grid, device: torch.device) -> Tensor:
+def _value_table(grid: GgufGrid, device: torch.device) -> Tensor:
     return torch.tensor(grid.values, dtype=torch.float32, device=device)
 
 

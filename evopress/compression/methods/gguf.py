@@ -22,6 +22,8 @@ _BYTES_PER_WEIGHT = 16
 """... and per weight: its rows in the order of the sweep, with a copy, and what the fit of a grid takes."""
 _FIT_OPERATIONS = 300
 """Of the fit of a grid, per type and weight."""
+_ROUNDING_OPERATIONS = 2000
+"""Of libgguf, per type and weight: about a microsecond of one core."""
 
 
 class Gguf(LayerMethod):
@@ -160,7 +162,7 @@ class Gguf(LayerMethod):
         count = len(possible_types(self.types, columns))
         energy = 2.0 * columns * weights
         if self.rounding == "rtn":
-            return energy * (1 + count) + _FIT_OPERATIONS * count * weights
+            return energy * (1 + count) + _ROUNDING_OPERATIONS * count * weights
         return energy + columns**3 / 3 + count * weights * (columns + _FIT_OPERATIONS)
 
     @staticmethod

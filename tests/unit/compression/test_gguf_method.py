@@ -10,8 +10,9 @@ from torch import Tensor
 
 from evopress.compression.base import LayerShape
 from evopress.compression.formats.gguf import GgufFormat, values_of
-from evopress.compression.gguf_gptq import gguf_gptq
-from evopress.compression.gguf_grids import fit_grids, nearest_values
+from evopress.compression.gguf_gptq import _Sweep, gguf_gptq
+from evopress.compression.gguf_grids import fit_grids, round_on_grids
+from evopress.compression.gguf_rtn import round_to_nearest
 from evopress.compression.gguf_types import GGUF_TYPES
 from evopress.compression.methods.gguf import Gguf
 from evopress.config.base import parse_section
@@ -44,21 +45,26 @@ def row_errors(weight: Tensor, quantized: Tensor, hessian: Tensor) -> Tensor:
 
 def rounded(weight: Tensor, importance: Tensor, name: str) -> Tensor:
     """Each weight rounded to the nearest on the grids that are fitted for it."""
-    kind = GGUF_TYPES[name]
-    grids = fit_grids(weight, importance, kind)
-    steps = grids.steps().repeat_interleave(kind.grid.group, 1)
-    offsets = grids.offsets()
-    offsets = torch.zeros(()) if offsets is None else offsets.repeat_interleave(kind.grid.group, 1)
-    return grids.weights(nearest_values(torch.where(steps == 0, 0.0, (weight - offsets) / steps), kind.grid), kind.grid)
+    return decoded(round_on_grids(weight, importance, GGUF_TYPES[name]), name)
 
 
 @pytest.mark.parametrize("name", WITH_GRID)
-def test_what_is_packed_is_what_was_judged(name):
+def test_what_is_packed_is_what_was_judged(name, monkeypatch):
+    """The deviations that errors were computed and fed back from are those of the packed weights, bit for bit."""
     weight, hessian = problem()
-    (result,) = gguf_gptq(weight, hessian, [GGUF_TYPES[name]])
-    expected = row_errors(weight, decoded(result.blocks, name), hessian)
-    # Errors are summed up in float32 from the columns of a factor in float32: at 8 bits they are 1e-5 of the energy.
-    torch.testing.assert_close(result.errors, expected, rtol=5e-3, atol=0.0)
+    kind, visit, seen = GGUF_TYPES[name], _Sweep._visit, []
+
+    def watched(sweep: _Sweep, start: int, stop: int, chunks: list[int]) -> None:
+        visit(sweep, start, stop, chunks)
+        if stop - start == COLUMNS:
+            seen.append((sweep.panel[:, 0].t().clone(), sweep.order))
+
+    monkeypatch.setattr(_Sweep, "_visit", watched)
+    (result,) = gguf_gptq(weight, hessian, [kind])
+    ((deviation, order),) = seen
+    packed = decoded(result.blocks, name)
+    assert torch.equal(deviation, (weight - packed)[:, order])
+    torch.testing.assert_close(result.errors, row_errors(weight, packed, hessian), rtol=5e-3, atol=0.0)  # float32 sums
 
 
 @pytest.mark.parametrize("order", [False, True])
@@ -101,6 +107,18 @@ def test_feedback_beats_rounding(name):
     (result,) = gguf_gptq(weight, hessian, [GGUF_TYPES[name]])
     alone = row_errors(weight, rounded(weight, hessian.diagonal(), name), hessian).sum()
     assert result.errors.sum() < 0.6 * alone
+
+
+@pytest.mark.parametrize("name", WITH_GRID)
+def test_each_weight_takes_its_nearest_value(name):
+    """No other code of any weight would be nearer, by brute force."""
+    kind, (weight, hessian) = GGUF_TYPES[name], problem(rows=2)
+    grids = fit_grids(weight, hessian.diagonal(), kind)
+    lines = [grids.steps(), torch.zeros_like(grids.steps()) if kind.grid.offset is None else grids.offsets()]
+    steps, offsets = (line.repeat_interleave(kind.grid.group, 1)[..., None] for line in lines)
+    possible = torch.tensor(kind.grid.values) * steps + offsets
+    least = (possible - weight[..., None]).abs().amin(2)
+    torch.testing.assert_close((rounded(weight, hessian.diagonal(), name) - weight).abs(), least, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", [name for name in WITH_GRID if name != "Q5_1"])
@@ -206,6 +224,16 @@ def test_rounding_to_nearest_has_every_type_and_uses_importance():
         if one.level != "Q8_0":  # the one type whose scale is the largest weight, whatever counts
             blind = decoded(other.parts["blocks"], other.level)
             assert row_errors(weight, quantized, hessian).sum() < row_errors(weight, blind, hessian).sum()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_rounding_to_nearest_is_that_of_llama_cpp_byte_for_byte(rows, monkeypatch):
+    libgguf = pytest.importorskip("libgguf")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    weight, hessian = problem(256, rows)
+    importance = hessian.diagonal()
+    expected = libgguf.quantize_rows(weight.numpy(), libgguf.GGMLQuantizationType.Q4_K, importance.numpy())
+    np.testing.assert_array_equal(round_to_nearest(weight, importance, GGUF_TYPES["Q4_K"]), expected)
 
 
 def test_rounding_to_nearest_says_what_it_needs(monkeypatch):
