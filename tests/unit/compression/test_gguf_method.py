@@ -226,6 +226,19 @@ def test_rounding_to_nearest_has_every_type_and_uses_importance():
             assert row_errors(weight, quantized, hessian).sum() < row_errors(weight, blind, hessian).sum()
 
 
+@pytest.mark.parametrize("dead", [slice(0, 0), slice(20, 60), slice(0, 256)], ids=["none", "some", "all"])
+@pytest.mark.parametrize("name", ["Q2_K", "Q4_0", "IQ3_XXS"])
+def test_rounding_to_nearest_with_dead_inputs_stays_finite(name, dead):
+    pytest.importorskip("libgguf")
+    weight, hessian = problem(256, rows=2)
+    hessian[dead] = hessian[:, dead] = 0.0
+    (variant,) = Gguf(types=(name,), rounding="rtn").compress({"q": weight}, hessian, memory=math.inf)
+    quantized = decoded(variant.parts["blocks"], name)
+    assert bool(quantized.isfinite().all())
+    assert (quantized - weight).square().sum() < 0.5 * weight.square().sum()
+    assert 0.0 <= variant.error < 0.5
+
+
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_rounding_to_nearest_is_that_of_llama_cpp_byte_for_byte(rows, monkeypatch):
     libgguf = pytest.importorskip("libgguf")
