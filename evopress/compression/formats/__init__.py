@@ -7,10 +7,11 @@ from torch import Tensor
 
 from evopress.compression.base import Format
 from evopress.compression.formats.bitmask import BitmaskFormat
+from evopress.compression.formats.gguf import GgufFormat
 from evopress.compression.formats.integer import IntegerFormat
 from evopress.util.errors import ArtifactError
 
-FORMATS: list[type[Format]] = [IntegerFormat, BitmaskFormat]
+FORMATS: list[type[Format]] = [IntegerFormat, BitmaskFormat, GgufFormat]
 """All there are; append another one to it."""
 
 

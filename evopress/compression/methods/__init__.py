@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from evopress.compression.base import Method
 from evopress.compression.families import FAMILIES
 from evopress.compression.methods.drop import Drop
+from evopress.compression.methods.gguf import Gguf
 from evopress.compression.methods.gptq import Gptq
 from evopress.compression.methods.magnitude import Magnitude
 from evopress.compression.methods.sparsegpt import SparseGpt
@@ -14,7 +15,7 @@ from evopress.config.plugins import Registry
 if TYPE_CHECKING:
     from evopress.compression.base import Format
 
-METHODS: Registry[Method] = Registry("method", Method, Gptq, SparseGpt, Wanda, Magnitude, Drop)
+METHODS: Registry[Method] = Registry("method", Method, Gptq, Gguf, SparseGpt, Wanda, Magnitude, Drop)
 """By `method` in the settings of variants."""
 
 
