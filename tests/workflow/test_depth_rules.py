@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from planning import Checkout
-from test_incremental import OTHER_SEARCH, edited, replaced
+from test_incremental import EDIT, OTHER_SEARCH, edited, replaced
 from transformers import AutoModelForCausalLM
 
 from evopress.artifacts.paths import Run
@@ -38,7 +38,7 @@ def pruned(settings: dict[str, Any]) -> dict[str, Any]:
 def test_a_depth_search_needs_no_hessians_and_ends_in_a_smaller_model(
     finished: Checkout, pruned: dict[str, Any], sources: Path, tmp_path: Path
 ) -> None:
-    assert finished.plan(pruned) == OTHER_SEARCH | {"variants_drop blocks"}
+    assert finished.plan(pruned) == OTHER_SEARCH | {"variants_modules blocks"}
     shutil.copytree(finished.root, tmp_path / "evopress")
     checkout = Checkout(tmp_path / "evopress")
     outcome = checkout.run(pruned)
@@ -53,7 +53,7 @@ def test_a_depth_search_needs_no_hessians_and_ends_in_a_smaller_model(
     assert "other" in outcome.stdout
 
     assert checkout.plan(pruned) == set()
-    variants = {"variants_drop blocks"}
+    variants = {"variants_modules blocks"}
     for path, value, expected in (
         ("variants.blocks.unit", "module", variants | OTHER_SEARCH),
         ("variants.blocks.exclude", [], variants | OTHER_SEARCH),
@@ -62,10 +62,10 @@ def test_a_depth_search_needs_no_hessians_and_ends_in_a_smaller_model(
     ):
         planned = checkout.plan(replaced(pruned, path, value, sources))
         if expected is None:
-            assert not planned & {"variants_drop blocks", "search other"}
+            assert not planned & {"variants_modules blocks", "search other"}
         else:
             assert planned == expected, path
-    with edited(checkout.root / "evopress/compression/methods/drop.py", b"\n"):
+    with edited(checkout.root / "evopress/compression/methods/drop.py", EDIT):
         assert checkout.plan(pruned) == variants | OTHER_SEARCH
-    with edited(checkout.root / "evopress/compression/gptq.py", b"\n"):
-        assert not checkout.plan(pruned) & {"variants_drop blocks", "search other"}
+    with edited(checkout.root / "evopress/compression/gptq.py", EDIT):
+        assert not checkout.plan(pruned) & {"variants_modules blocks", "search other"}

@@ -26,7 +26,7 @@ STAGES = [
     "tokens calibration",
     "hessians 1",
     "variants gptq 001",
-    "variants_chain chain 001",
+    "variants_sequential chain 001",
     "search evo",
     "stitch evo",
     "archive evo",

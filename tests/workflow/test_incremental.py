@@ -26,7 +26,7 @@ TOKENS = {"tokens calibration", "tokens search", "tokens held"}
 SEARCH_TEXT = {"tokens search"} | SEARCH
 HELD_OUT = {"tokens held", "perplexity_dense", "perplexity evo", "card evo"} | REPORT
 MODEL = {"model"} | CALIBRATION | SEARCH_TEXT | HELD_OUT | TASKS
-CHAIN = {"variants_chain gptq"} | SEARCH
+CHAIN = {"variants_sequential gptq"} | SEARCH
 OTHER_SEARCH = {"search other", "stitch other", "card other", "perplexity other", "tasks other"} | REPORT
 SEEDS = (
     {f"{job}-seed{seed}" for job in SEARCH - REPORT for seed in (0, 1)} | {"study_comparison", "study_report"} | REPORT
@@ -141,6 +141,10 @@ def changed(settings: dict[str, Any], path: str, value: Any, sources: Path) -> d
     return replaced(settings, path, value, sources) if also else settings
 
 
+EDIT = b"\nEDITED = True\n"
+"""Code that could change results."""
+
+
 @contextmanager
 def edited(path: Path, more: bytes) -> Iterator[None]:
     """Append to a file for a while; afterwards its content is the old one."""
@@ -221,7 +225,10 @@ def test_an_edited_source_repeats_what_reads_it(
         ("evopress/compression/hessian.py", HESSIANS),
         ("evopress/compression/gptq.py", VARIANTS),
         ("evopress/search/candidates.py", SEARCH),
-        ("evopress/search/strategies/uniform.py", SEARCH),
+        ("evopress/search/strategies/evolution.py", SEARCH),
+        ("evopress/search/strategies/uniform.py", set()),  # another search's
+        ("evopress/compression/methods/gptq.py", VARIANTS),
+        ("evopress/compression/methods/wanda.py", set()),
         ("evopress/search/base.py", SEARCH),
         ("evopress/export/run.py", STITCH),
         ("evopress/export/card.py", {"card evo"}),
@@ -231,7 +238,8 @@ def test_an_edited_source_repeats_what_reads_it(
         ("evopress/report/page.py", REPORT),
         ("evopress/report/page.html.j2", REPORT),
         ("evopress/report/sections.html.j2", REPORT),
-        ("scripts/report.py", REPORT),
+        ("scripts/stage.py", set()),
+        ("evopress/cli/stage.py", set()),
         ("workflow/studies/run.py", set()),
         ("evopress/workflow/settings.py", set()),
         ("evopress/workflow/code_dependencies.py", set()),
@@ -242,8 +250,14 @@ def test_an_edited_source_repeats_what_reads_it(
 def test_an_edited_file_of_the_project_repeats_the_stages_that_use_it(
     finished: Checkout, settings: dict[str, Any], name: str, expected: set[str]
 ) -> None:
-    with edited(finished.root / name, b"\n"):
+    with edited(finished.root / name, EDIT):
         assert finished.plan(settings) == expected
+
+
+@pytest.mark.parametrize("words", [b"\n# a comment\n", b'\n"""Words."""\n', b"\n\n"])
+def test_edited_words_repeat_nothing(finished: Checkout, settings: dict[str, Any], words: bytes) -> None:
+    with edited(finished.root / "evopress/util/errors.py", words):
+        assert finished.plan(settings) == set()
 
 
 @pytest.mark.parametrize(
@@ -263,5 +277,5 @@ def test_an_archive_follows_its_search(
 
 
 def test_edited_code_of_the_archive_repeats_it_alone(finished: Checkout, settings: dict[str, Any]) -> None:
-    with edited(finished.root / "evopress/export/archive.py", b"\n"):
+    with edited(finished.root / "evopress/export/archive.py", EDIT):
         assert finished.plan(settings, targets=["all", "archives"]) == {"archive evo"}

@@ -30,7 +30,7 @@ STAGES = [
     "hessians 1",
     "hessian_sum 001",
     "variants gptq 001",
-    "variants_chain chain 001",
+    "variants_sequential chain 001",
     "search evo",
     "search even",
     "stitch evo",

@@ -23,7 +23,7 @@ def test_memory_and_time_of_every_rule_grow_and_retries_are_in_the_profile_alone
     profile = yaml.safe_load(PROFILE.read_text())
     assert set(profile["set-resources"]) == JOBS
     asking = {rule.split(":")[0] for rule in RULES if "mem_mb=memory_of_" in rule}
-    assert {"variants_chain", "hessians", "search", "perplexity"} < asking
+    assert {"variants_sequential", "hessians", "search", "perplexity"} < asking
     for rule, resources in profile["set-resources"].items():
         expected = {"runtime"} | (set() if rule in asking else {"mem_mb"}) | ({"nodes"} if rule == "search" else set())
         assert set(resources) == expected, rule
@@ -90,6 +90,6 @@ def test_memory_follows_from_tokens_and_processes(settings: dict[str, Any], aske
     }
     states = (1 << 26) * 32 * 2 // 1_000_000
     one, two = asked(many), asked(many | {"compute": {"processes": 2, "memory_gb": 10}})
-    assert one["variants_chain"]["mem_mb"] == 16_000 + states
+    assert one["variants_sequential"]["mem_mb"] == 16_000 + states
     assert one["search"]["mem_mb"] == 48_000 + 16_000 + states
     assert two["search"]["mem_mb"] == 48_000 + 2 * (22_000 + states)

@@ -33,7 +33,12 @@ CASES = [
     ("hessians/block_001.safetensors", "variants gptq 001", "hessian_sum 001", False),
     ("variants/gptq/block_001.safetensors", "search evo", "variants gptq 001", True),
     ("variants/gptq/block_002.parquet", "search evo", "variants gptq 002", False),
-    ("variants/chain/chain/block_000.safetensors", "variants_chain chain 001", "variants_chain chain 000", False),
+    (
+        "variants/chain/chain/block_000.safetensors",
+        "variants_sequential chain 001",
+        "variants_sequential chain 000",
+        False,
+    ),
     ("search/evo/configuration.parquet", "stitch evo", "search evo", False),
     ("search/evo/trace.parquet", "report", "search evo", False),
     ("models/evo/model.safetensors", "perplexity evo", "stitch evo", True),

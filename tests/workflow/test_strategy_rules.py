@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from planning import Checkout
-from test_incremental import edited, replaced
+from test_incremental import EDIT, edited, replaced
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, read_table
@@ -121,5 +121,5 @@ def test_hessians_of_scores_are_not_asked_for(searched: Checkout, several: dict[
 
 
 def test_edited_code_of_a_strategy_repeats_searches(searched: Checkout, several: dict[str, Any]) -> None:
-    with edited(searched.root / "evopress/search/budget.py", b"\n"):
+    with edited(searched.root / "evopress/search/budget.py", EDIT):
         assert searched.plan(several, targets=configurations()) == {f"search {name}" for name in SEARCHES}

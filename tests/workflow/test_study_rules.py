@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from planning import REPOSITORY, Checkout
-from test_incremental import edited, replaced
+from test_incremental import EDIT, edited, replaced
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import read_table
@@ -39,7 +39,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("studies.convergence.offspring", [1], CONVERGENCE_STUDY),
     ("studies.convergence.switches", [2], CONVERGENCE_STUDY),
     ("studies.convergence.runs", 1, CONVERGENCE_STUDY),
-    ("studies.monotonicity.depth.variants", "others", {"variants_drop others"} | DEPTH),
+    ("studies.monotonicity.depth.variants", "others", {"variants_modules others"} | DEPTH),
     ("studies.monotonicity.depth.target", 2, DEPTH),
     ("studies.monotonicity.depth.fitness", "kl", DEPTH),
     ("studies.monotonicity.depth.candidates", 3, DEPTH),
@@ -52,7 +52,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("studies.monotonicity.depth.seed", 1, DEPTH),
     ("studies.monotonicity.depth", None, REPORT),
     ("studies.convergence", None, REPORT),
-    ("variants.modules.exclude", ["*.0.mlp"], {"variants_drop modules"} | DEPTH),
+    ("variants.modules.exclude", ["*.0.mlp"], {"variants_modules modules"} | DEPTH),
 ]
 
 
@@ -139,7 +139,7 @@ def test_every_setting_of_the_studies_is_in_the_table() -> None:
 def test_edited_code_of_a_study_repeats_it(
     studied: Checkout, study: dict[str, Any], name: str, expected: set[str]
 ) -> None:
-    with edited(studied.root / name, b"\n"):
+    with edited(studied.root / name, EDIT):
         planned = studied.plan(study, targets=TARGETS) - {*TARGETS}
     assert planned == expected | {"study_report", "report"}
 

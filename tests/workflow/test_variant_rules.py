@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from planning import Checkout
-from test_incremental import edited, replaced
+from test_incremental import EDIT, edited, replaced
 
 from evopress.artifacts.paths import Run, manifest_path
 
-CHAIN = {"variants_chain chain", "search chained"}
+CHAIN = {"variants_sequential chain", "search chained"}
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_chain_runs_block_after_block_goes_on_after_a_kill_and_leaves_no_state
         assert copied.plan(replaced(chained, path, value, sources), targets=[target]) == expected, path
     dense = added(chained, variants={"chain": settings["variants"]["gptq"]})
     assert copied.plan(dense, targets=[target]) == {"variants chain", "search chained"}
-    with edited(copied.root / "evopress/compression/sequential.py", b"\n"):
+    with edited(copied.root / "evopress/compression/sequential.py", EDIT):
         assert copied.plan(chained, targets=[target]) == CHAIN
         assert copied.plan(chained, targets=[other]) == set()
 

@@ -153,7 +153,7 @@ def _be_job(order: dict[str, Any], output: int, count: int) -> None:
             os.setgid(order["user"])
             os.setuid(order["user"])
         sys.argv = order["command"]
-        sys.path[0] = str(Path(order["root"], "scripts"))
+        sys.path[0] = str(Path(order["root"], sys.argv[0]).parent)
         changes = strike_at(order["strike"], Path(order["root"], "results"))
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
