@@ -133,7 +133,6 @@ def test_every_setting_of_the_studies_is_in_the_table() -> None:
         ("workflow/studies/comparison.py", {"study_comparison"}),
         ("workflow/studies/plots.py", set()),
         ("workflow/studies/report.html.j2", set()),
-        ("workflow/study_report.py", set()),
     ],
 )
 def test_edited_code_of_a_study_repeats_it(
