@@ -10,7 +10,7 @@ import torch
 
 from evopress.artifacts.paths import Run
 from evopress.config.command_line import snakemake_command
-from evopress.config.data import leaks
+from evopress.data.held_out import leaks
 from evopress.plan.judging import device_type, memory_needed
 from evopress.plan.search import SearchWork, search_work
 from evopress.plan.shape import ModelShape, shape_of

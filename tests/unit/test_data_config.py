@@ -3,7 +3,8 @@
 import pytest
 
 from evopress.config.base import parse_section
-from evopress.config.data import C4, DataSettings, FileText, FineWebEdu, HubText, PythonDocs, WikiText2, leaks
+from evopress.config.data import C4, DataSettings, FileText, FineWebEdu, HubText, PythonDocs, WikiText2
+from evopress.data.held_out import leaks
 from evopress.util.errors import ConfigError
 
 

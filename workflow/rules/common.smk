@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from evopress.artifacts.paths import DENSE, Run, manifest_path
-from evopress.config.data import leaks
+from evopress.data.held_out import leaks
 from evopress.config.tasks import require_tasks
 from evopress.models.block_count import count_blocks
 from evopress.plan.foreseen import require_fit
