@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from evopress.compression.base import LayerMethod, LayerShape, Method
+from evopress.compression.base import LayerShape, Method
 from evopress.config.data import FileText
 from evopress.data.local import find_files
 from evopress.plan.model_config import size
@@ -71,12 +71,10 @@ def known_layers(config: Mapping[str, Any]) -> list[LayerShape]:
 
 def _unfit(where: str, method: Method, layers: Sequence[LayerShape]) -> Iterator[str]:
     """Patterns of a method that match nothing, and layers that cannot have its levels."""
-    names = [layer.name for layer in layers]
-    if not isinstance(method, LayerMethod):
-        names = list(dict.fromkeys(map(_module, names)))
-        yield from _unmatched(f"{where}.exclude", method.exclude, names, "module")
-        return
-    yield from _unmatched(f"{where}.exclude", method.exclude, names, "layer")
+    names, what = [layer.name for layer in layers], "layer"
+    if method.family.takes_modules:
+        names, what = list(dict.fromkeys(map(_module, names))), "module"
+    yield from _unmatched(f"{where}.exclude", method.exclude, names, what)
     included = [layer for layer in layers if not method.excludes(layer.name)]
     try:
         method.check(included, included)
