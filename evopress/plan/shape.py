@@ -48,8 +48,9 @@ class ModelShape:
     def modules(self) -> list[dict[str, int]]:
         """Weights of the linear layers of each block's modules, by kind (`attn`, `mlp`)."""
         found: list[dict[str, int]] = [{} for _ in range(self.blocks)]
-        for (block, kind), weights in self.layers.groupby(["block", "module"])["parameters"].sum().items():
-            found[block][kind] = int(weights)
+        for layer in self.layers.to_dict("records"):
+            of_block, kind = found[layer["block"]], layer["module"]
+            of_block[kind] = of_block.get(kind, 0) + int(layer["parameters"])
         return found
 
     def on(self, device: str) -> "ModelShape":

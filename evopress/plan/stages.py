@@ -99,8 +99,8 @@ def _running(shape: ModelShape, text: TextSettings, at_once: int, states: float)
 
 
 def _hessians(settings: Settings, shape: ModelShape) -> Iterator[Stage]:
-    users = [*settings.variants.values(), *settings.searches.values()]
-    if not any(user.needs_hessians for user in users):
+    of_variants = any(method.needs_hessians for method in settings.variants.values())
+    if not of_variants and not any(search.needs_hessians for search in settings.searches.values()):
         return
     text, shards, total = settings.data.calibration, settings.hessians.shards, hessian_bytes(shape.layers)
     first, tokens = shape.layers[shape.layers["block"] == 0], tokens_of(text)
@@ -120,9 +120,9 @@ def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFr
     own = table[table["block"] == table["block"].min()]
     layers = shape.layers[shape.layers["name"].isin(own["name"])]
     groups = [layer_shapes(members, shape.itemsize) for _, members in layers.groupby("input_group", sort=False)]
-    memory = max((method.peak_bytes(group, settings.compute.memory_gb * 1e9) for group in groups), default=0)
-    memory += float(own["bytes"].sum())
-    flops = shape.blocks * sum(map(method.operations, groups))
+    peaks = [method.peak_bytes(group, settings.compute.memory_gb * 1e9) for group in groups]
+    memory = max(peaks, default=0) + float(own["bytes"].sum())
+    flops = shape.blocks * sum(map(method.operations, groups), start=0.0)
     disk = float(table["bytes"].sum())
     if not method.sequential:
         return Stage(f"variants {name}", shape.blocks, memory, disk, flops=flops)
