@@ -153,6 +153,7 @@ def _perplexity(settings: Settings, shape: ModelShape) -> Stage:
         heads = (2 * models - 1) * shape.head_flops
         flops += count * (models * shape.blocks * shape.block_flops(text.sequence_length) + heads)
     running = [_running(shape, text, RUN_TOKENS, 2 * count) for text, count in zip(all_texts, tokens, strict=True)]
-    memory = max(running, default=0.0) + LOGITS * score_bytes(shape.itemsize)
+    largest = max(running, key=lambda size: (math.isnan(size), size), default=0.0)
+    memory = largest + LOGITS * score_bytes(shape.itemsize)
     disk = sum(tokens) * shape.hidden_size * shape.itemsize
     return Stage("perplexity", models, memory, disk, sum(tokens) * models, flops)

@@ -89,9 +89,13 @@ def test_tokens_and_work_are_those_of_the_search(
     spent = int(read_table(own.effort("s"), EFFORT)["tokens"][0])
     assert work.whole.candidate_tokens == pytest.approx(spent, rel=0.3 if settings.strategy == "greedy" else 1e-9)
     if counters:
+        if settings.strategy != "greedy":
+            assert counters[0].block_tokens == work.whole.block_tokens
+            assert counters[0].head_tokens == work.whole.head_tokens
         teacher = 72 * shape.blocks if getattr(settings, "score", "") != "perplexity" else 0
         done = (counters[0].block_tokens + teacher) * shape.block_flops(12) + counters[0].head_tokens * shape.head_flops
-        assert work.whole.flops == pytest.approx(done, rel=0.3 if settings.strategy == "greedy" else 1e-9)
+        # Of 30 tokens six are a shorter sequence, in which attention does less.
+        assert work.whole.flops == pytest.approx(done, rel=0.3 if settings.strategy == "greedy" else 0.02)
     assert 0 < work.memory_bytes < 1e9
 
 
