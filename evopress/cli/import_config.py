@@ -64,7 +64,7 @@ def _facts(settings: Settings, name: str, path: Path, configs: Sequence[Path]) -
     """
     from evopress.cli.configuration_facts import facts_of
     from evopress.plan.shape import shape_of  # only here: settings are checked before transformers is imported
-    from evopress.plan.space import planned_problem
+    from evopress.search.problem import problem_of
 
     search, results = settings.searches[name], Run(Path("results") / settings.name)
     text = read_text(path, f"searches.{name}.file")
@@ -76,7 +76,7 @@ def _facts(settings: Settings, name: str, path: Path, configs: Sequence[Path]) -
         )
     table = settings.variants[search.variants].table(shape.layers, shape.itemsize, f"variants.{search.variants}")
     where = f"searches.{name}.file: {path}"
-    problem = planned_problem(table, search.target, "none", f"searches.{name}")
+    problem = problem_of(table, search.variants, search.target, "none", f"searches.{name}")
     candidate = parse_candidate(text, problem.space, shape.blocks, where)
     require_budget(problem, candidate, search.target, where)
     return facts_of(problem, candidate, search.target)

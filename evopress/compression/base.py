@@ -197,6 +197,10 @@ class Method(Section):
         """
         yield from ()
 
+    def excludes(self, name: str) -> bool:
+        """Whether a layer of this name stays dense."""
+        return any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
     def table(self, layers: "pd.DataFrame", itemsize: int, where: str) -> "pd.DataFrame":
         """What the family's units are made of, known from the model's config alone.
 
@@ -209,6 +213,25 @@ class Method(Section):
             ConfigError: a unit cannot have these levels; the message names it.
         """
         raise NotImplementedError
+
+    def check(self, layers: Sequence[LayerShape], model: Sequence[LayerShape]) -> None:
+        """Refuse layers that cannot have the levels, before any work is done.
+
+        Args:
+            layers: those that are about to be compressed.
+            model: all layers that are compressed with these settings; what an error offers suits them, too.
+
+        Raises:
+            CompressionError: a layer cannot have the levels; the message names it.
+        """
+
+    def peak_bytes(self, layers: Sequence[LayerShape], memory: float) -> int:
+        """Most bytes that making the variants of layers that share their input takes, given ``memory`` for work."""
+        return 0
+
+    def operations(self, layers: Sequence[LayerShape]) -> float:
+        """Multiplications and additions that this takes."""
+        return 0.0
 
 
 class LayerMethod(Method):
@@ -309,10 +332,6 @@ class LayerMethod(Method):
     def operations(self, layers: Sequence[LayerShape]) -> float:
         """Multiplications and additions of `compress`."""
         raise NotImplementedError
-
-    def excludes(self, name: str) -> bool:
-        """Whether a layer of this name stays dense."""
-        return any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
     def table(self, layers: "pd.DataFrame", itemsize: int, where: str) -> "pd.DataFrame":
         """One row for each layer and level, in the order of ``layers``: what the VARIANTS schema has beforehand."""

@@ -28,7 +28,7 @@ from evopress.util.progress import log, progress
 
 _PANEL = 256
 """Columns of a panel of the symmetric product; narrower saves more of the lower triangle but multiplies slower."""
-_TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 4096
 """Tokens run through a block together, at most (but at least one sequence)."""
 
 
@@ -121,7 +121,7 @@ def embed(model: BlockwiseModel, tokens: Tensor) -> tuple[Tensor, BlockInputs]:
 
 def batch_size(sequences: Tensor) -> int:
     """Sequences [S, L, ...] that pass a block together."""
-    return max(1, _TOKENS_AT_ONCE // sequences.shape[1])
+    return max(1, TOKENS_AT_ONCE // sequences.shape[1])
 
 
 def observe_block(

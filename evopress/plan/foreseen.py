@@ -4,11 +4,11 @@ Names and shapes of layers follow from the config of models that are built like 
 torch would tell, nothing is foreseen: their jobs check the same.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from evopress.compression.base import LayerMethod
+from evopress.compression.base import LayerShape, Method
 from evopress.config.data import FileText
 from evopress.data.local import find_files
 from evopress.plan.model_config import size
@@ -17,16 +17,16 @@ from evopress.workflow.settings import Settings
 from evopress.workflow.slices import texts
 
 _LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "smollm3", "olmo2", "granite")
-_INPUTS = {
-    "self_attn.q_proj": "hidden_size",
-    "self_attn.k_proj": "hidden_size",
-    "self_attn.v_proj": "hidden_size",
-    "self_attn.o_proj": "attention",
-    "mlp.gate_proj": "hidden_size",
-    "mlp.up_proj": "hidden_size",
-    "mlp.down_proj": "intermediate_size",
+_SHAPES = {
+    "self_attn.q_proj": ("attention", "hidden"),
+    "self_attn.k_proj": ("keys", "hidden"),
+    "self_attn.v_proj": ("keys", "hidden"),
+    "self_attn.o_proj": ("hidden", "attention"),
+    "mlp.gate_proj": ("intermediate", "hidden"),
+    "mlp.up_proj": ("intermediate", "hidden"),
+    "mlp.down_proj": ("hidden", "intermediate"),
 }
-"""Linear layers of a block, and what their inputs are as many as."""
+"""Linear layers of a block, with what their rows and columns are as many as."""
 
 
 _SPECIAL = 4
@@ -46,32 +46,40 @@ def require_fit(settings: Settings, config: Mapping[str, Any]) -> None:
     layers = known_layers(config)
     problems = [*_short_texts(settings)]
     if layers:
-        for name, variants in settings.variants.items():
-            where = f"variants.{name}"
-            if not isinstance(variants, LayerMethod):
-                modules = list(dict.fromkeys(_module(layer) for layer in layers))
-                problems += _unmatched(f"{where}.exclude", variants.exclude, modules, "module")
-                continue
-            problems += _unmatched(f"{where}.exclude", variants.exclude, list(layers), "layer")
-            problems += _unsuitable(where, variants, layers)
+        for name, method in settings.variants.items():
+            problems += _unfit(f"variants.{name}", method, layers)
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def known_layers(config: Mapping[str, Any]) -> dict[str, int]:
-    """Inputs of each linear layer by name; empty where the config does not tell."""
+def known_layers(config: Mapping[str, Any]) -> list[LayerShape]:
+    """Linear layers of a model; none where the config does not tell."""
     blocks, hidden, heads = (size(config, key) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    intermediate = size(config, "intermediate_size")
     known = config.get("model_type") in _LIKE_LLAMA and not config.get("num_experts") and "auto_map" not in config
-    if not (known and blocks and hidden and heads and size(config, "intermediate_size")):
-        return {}
-    sizes = {
-        "hidden_size": hidden,
-        "attention": heads * (size(config, "head_dim") or hidden // heads),
-        "intermediate_size": size(config, "intermediate_size") or 0,
-    }
-    return {
-        f"model.layers.{block}.{layer}": sizes[inputs] for block in range(blocks) for layer, inputs in _INPUTS.items()
-    }
+    if not (known and blocks and hidden and heads and intermediate):
+        return []
+    head = size(config, "head_dim") or hidden // heads
+    keys = head * (size(config, "num_key_value_heads") or heads)
+    sizes = {"hidden": hidden, "attention": heads * head, "keys": keys, "intermediate": intermediate}
+    return [
+        LayerShape(f"model.layers.{block}.{layer}", block, layer, layer, sizes[rows], sizes[columns], itemsize=2)
+        for block in range(blocks)
+        for layer, (rows, columns) in _SHAPES.items()
+    ]
+
+
+def _unfit(where: str, method: Method, layers: Sequence[LayerShape]) -> Iterator[str]:
+    """Patterns of a method that match nothing, and layers that cannot have its levels."""
+    names, what = [layer.name for layer in layers], "layer"
+    if method.family.takes_modules:
+        names, what = list(dict.fromkeys(map(_module, names))), "module"
+    yield from _unmatched(f"{where}.exclude", method.exclude, names, what)
+    included = [layer for layer in layers if not method.excludes(layer.name)]
+    try:
+        method.check(included, included)
+    except CompressionError as error:
+        yield f"{where}: {error}"
 
 
 def _module(layer: str) -> str:
@@ -84,17 +92,6 @@ def _unmatched(where: str, patterns: tuple[str, ...], names: list[str], what: st
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             yield f"{where}: {pattern!r} matches no {what}; names look like {names[0]!r}"
-
-
-def _unsuitable(where: str, variants: LayerMethod, layers: Mapping[str, int]) -> Iterator[str]:
-    """The first layer that cannot have the levels, as all blocks are alike."""
-    included = {name: inputs for name, inputs in layers.items() if not variants.excludes(name)}
-    for name, inputs in included.items():
-        try:
-            variants.check_inputs(inputs, list(included.values()))
-        except CompressionError as error:
-            yield f"{where}: {name}: {error}"
-            return
 
 
 def _short_texts(settings: Settings) -> Iterator[str]:

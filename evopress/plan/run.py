@@ -1,24 +1,18 @@
 """The plan of a run: memory, disk and work of every stage, before anything runs."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
-import torch
 
 from evopress.artifacts.paths import Run
 from evopress.config.command_line import snakemake_command
 from evopress.data.held_out import leaks
-from evopress.plan.judging import device_type, memory_needed
-from evopress.plan.search import SearchWork, search_work
+from evopress.plan.searches import SearchPlanner, SearchWork, memory_needed, requests_of
 from evopress.plan.shape import ModelShape, shape_of
-from evopress.plan.stages import stages
+from evopress.plan.stages import stages, tokens_of
 from evopress.plan.text import amount, columns, describe_model, search_table, stage_table
-from evopress.search.strategies.evolution import Evolution
-from evopress.search.strategies.random import RandomSearch
-from evopress.util.device import working_dtype
+from evopress.search.problem import problem_of
+from evopress.util.device import resolve_device
 from evopress.workflow.settings import ROLES, Settings
 from evopress.workflow.slices import texts
 
@@ -27,8 +21,8 @@ USABLE = 0.9
 
 _NOTES = """\
 Memory is the peak of one job, host and device together. Operations are those of matrix products, two for each weight
-and token. Shares of block work are expectations over mutations; where layers of unlike size trade (group_rule none),
-less is shared. Sizes marked ? hang on text whose length is not set."""
+and token. What rounds take is the mean of some that were drawn with random fitness. Sizes marked ? hang on text whose
+length is not set."""
 
 
 def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), configs: Sequence[Path] = ()) -> str:
@@ -51,20 +45,33 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
     variants = {
         name: made.table(shape.layers, shape.itemsize, f"variants.{name}") for name, made in settings.variants.items()
     }
-    device = device_type(settings.compute.device)
-    here = replace(shape, dtype=working_dtype(shape.dtype, torch.device(device)))
-    own = _searches(settings, here, variants, settings.compute.memory_gb, device)
-    by_device = {
-        f"{gigabytes:g} GB": _searches(settings, shape, variants, USABLE * gigabytes, "cuda")
-        for gigabytes in device_memory_gb
-    } or {f"memory_gb {settings.compute.memory_gb:g}": own}
-    parts = [describe_model(shape), stage_table(stages(settings, shape, variants, own))]
-    budgets = [(shape, USABLE * gigabytes) for gigabytes in device_memory_gb] or [(here, settings.compute.memory_gb)]
-    parts += [text for there, budget in budgets if (text := _shortage(settings, there, budget))]
-    for name in own:
-        title = f"search {name}, {own[name].generations} generations"
-        parts.append(search_table(title, {device: works[name] for device, works in by_device.items()}))
+    device, memory_gb = _device_type(settings.compute.device), settings.compute.memory_gb
+    here = shape.on(device)
+    places = [(f"memory_gb {memory_gb:g}", here, memory_gb, device)]
+    places += [(f"{size:g} GB", shape.on("cuda"), USABLE * size, "cuda") for size in device_memory_gb]
+    works: dict[str, dict[str, SearchWork]] = {}
+    for name, search in settings.searches.items():
+        table, where = variants[search.variants], f"searches.{name}"
+        problem = problem_of(table, search.variants, search.target, search.grouping(), where)
+        asked = requests_of(search, problem)
+        works[name] = {
+            place: SearchPlanner(there, problem, settings.data.search, budget, kind).plan(search, asked)
+            for place, there, budget, kind in places
+        }
+    own = {name: by_place[places[0][0]] for name, by_place in works.items()}
+    parts = [describe_model(shape), stage_table(list(stages(settings, shape, here, variants, own)))]
+    shown = places[1:] or places
+    parts += [text for _, there, budget, _ in shown if (text := _shortage(settings, there, budget))]
+    for name, by_place in works.items():
+        if own[name].rounds:
+            title = f"search {name}, {own[name].rounds:.0f} {settings.searches[name].rounds}"
+            parts.append(search_table(title, {place: by_place[place] for place, *_ in shown}))
     return "\n\n".join([*parts, *_warnings(settings, shape), _NOTES])
+
+
+def _device_type(name: str) -> str:
+    """Type of the device that the settings name, which need not be in the machine that plans."""
+    return resolve_device(name).type if name == "auto" else name.partition(":")[0]
 
 
 def _warnings(settings: Settings, shape: ModelShape | None = None) -> list[str]:
@@ -82,38 +89,23 @@ def _warnings(settings: Settings, shape: ModelShape | None = None) -> list[str]:
 
 def _shortage(settings: Settings, shape: ModelShape, memory_gb: float) -> str:
     """What a search will be refused for, where it has too little memory; empty where it has enough."""
-    judging = [name for name, search in settings.searches.items() if search.tokens_asked()]
+    evaluating = [name for name, search in settings.searches.items() if search.tokens_asked()]
     least = memory_needed(shape, settings.data.search.sequence_length)
-    if not judging or memory_gb * 1e9 >= least:
+    if not evaluating or memory_gb * 1e9 >= least:
         return ""
     return (
-        f"Too little memory: with {memory_gb:g} GB, {', '.join(judging)} will be refused; to search this model takes "
-        f"at least compute.memory_gb: {math.ceil(least / 1e8) / 10:g}"
+        f"Too little memory: with {memory_gb:g} GB, {', '.join(evaluating)} will be refused; to search this model "
+        f"takes at least compute.memory_gb: {math.ceil(least / 1e8) / 10:g}"
     )
-
-
-def _searches(
-    settings: Settings, shape: ModelShape, variants: Mapping[str, pd.DataFrame], memory_gb: float, device: str
-) -> dict[str, SearchWork]:
-    """Work of each evolutionary or random search."""
-    text = settings.data.search
-    return {
-        name: search_work(shape, variants[search.variants], search, text, memory_gb, device, f"searches.{name}")
-        for name, search in settings.searches.items()
-        if isinstance(search, Evolution | RandomSearch)
-    }
 
 
 def _without_shape(settings: Settings, command: str) -> str:
     """What can be said of a model that has not been fetched yet; ``command`` fetches it."""
-    rows = [["tokens judged", "a generation", "in all", ""]]
+    rows = [["tokens asked for", "", ""]]
     for name, search in settings.searches.items():
-        if isinstance(search, Evolution | RandomSearch):
-            counts = [search.offspring, *search.survivors[:-1]]
-            counts[-1] += 1  # the parent
-            tokens = sum(count * size for count, size in zip(counts, search.tokens, strict=True))
-            rows.append([f"  search {name}", amount(tokens), amount(tokens * search.generations), ""])
-    rows += [[f"  text {name}", "", amount(text.tokens or float("nan")), ""] for name, text in texts(settings).items()]
+        if asked := search.tokens_asked():
+            rows.append([f"  search {name}, at once", amount(max(asked.values())), ""])
+    rows += [[f"  text {name}", amount(tokens_of(text)), ""] for name, text in texts(settings).items()]
     return (
         "The shape of this model is known only once it has been fetched, so memory, disk and work are not.\n"
         f"Fetch it and plan again:\n    {command}\n\n" + columns(rows)

@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,6 +18,7 @@ from evopress.models.buildable import built_on_meta
 from evopress.models.gguf_config import read_config
 from evopress.models.skeleton import load_config, skeleton_of
 from evopress.models.structure import find_blocks, layer_table
+from evopress.util.device import working_dtype
 
 _FEW = 8
 """Vocabulary of the twin that is run to see which layers share an input; what follows does not depend on it."""
@@ -41,6 +43,19 @@ class ModelShape:
     """Parameters of all blocks."""
     positions: int | None = None
     """Tokens of the longest sequence that the model was made for, where its config says so."""
+
+    @cached_property
+    def modules(self) -> list[dict[str, int]]:
+        """Weights of the linear layers of each block's modules, by kind (`attn`, `mlp`)."""
+        found: list[dict[str, int]] = [{} for _ in range(self.blocks)]
+        for layer in self.layers.to_dict("records"):
+            of_block, kind = found[layer["block"]], layer["module"]
+            of_block[kind] = of_block.get(kind, 0) + int(layer["parameters"])
+        return found
+
+    def on(self, device: str) -> "ModelShape":
+        """As a device of this type works with it."""
+        return replace(self, dtype=working_dtype(self.dtype, torch.device(device)))
 
     @property
     def itemsize(self) -> int:
@@ -94,36 +109,27 @@ def shape_from_config(config: Any, dtype: torch.dtype, *, trust_remote_code: boo
     """
     text = config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    sizes = _sizes(config, trust_remote_code)
+    architecture, blocks, total, inside = _sizes(config, trust_remote_code)
     return ModelShape(
-        architecture=sizes.architecture,
+        architecture=architecture,
         layers=_layers(config, dtype, trust_remote_code),
-        blocks=sizes.blocks,
+        blocks=blocks,
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
         attention_width=width * text.num_attention_heads,
         dtype=dtype,
-        outside=sizes.outside,
-        inside=sizes.inside,
+        outside=total - inside,
+        inside=inside,
         positions=getattr(text, "max_position_embeddings", None),
     )
 
 
-class _Sizes(NamedTuple):
-    """What is kept of a model whose thousands of modules need not stay in memory."""
-
-    architecture: str
-    blocks: int
-    outside: int
-    inside: int
-
-
-def _sizes(config: Any, trust_remote_code: bool) -> _Sizes:
+def _sizes(config: Any, trust_remote_code: bool) -> tuple[str, int, int, int]:
+    """Architecture, blocks, parameters and those inside the blocks: the model's modules are not kept for more."""
     model = built_on_meta(config, trust_remote_code=trust_remote_code)
     model.tie_weights()
     _, blocks = find_blocks(model)
-    inside = _parameters(blocks)
-    return _Sizes(type(model).__name__, len(blocks), _parameters([model]) - inside, inside)
+    return type(model).__name__, len(blocks), _parameters([model]), _parameters(blocks)
 
 
 def _config(settings: ModelSettings, run: Run) -> Any:

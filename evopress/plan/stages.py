@@ -1,7 +1,7 @@
 """Memory, disk and work of each stage.
 
 Memory is the peak of one job, host and device together; work counts multiplications and additions of matrix products.
-Sizes that hang on text of unknown length are NaN.
+Sizes that hang on text of unknown length are NaN. What a stage does at once is told by the code that does it.
 """
 
 import math
@@ -10,28 +10,19 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evopress.compression.base import LayerMethod, layer_shapes
+from evopress.compression.base import layer_shapes
+from evopress.compression.hessian import TOKENS_AT_ONCE
+from evopress.config.data import TextSettings
 from evopress.config.model import FolderModel, HubModel
-from evopress.plan.baselines import BaselineSettings, baseline_work
-from evopress.plan.judging import device_type
-from evopress.plan.search import SearchWork
+from evopress.evaluation.perplexity import LOGITS, RUN_TOKENS
+from evopress.export.run import SHARD_BYTES
+from evopress.plan.searches import SearchWork
 from evopress.plan.shape import ModelShape
-from evopress.search.strategies.dp import DynamicProgramming
-from evopress.search.strategies.evolution import Evolution
-from evopress.search.strategies.greedy import Greedy
-from evopress.search.strategies.random import RandomSearch
+from evopress.search.engine.memory import ACTIVATION_WIDTH, score_bytes
 from evopress.workflow.settings import Settings
 from evopress.workflow.slices import texts
 
 _TOKEN_BYTES = 4
-_SHARD_BYTES = 5e9
-"""Most that stitching holds at once."""
-_RUN_TOKENS = 4096
-"""Tokens that pass a block at once on a CPU."""
-_ACTIVATIONS = 16
-"""Numbers per token that are live inside a block, in hidden sizes."""
-_LOGITS = 1 << 25
-"""Logits that evaluation makes at once."""
 
 
 @dataclass(frozen=True)
@@ -49,32 +40,40 @@ class Stage:
 
 
 def stages(
-    settings: Settings, shape: ModelShape, variants: Mapping[str, pd.DataFrame], searches: Mapping[str, SearchWork]
-) -> list[Stage]:
+    settings: Settings,
+    shape: ModelShape,
+    here: ModelShape,
+    variants: Mapping[str, pd.DataFrame],
+    searches: Mapping[str, SearchWork],
+) -> Iterator[Stage]:
     """All stages in the order in which they run.
 
     Args:
         settings: the run.
         shape: its model.
+        here: the same in the type that the device of the settings works in.
         variants: table of each database of variants (`Method.table`).
-        searches: work of each evolutionary or random search.
+        searches: work of each search.
     """
-    return [
-        _model(settings, shape),
-        _tokens(settings),
-        *_hessians(settings, shape),
-        *(_variants(settings, shape, name, table) for name, table in variants.items()),
-        *_searches(settings, shape, variants, searches),
-        Stage("stitch", len(settings.searches), min(_SHARD_BYTES, shape.bytes), shape.bytes * len(settings.searches)),
-        _perplexity(settings, shape),
-        Stage("tasks", len(settings.searches) + 1, shape.bytes, note="work depends on the tasks' documents"),
-        Stage("report", 1 + len(settings.searches)),
-    ]
+    models = len(settings.searches)
+    sizes = {name: tokens_of(text) for name, text in texts(settings).items()}
+    total = sum(sizes.values())
+    yield _model(settings, shape)
+    yield Stage("tokens", len(sizes), disk=total * _TOKEN_BYTES, tokens=total, note="disk before compression")
+    yield from _hessians(settings, here)
+    for name, table in variants.items():
+        yield _variants(settings, here, name, table)
+    for name, work in searches.items():
+        yield _search(settings, here, name, work)
+    yield Stage("stitch", models, min(SHARD_BYTES, shape.bytes), shape.bytes * models)
+    yield _perplexity(settings, here)
+    yield Stage("tasks", models + 1, here.bytes, note="work depends on the tasks' documents")
+    yield Stage("report", models + 1)
 
 
-def sizes_of_text(settings: Settings) -> dict[str, float]:
-    """Tokens of each text; NaN where all of a text is taken."""
-    return {name: float(text.tokens or math.nan) for name, text in texts(settings).items()}
+def tokens_of(text: TextSettings) -> float:
+    """NaN where all of a text is taken."""
+    return float(text.tokens or math.nan)
 
 
 def hessian_bytes(layers: pd.DataFrame) -> int:
@@ -93,112 +92,68 @@ def _model(settings: Settings, shape: ModelShape) -> Stage:
     return Stage("model", 1, whole, shape.bytes, note="dequantized in float32")
 
 
-def _tokens(settings: Settings) -> Stage:
-    sizes = sizes_of_text(settings)
-    total = sum(sizes.values())
-    return Stage("tokens", len(sizes), disk=total * _TOKEN_BYTES, tokens=total, note="disk before compression")
-
-
-def _forward(settings: Settings, shape: ModelShape, dataset: str, *, logits: int) -> tuple[float, float]:
-    """Tokens of a text, and operations to run them through the model and ``logits`` times the head."""
-    text = texts(settings)[dataset]
-    tokens = sizes_of_text(settings)[dataset]
-    blocks = shape.blocks * shape.block_flops(text.sequence_length)
-    return tokens, tokens * (blocks + logits * shape.head_flops)
-
-
-def _running(shape: ModelShape, tokens: float, states: int = 1) -> float:
-    """Memory to take ``tokens`` through the model, one block at a time, with their hidden states on the host."""
-    numbers = shape.outside + _RUN_TOKENS * _ACTIVATIONS * shape.hidden_size + states * tokens * shape.hidden_size
-    return numbers * shape.itemsize + shape.block_bytes
+def _running(shape: ModelShape, text: TextSettings, at_once: int, states: float) -> float:
+    """Memory to take a text through the model block by block, with hidden states of so many tokens on the host."""
+    width = ACTIVATION_WIDTH * max(at_once, text.sequence_length)
+    return (shape.outside + (width + states) * shape.hidden_size) * shape.itemsize + shape.block_bytes
 
 
 def _hessians(settings: Settings, shape: ModelShape) -> Iterator[Stage]:
-    if not _needs_hessians(settings):
+    of_variants = any(method.needs_hessians for method in settings.variants.values())
+    if not of_variants and not any(search.needs_hessians for search in settings.searches.values()):
         return
-    shards = settings.hessians.shards
-    tokens, flops = _forward(settings, shape, "calibration", logits=0)
-    total = hessian_bytes(shape.layers)
-    first = shape.layers[shape.layers["block"] == 0]
+    text, shards, total = settings.data.calibration, settings.hessians.shards, hessian_bytes(shape.layers)
+    first, tokens = shape.layers[shape.layers["block"] == 0], tokens_of(text)
     copies = hessian_bytes(first) + 2 * 4 * int(first["columns"].max()) ** 2
-    memory = _running(shape, tokens / shards) + copies
+    memory = _running(shape, text, TOKENS_AT_ONCE, tokens / shards) + copies
     # Only the upper triangle is accumulated: one multiplication and addition for each half of the matrix.
-    yield Stage("hessians", shards, memory, total * shards, tokens, flops + tokens * total / 4)
+    work = tokens * (shape.blocks * shape.block_flops(text.sequence_length) + total / 4)
+    yield Stage("hessians", shards, memory, total * shards, tokens, work)
     if shards > 1:
         yield Stage("hessian sums", shape.blocks, 2 * hessian_bytes(first), total)
 
 
-def _needs_hessians(settings: Settings) -> bool:
-    """Whether anything rests on the Hessians of the dense model; chains make their own."""
-    dense = any(method.needs_hessians for method in settings.variants.values())
-    return dense or any(search.needs_hessians for search in settings.searches.values())
-
-
 def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFrame) -> Stage:
-    method = settings.variants[name]
-    if not isinstance(method, LayerMethod):
-        return Stage(f"variants {name}", 1, note="only a list of modules")
+    method, text = settings.variants[name], settings.data.calibration
+    if not method.per_block:
+        return Stage(f"variants {name}", 1, note="only a list")
     own = table[table["block"] == table["block"].min()]
     layers = shape.layers[shape.layers["name"].isin(own["name"])]
-    sweep = flops = 0.0
-    for _, members in layers.groupby("input_group", sort=False):
-        group = layer_shapes(members, shape.itemsize)
-        sweep = max(sweep, method.peak_bytes(group, settings.compute.memory_gb * 1e9))
-        flops += method.operations(group)
-    memory, total = sweep + float(own["bytes"].sum()), flops * shape.blocks
+    groups = [layer_shapes(members, shape.itemsize) for _, members in layers.groupby("input_group", sort=False)]
+    peaks = [method.peak_bytes(group, settings.compute.memory_gb * 1e9) for group in groups]
+    memory = max(peaks, default=0) + float(own["bytes"].sum())
+    flops = shape.blocks * sum(map(method.operations, groups), start=0.0)
     disk = float(table["bytes"].sum())
     if not method.sequential:
-        return Stage(f"variants {name}", shape.blocks, memory, disk, flops=total)
-    tokens, forward = _forward(settings, shape, "calibration", logits=0)
-    hessians = hessian_bytes(shape.layers)
-    memory += _running(shape, tokens) + hessians / shape.blocks
-    # Each block runs twice, to be observed and compressed; the last job's Hessians are never on disk.
-    total += 2 * forward + tokens * hessians / 4
-    return Stage(f"variants {name}", shape.blocks, memory, disk, tokens, total, note="one block after the other")
+        return Stage(f"variants {name}", shape.blocks, memory, disk, flops=flops)
+    tokens, hessians = tokens_of(text), hessian_bytes(shape.layers)
+    memory += _running(shape, text, TOKENS_AT_ONCE, tokens) + hessians / shape.blocks
+    # Each block runs twice, to be observed and compressed; its Hessians are never on disk.
+    flops += tokens * (2 * shape.blocks * shape.block_flops(text.sequence_length) + hessians / 4)
+    return Stage(f"variants {name}", shape.blocks, memory, disk, tokens, flops, note="one block after the other")
 
 
-def _searches(
-    settings: Settings, shape: ModelShape, variants: Mapping[str, pd.DataFrame], searches: Mapping[str, SearchWork]
-) -> Iterator[Stage]:
-    for name, search in settings.searches.items():
-        if isinstance(search, Evolution | RandomSearch):
-            yield _generations(name, settings, searches[name])
-        elif isinstance(search, BaselineSettings):
-            yield _baseline(name, search, settings, shape, variants[search.variants])
-        else:
-            memory = float(shape.block_bytes) * 4 if search.needs_hessians else 0.0
-            yield Stage(f"search {name}", 1, memory, note="no candidate is run")
-
-
-def _generations(name: str, settings: Settings, work: SearchWork) -> Stage:
-    tokens = float(work.candidate_tokens * work.generations)
-    flops = work.start_flops + work.flops * work.generations
+def _search(settings: Settings, shape: ModelShape, name: str, work: SearchWork) -> Stage:
+    search, whole = settings.searches[name], work.whole
+    if not work.memory_bytes:
+        memory = 4.0 * shape.inside / shape.blocks + hessian_bytes(shape.layers) / shape.blocks
+        return Stage(f"search {name}", 1, memory * search.needs_hessians, note="no candidate is run")
     note = "" if work.kept else "weights are brought in again in each pass"
-    memory = work.memory_bytes + work.teacher_bytes
-    return Stage(f"search {name}", settings.compute.processes, memory, 0.0, tokens, flops, note)
-
-
-def _baseline(
-    name: str, search: BaselineSettings, settings: Settings, shape: ModelShape, variants: pd.DataFrame
-) -> Stage:
+    memory = work.memory_bytes + work.dense_bytes
     jobs = max(1, search.workers(settings.compute.processes))
-    if isinstance(search, DynamicProgramming) and search.errors == "table":
-        return Stage(f"search {name}", jobs, note="no candidate is run")
-    device = device_type(settings.compute.device)
-    text, gigabytes = settings.data.search, settings.compute.memory_gb
-    work = baseline_work(shape, variants, search, text, gigabytes, device, f"searches.{name}")
-    note = "at most" if isinstance(search, Greedy) else ""
-    return Stage(f"search {name}", jobs, work.memory_bytes, 0.0, float(work.candidate_tokens), work.flops, note)
+    return Stage(f"search {name}", jobs, memory, 0.0, whole.candidate_tokens, whole.flops, note)
 
 
 def _perplexity(settings: Settings, shape: ModelShape) -> Stage:
-    models = len(settings.searches) + 1
-    tokens = flops = 0.0
-    for dataset in settings.data.evaluation:
-        count, dense = _forward(settings, shape, dataset, logits=1)
-        compressed = _forward(settings, shape, dataset, logits=2)[1]
-        tokens += count * models
-        flops += dense + compressed * (models - 1)
-    sizes = [sizes_of_text(settings)[dataset] for dataset in settings.data.evaluation]
-    memory = _running(shape, max(sizes), states=2) + _LOGITS * (2 * shape.itemsize + 8)
-    return Stage("perplexity", models, memory, sum(sizes) * shape.hidden_size * shape.itemsize, tokens, flops)
+    models, all_texts = len(settings.searches) + 1, settings.data.evaluation.values()
+    tokens = [tokens_of(text) for text in all_texts]
+    flops = 0.0
+    for text, count in zip(all_texts, tokens, strict=True):
+        # Compressed models' logits are compared with the dense one's, which are made anew.
+        heads = (2 * models - 1) * shape.head_flops
+        flops += count * (models * shape.blocks * shape.block_flops(text.sequence_length) + heads)
+    running = [_running(shape, text, RUN_TOKENS, 2 * count) for text, count in zip(all_texts, tokens, strict=True)]
+    largest = max(running, key=lambda size: (math.isnan(size), size), default=0.0)
+    memory = largest + LOGITS * score_bytes(shape.itemsize)
+    disk = sum(tokens) * shape.hidden_size * shape.itemsize
+    return Stage("perplexity", models, memory, disk, sum(tokens) * models, flops)

@@ -1,9 +1,9 @@
 """The plan as plain text."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from evopress.plan.search import SearchWork
+from evopress.plan.searches import SearchWork
 from evopress.plan.shape import ModelShape
 from evopress.plan.stages import Stage
 
@@ -79,18 +79,17 @@ def _weights(work: SearchWork) -> str:
     return f"{amount(work.working_set, 'B')}, {'kept' if work.kept else 'streamed'}"
 
 
-_FACTS = {
+_FACTS: dict[str, Callable[[SearchWork], str]] = {
     "weights that candidates use": _weights,
     "memory on the device": lambda work: amount(work.memory_bytes, "B"),
-    "teacher: hidden states, on the host": lambda work: amount(work.teacher_bytes, "B"),
-    "  (its logits would take)": lambda work: amount(work.teacher_logits_bytes, "B"),
-    "passes through all blocks / generation": lambda work: str(sum(step.passes for step in work.steps)),
-    "tokens judged / generation": lambda work: amount(work.candidate_tokens),
+    "  of which hidden states": lambda work: amount(work.state_bytes, "B"),
+    "dense model: hidden states, on the host": lambda work: amount(work.dense_bytes, "B"),
     "share of block work, by shared prefixes": lambda work: f"{100 * work.share:.0f} %",
-    "tokens x blocks / generation": lambda work: amount(work.block_tokens),
-    "tokens through the head / generation": lambda work: amount(work.head_tokens),
-    "weights unpacked / generation": lambda work: amount(work.unpacked_bytes, "B"),
-    "bytes moved / generation": lambda work: amount(work.moved_bytes, "B"),
-    "operations / generation": lambda work: amount(work.flops, "FLOP"),
-    "operations of all generations": lambda work: amount(work.flops * work.generations + work.start_flops, "FLOP"),
+    "passes through all blocks / round": lambda work: f"{work.a_round.passes:.0f}",
+    "tokens evaluated / round": lambda work: amount(work.a_round.candidate_tokens),
+    "tokens x blocks / round": lambda work: amount(work.a_round.block_tokens),
+    "tokens through the head / round": lambda work: amount(work.a_round.head_tokens),
+    "weights unpacked / round": lambda work: amount(work.a_round.unpacked_bytes, "B"),
+    "operations / round": lambda work: amount(work.a_round.flops, "FLOP"),
+    "operations before the first": lambda work: amount(work.before.flops, "FLOP"),
 }

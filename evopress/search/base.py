@@ -46,8 +46,12 @@ class Request:
     """[C, units], drawn as the search draws them."""
     tokens: int
     """Tokens on which each is evaluated."""
-    times: int = 1
-    """How often candidates like these are evaluated in the whole search."""
+    longest: int | None = None
+    """Of each sequence only its first so many tokens are taken (None is all), as far as the text suffices."""
+    round: int = 0
+    """The round that asks for them; 0 comes before the first."""
+    times: float = 1.0
+    """Rounds of the search for which this one stands."""
 
 
 class Strategy(Section):
@@ -57,6 +61,8 @@ class Strategy(Section):
     """Kinds of families whose variants it can pick from."""
     needs_hessians: ClassVar[bool] = False
     """Whether it reads the Hessians."""
+    rounds: ClassVar[str] = "rounds"
+    """What the progress bar and the plan count."""
 
     strategy: str = ""
 
@@ -110,8 +116,14 @@ class Strategy(Section):
         return {}
 
     def evaluations(self, problem: "SearchProblem", rng: "np.random.Generator") -> list[Request]:
-        """What the search will have evaluated, drawn by its own code."""
-        return []
+        """What the search will have evaluated, drawn by its own code.
+
+        Raises:
+            ConfigError: it cannot solve the problem.
+        """
+        if self.minimizes() is None:
+            return []
+        raise NotImplementedError(f"{type(self).__name__} evaluates candidates, but `evaluations` does not say which")
 
     def sentence(self) -> str:
         """End of a sentence on levels, or on dropped modules: what the search did."""
@@ -147,8 +159,6 @@ class RoundStrategy(SeededStrategy):
     goes on from its last round and ends with the same bytes, and all processes of a search decide alike.
     """
 
-    rounds: ClassVar[str] = "rounds"
-    """What the progress bar counts."""
     if TYPE_CHECKING:
         seed: int  # a field of the class that is made of this one
 
@@ -173,6 +183,12 @@ class RoundStrategy(SeededStrategy):
     def workers(self, processes: int) -> int:
         """All of them: candidates are shared out."""
         return processes
+
+    def evaluations(self, problem: "SearchProblem", rng: "np.random.Generator") -> list[Request]:
+        """What its first rounds ask for, run with random fitness."""
+        from evopress.search.rehearsal import rehearse
+
+        return rehearse(self, problem, rng)
 
     def search(self, context: "SearchContext", problem: "SearchProblem") -> "SearchResult":
         """Run all rounds, or those that are left where a killed search stopped; the best of the last state is found."""
@@ -257,20 +273,6 @@ class SelectingStrategy(GroupedStrategy):
 
         steps = [Step(kept, tokens) for kept, tokens in zip(self.survivors, self.tokens, strict=True)]
         return select_next(state, offspring, steps, evaluator, rng)
-
-    def generation(
-        self, parents: "NDArray[np.int16]", offspring: "NDArray[np.int16]", rng: "np.random.Generator"
-    ) -> list[Request]:
-        """What the steps of all generations evaluate if each is like this one; which survive is drawn."""
-        import numpy as np
-
-        requests, left = [], offspring
-        for step, tokens in enumerate(self.tokens):
-            if step:
-                left = left[np.sort(rng.choice(len(left), min(self.survivors[step - 1], len(left)), replace=False))]
-            together = np.vstack([parents, left]) if step == len(self.tokens) - 1 else left
-            requests.append(Request(together, tokens, self.generations))
-        return requests
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:

@@ -55,7 +55,8 @@ class Enumeration(RoundStrategy):
         """All parts."""
         candidates = self.candidates(problem)
         starts = range(0, len(candidates), self.part)
-        return [Request(candidates[start : start + self.part], self.tokens) for start in starts]
+        parts = [candidates[start : start + self.part] for start in starts]
+        return [Request(part, self.tokens, round=number) for number, part in enumerate(parts, 1)]
 
     def _same_again(self) -> "np.random.Generator":
         import numpy as np

@@ -90,8 +90,18 @@ def open_variants(run: Run, variants: str, target: float, group_rule: GroupRule,
         store, modules = VariantStore(run, variants), None
         table, blocks = store.table, sorted(int(block) for block in store.table["block"].unique())
         digests = [sha256(manifest_path(run.variant_tensors(variants, block))) for block in blocks]
+    problem = problem_of(table, variants, target, group_rule, where)
+    return replace(problem, store=store, modules=modules, digests=tuple(digests))
+
+
+def problem_of(table: pd.DataFrame, variants: str, target: float, group_rule: GroupRule, where: str) -> SearchProblem:
+    """The problem that a table of variants (VARIANTS or MODULES schema, or `Method.table`) makes; without weights.
+
+    Raises:
+        ConfigError: the target and the levels do not allow the search.
+    """
     if table.empty:
         raise ConfigError(f"{where}.variants: holds nothing to choose from; exclude fewer")
     family = family_of(table)
     space = make_space(family, family.units(table, group_rule), target, where)
-    return SearchProblem(space, family, variants, where, store, modules, digests=tuple(digests))
+    return SearchProblem(space, family, variants, where)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from evopress.search.base import GroupedStrategy, OneTextStrategy, Request
+from evopress.search.base import GroupedStrategy, OneTextStrategy
 from evopress.search.candidates import initial_candidates, make_offspring
 from evopress.search.evaluation import Evaluator, TraceRow
 from evopress.search.problem import SearchProblem
@@ -48,12 +48,6 @@ class Annealing(OneTextStrategy, GroupedStrategy):
 
     def remaining(self, state: State, problem: SearchProblem) -> int:
         return self.moves - state.generation
-
-    def evaluations(self, problem: SearchProblem, rng: np.random.Generator) -> list[Request]:
-        start = initial_candidates(problem.space, 1, rng)
-        return [
-            Request(np.vstack([start, start, make_offspring(start, problem.space, 1, rng)]), self.tokens, self.moves)
-        ]
 
     def sentence(self) -> str:
         return "found by simulated annealing"

@@ -40,7 +40,7 @@ def test_hessians_are_those_of_the_model_compressed_so_far(name, tmp_path, monke
     """
     model = architectures.build(name)
     run = prepare(tmp_path / "run", model)
-    monkeypatch.setattr(hessian, "_TOKENS_AT_ONCE", 2 * architectures.LENGTH)
+    monkeypatch.setattr(hessian, "TOKENS_AT_ONCE", 2 * architectures.LENGTH)
     store = make_all(run, PRUNED)
     for block, rows in layer_table(model).groupby("block"):
         hessians = expected_hessians(model, architectures.tokens(SEQUENCES))

@@ -81,7 +81,7 @@ def test_half_precision_inputs_are_multiplied_in_float32():
 def test_equals_a_plain_forward_pass(name, tmp_path, monkeypatch):
     model = architectures.build(name)
     run = prepare(tmp_path / "run", model)
-    monkeypatch.setattr(hessian, "_TOKENS_AT_ONCE", 2 * architectures.LENGTH)  # chunks of 2, 2 and 1 sequences
+    monkeypatch.setattr(hessian, "TOKENS_AT_ONCE", 2 * architectures.LENGTH)  # chunks of 2, 2 and 1 sequences
     accumulate_hessians(StageContext(run, CPU), HessianSettings(), 0)
     expected = expected_hessians(model, architectures.tokens(SEQUENCES))
     layers = layer_table(model)

@@ -11,7 +11,8 @@ from evopress.artifacts.paths import Run
 from evopress.config.model import HubModel
 from evopress.plan.run import plan
 from evopress.plan.shape import ModelShape, shape_of
-from evopress.plan.space import planned_space
+from evopress.search.problem import problem_of
+from evopress.search.space import Space
 from evopress.search.strategies.evolution import Evolution
 from evopress.workflow.loading import combined, load_settings, read_yaml
 from evopress.workflow.settings import Settings
@@ -61,6 +62,10 @@ class Planned:
         return self.settings.variants[variants].table(shape.layers, shape.itemsize, f"variants.{variants}")
 
 
+def space_of(table: pd.DataFrame, target: float, group_rule: str, where: str) -> Space:
+    return problem_of(table, "v", target, group_rule, where).space
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def planned(request, tmp_path_factory) -> Planned:
     folder = write_model_config(tmp_path_factory.mktemp("paper") / "model", request.param)
@@ -97,7 +102,7 @@ def test_shapes_are_those_of_the_models(planned):
 
 def test_three_bits_are_the_budget_of_quantization(planned):
     table = planned.table("gptq")
-    space = planned_space(table, 3.0, "size", "searches.q3-evopress")
+    space = space_of(table, 3.0, "size", "searches.q3-evopress")
     assert space.budget == 3 * planned.linear
     assert len(space.groups) == planned.shape.layers["parameters"].nunique()
     three = table[table["level"] == "3"]
@@ -109,7 +114,7 @@ def test_three_bits_are_the_budget_of_quantization(planned):
 @pytest.mark.parametrize("percent", [50, 60, 70])
 def test_half_to_seven_tenths_of_the_weights_go(planned, percent):
     table = planned.table(f"sparse{percent}")
-    space = planned_space(table, percent / 100, "none", f"searches.s{percent}-evopress")
+    space = space_of(table, percent / 100, "none", f"searches.s{percent}-evopress")
     assert space.budget == planned.linear * (100 - percent) // 100 and space.groups == ("all",)
     assert space.fits(space.top * 0)
     for layer, rows in table[table["block"] == 0].groupby("layer"):
@@ -134,14 +139,14 @@ def test_depth_searches_run_as_long_as_their_size_asks(planned):
     found = {}
     for name, search in planned.settings.searches.items():
         if search.variants == "modules":
-            space = planned_space(planned.table("modules"), search.target, "size", f"searches.{name}")
+            space = space_of(planned.table("modules"), search.target, "size", f"searches.{name}")
             kept = planned.blocks - round(search.target)
             assert dict(zip(space.groups, space.group_budgets, strict=True)) == {"attn": kept, "mlp": kept}
             assert isinstance(search, Evolution)
             assert (search.offspring, search.survivors, search.tokens) == (32, (2, 1), (2048, 32768))
             assert (search.initial_candidates, search.initial_tokens) == (64, 2048)
             found[name.removesuffix("-evopress")] = search.generations
-            blocks = planned_space(planned.table("blocks"), search.target, "size", "searches.x")
+            blocks = space_of(planned.table("blocks"), search.target, "size", "searches.x")
             assert blocks.group_budgets == (kept,)
     assert found == GENERATIONS[planned.blocks]
 

@@ -11,13 +11,10 @@ from architectures import CONFIGS, build
 from finished_run import make_results, provenance, write_tokens
 from large_models import SHAPES
 from torch.utils.flop_counter import FlopCounterMode
-from toy_search import first_state, next_generation
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table, write_table
 from evopress.artifacts.tensors import read_tensors
-from evopress.compression.base import Level, Unit
-from evopress.compression.families import BITS
 from evopress.compression.hessian import accumulate_hessians
 from evopress.compression.methods.gptq import Gptq
 from evopress.compression.methods.sparsegpt import SparseGpt
@@ -31,19 +28,13 @@ from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 from evopress.plan import shape as planning_shape
-from evopress.plan.judging import memory_needed
 from evopress.plan.run import plan
-from evopress.plan.search import SearchWork, search_work
+from evopress.plan.searches import SearchPlanner, SearchWork, memory_needed, requests_of
 from evopress.plan.shape import ModelShape, shape_from_config, shape_of
-from evopress.plan.sharing import Sharing
 from evopress.plan.stages import hessian_bytes
-from evopress.search.base import Fitness
-from evopress.search.candidates import make_offspring, uniform_start
 from evopress.search.engine.evaluator import model_evaluator
-from evopress.search.engine.forward import plan_block
 from evopress.search.engine.memory import plan_memory
-from evopress.search.selection import Step
-from evopress.search.space import make_space
+from evopress.search.problem import problem_of
 from evopress.search.strategies.evolution import Evolution
 from evopress.util.errors import ConfigError
 from evopress.workflow.settings import Settings
@@ -134,72 +125,6 @@ def test_a_gguf_file_gives_its_shape(tmp_path):
     assert shape.dtype == torch.bfloat16
 
 
-# Sharing
-
-
-def _units(blocks: int, rule: str) -> list[Unit]:
-    sizes = {"q": 16, "k": 4, "v": 4, "o": 16, "gate": 48, "up": 48, "down": 48}
-    return [
-        Unit(
-            f"{block}.{kind}",
-            block,
-            kind,
-            {"size": str(size), "name": kind, "none": "all"}[rule],
-            size,
-            tuple(Level(str(bits), bits, bits * size, 1) for bits in range(1, 6)),
-        )
-        for block in range(blocks)
-        for kind, size in sizes.items()
-    ]
-
-
-def simulate(units: list[Unit], offspring: int, parent: bool, repetitions: int) -> tuple[float, float]:
-    """Share of block work, and layer variants beside the parent's, with the real mutation and the engine's planner."""
-    space, rng = make_space(BITS, units, 3.0, "test"), np.random.default_rng(0)
-    start, blocks = uniform_start(space), units[-1].block + 1
-    in_block = [[index for index, unit in enumerate(units) if unit.block == block] for block in range(blocks)]
-    states = changed = 0
-    for _ in range(repetitions):
-        candidates = make_offspring(start, space, offspring, rng)
-        rows, places = np.nonzero(candidates != start)
-        changed += len(set(zip(places, candidates[rows, places], strict=True)))
-        if parent:
-            candidates = np.concatenate([start[None], candidates])
-        state_of = np.zeros(len(candidates), dtype=np.int64)
-        for members in in_block:
-            plan = plan_block(state_of, candidates[:, members])
-            state_of, states = plan.state_of, states + len(plan.parents)
-    return states / repetitions / blocks / (offspring + parent), changed / repetitions
-
-
-@pytest.mark.parametrize("rule", ["size", "name"])
-@pytest.mark.parametrize(
-    ("blocks", "offspring", "parent"),
-    [(30, 16, False), (32, 128, False), (32, 16, False), (30, 8, True), (4, 16, False)],
-)
-def test_the_expected_sharing_is_that_of_simulated_generations(rule, blocks, offspring, parent):
-    units = _units(blocks, rule)
-    sharing = Sharing.of([unit.block for unit in units], [unit.group for unit in units], blocks)
-    share, changed = simulate(units, offspring, parent, 1500 // offspring)
-    # The mean over some 1,500 offspring scatters by about a hundredth; what the formula leaves out is as small.
-    assert sharing.share(offspring, parent=parent) == pytest.approx(share, abs=0.03)
-    assert sharing.changed(offspring) == pytest.approx(changed, rel=0.06)
-
-
-def test_trades_of_unlike_layers_share_less_than_expected():
-    units = _units(30, "none")
-    sharing = Sharing.of([unit.block for unit in units], [unit.group for unit in units], 30)
-    assert sharing.share(16, parent=False) < simulate(units, 16, False, 60)[0]
-
-
-def test_the_share_with_many_blocks_is_the_integral():
-    blocks = 4000
-    sharing = Sharing.of(range(blocks), ["all"] * blocks, blocks)
-    expected = 1 - 5 / 27 - 3 / 45 - 1 / 63
-    assert sharing.share(1, parent=False) == pytest.approx(1.0)
-    assert sharing.share(100, parent=True) == pytest.approx(expected, abs=0.01)
-
-
 # Disk
 
 
@@ -281,13 +206,18 @@ class Tiny:
         )
         self.tokens = torch.randint(64, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
 
-    def plan(self, memory_gb: float) -> SearchWork:
-        text = PythonDocs(tokens=SEQUENCES * LENGTH, sequence_length=LENGTH)
-        return search_work(self.shape, self.variants, SEARCH, text, memory_gb, "cpu", "searches.q")
+    def problem(self, settings: Evolution):
+        return problem_of(self.variants, "gptq", settings.target, settings.grouping(), "searches.q")
 
-    def search(self, memory_gb: float, generations: int):
+    def plan(self, memory_gb: float, settings: Evolution = SEARCH) -> SearchWork:
+        text = PythonDocs(tokens=SEQUENCES * LENGTH, sequence_length=LENGTH)
+        problem = self.problem(settings)
+        planner = SearchPlanner(self.shape, problem, text, memory_gb, "cpu")
+        return planner.plan(settings, requests_of(settings, problem))
+
+    def search(self, memory_gb: float, settings: Evolution = SEARCH):
         """Counters of a real search."""
-        space = make_space(BITS, BITS.units(self.variants, SEARCH.group_rule), SEARCH.target, "searches.q")
+        problem = self.problem(settings)
         model = BlockwiseModel.from_folder(self.folder, CPU, resident=False)
         dense = BlockwiseModel.from_folder(self.folder, CPU)
 
@@ -297,14 +227,14 @@ class Tiny:
             return weight + scale * torch.randn(weight.shape, generator=torch.Generator().manual_seed(block))
 
         compute = ComputeSettings(device="cpu", memory_gb=memory_gb)
+        fitness = settings.minimizes()
         evaluator = model_evaluator(
-            model, space, unpack, self.tokens, Fitness("kl"), compute, "searches.q", lambda: None
+            model, problem.space, unpack, self.tokens, fitness, compute, "searches.q", lambda: None
         )
         rng = np.random.default_rng(1)
-        state, _ = first_state(space, SEARCH.initial_candidates, SEARCH.initial_tokens, evaluator, rng)
-        steps = [Step(kept, tokens) for kept, tokens in zip(SEARCH.survivors, SEARCH.tokens, strict=True)]
-        for _ in range(generations):
-            state, _ = next_generation(state, space, SEARCH.offspring, steps, evaluator, rng)
+        state, _ = settings.first_round(problem, evaluator, rng)
+        while settings.remaining(state, problem):
+            state, _ = settings.next_round(state, problem, evaluator, rng)
         return evaluator.counters
 
 
@@ -313,46 +243,60 @@ def tiny(tmp_path_factory) -> Tiny:
     return Tiny(tmp_path_factory.mktemp("tiny") / "model")
 
 
-def test_a_search_does_the_work_that_was_planned(tiny):
-    planned, counters = tiny.plan(1.0), tiny.search(1.0, SEARCH.generations)
-    assert counters.candidate_tokens == SEARCH.generations * planned.candidate_tokens
-    assert counters.head_tokens == SEARCH.generations * planned.head_tokens
-    assert counters.block_tokens_alone == SEARCH.generations * planned.block_tokens_alone
-    assert counters.block_tokens == pytest.approx(SEARCH.generations * planned.block_tokens, rel=0.06)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"switches": 1},
+        {"switches": 6},
+        {"population": 4, "survivors": (12, 6, 4)},
+        {"fitness": "perplexity", "group_rule": "none"},
+        {"target": 2.5, "initial_candidates": 10, "initial_tokens": 32},
+        {"start": "sensitivity", "sensitivity_tokens": 32, "initial_tokens": 64},
+    ],
+    ids=str,
+)
+def test_a_search_does_the_work_that_was_planned(tiny, changes):
+    settings = SEARCH.model_copy(update=changes)
+    planned, counters = tiny.plan(1.0, settings), tiny.search(1.0, settings)
+    whole = planned.whole
+    assert planned.rounds == settings.generations
+    assert counters.candidate_tokens == pytest.approx(whole.candidate_tokens)
+    assert counters.head_tokens == pytest.approx(whole.head_tokens)
+    assert counters.block_tokens_alone == pytest.approx(whole.block_tokens_alone)
+    assert counters.block_tokens == pytest.approx(whole.block_tokens, rel=0.08)
+    assert counters.peak_state_bytes == pytest.approx(planned.state_bytes, rel=0.1)
+    tokens = SEQUENCES * LENGTH * BLOCKS * (settings.fitness != "perplexity") + counters.block_tokens
+    flops = tokens * tiny.shape.block_flops(LENGTH) + counters.head_tokens * tiny.shape.head_flops
+    assert flops == pytest.approx(whole.flops, rel=0.08)
+
+
+def test_more_switches_share_less(tiny):
+    one, three, six = (tiny.plan(1.0, SEARCH.model_copy(update={"switches": number})).share for number in (1, 3, 6))
+    assert one < three < six <= 1
+
+
+def test_a_search_that_depends_on_others_is_planned_without_them(tiny):
+    apart, together = (
+        tiny.plan(1.0, SEARCH.model_copy(update={"start_from": names, "initial_tokens": 32})) for names in ((), ("a",))
+    )
+    assert apart.before.candidate_tokens == 0 and together.before.candidate_tokens == 2 * 32
 
 
 def test_weights_that_fit_are_unpacked_once(tiny):
-    planned, counters = tiny.plan(1.0), tiny.search(1.0, 1)
-    assert planned.kept and planned.start_unpacked_bytes == tiny.shape.layers["parameters"].sum() * 4
-    assert counters.unpacked_bytes == pytest.approx(planned.start_unpacked_bytes + planned.unpacked_bytes, rel=0.1)
+    one = SEARCH.model_copy(update={"generations": 1})
+    planned, counters = tiny.plan(1.0, one), tiny.search(1.0, one)
+    assert planned.kept and planned.whole.unpacked_bytes > tiny.shape.layers["parameters"].sum() * 4
+    assert counters.unpacked_bytes == pytest.approx(planned.whole.unpacked_bytes, rel=0.1)
 
 
 def test_weights_that_do_not_fit_are_unpacked_in_every_pass(tiny):
     weights = 4 * tiny.shape.block_bytes  # of eight blocks; half as much is left for hidden states
     memory_gb = (tiny.shape.outside * 4 + 2 * weights) / 1e9
-    planned, counters = tiny.plan(memory_gb), tiny.search(memory_gb, SEARCH.generations)
-    assert not planned.kept and planned.steps[-1].passes > 1
-    assert counters.unpacked_bytes == pytest.approx(SEARCH.generations * planned.unpacked_bytes, rel=0.1)
-
-
-def test_a_random_start_and_the_dense_model_are_counted_before_the_first_generation(tiny):
-    text = PythonDocs(tokens=SEQUENCES * LENGTH, sequence_length=LENGTH)
-    settings = SEARCH.model_copy(update={"target": 2.5, "initial_candidates": 10, "initial_tokens": 32})
-    work = search_work(tiny.shape, tiny.variants, settings, text, 1.0, "cpu", "searches.q")
-    block = tiny.shape.blocks * tiny.shape.block_flops(LENGTH)
-    assert work.start_flops == (960 + 320) * block + 320 * tiny.shape.head_flops
-    assert tiny.plan(1.0).start_flops == 960 * block
-
-
-def test_a_start_from_sensitivities_is_counted(tiny):
-    text = PythonDocs(tokens=SEQUENCES * LENGTH, sequence_length=LENGTH)
-    start = {"start": "sensitivity", "sensitivity_tokens": 32, "initial_tokens": 64}
-    settings = SEARCH.model_copy(update=start)
-    work = search_work(tiny.shape, tiny.variants, settings, text, 1.0, "cpu", "searches.q")
-    layers = tiny.variants["name"].nunique()
-    judged = (layers + 1) * 32 + 3 * 64  # then the even start, and one by fitness and by hidden states
-    block = tiny.shape.blocks * tiny.shape.block_flops(LENGTH)
-    assert work.start_flops == (960 + judged) * block + judged * tiny.shape.head_flops
+    planned, counters = tiny.plan(memory_gb), tiny.search(memory_gb)
+    assert not planned.kept and planned.a_round.passes > len(SEARCH.tokens)
+    assert counters.unpacked_bytes == pytest.approx(planned.whole.unpacked_bytes, rel=0.1)
+    assert counters.peak_state_bytes <= memory_gb * 1e9 / 4
 
 
 def test_the_least_budget_is_the_one_that_a_search_refuses_to_go_below(tiny):

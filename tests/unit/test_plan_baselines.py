@@ -14,19 +14,19 @@ from evopress.compression.methods.gptq import Gptq
 from evopress.config.context import StageContext
 from evopress.config.data import FileText
 from evopress.config.model import FolderModel
-from evopress.plan.baselines import baseline_work
-from evopress.plan.search import search_work
+from evopress.plan.searches import SearchPlanner, SearchWork, requests_of
 from evopress.plan.shape import ModelShape, shape_of
-from evopress.plan.sharing import Unrelated
-from evopress.search.base import Strategy
+from evopress.search.base import Fitness, Strategy
 from evopress.search.engine.evaluator import ModelEvaluator
 from evopress.search.engine.weights import Counters
+from evopress.search.problem import problem_of
 from evopress.search.run import run_search
 from evopress.search.strategies.brute import BruteForce
 from evopress.search.strategies.dp import DynamicProgramming
 from evopress.search.strategies.greedy import Greedy
 from evopress.search.strategies.random import RandomSearch
 from evopress.search.strategies.scores import BlockScores
+from evopress.search.strategies.uniform import Uniform
 from evopress.util.errors import ConfigError
 
 VARIANTS: dict[str, Method] = {
@@ -51,6 +51,12 @@ def shape(prepared: Run) -> ModelShape:
     found = shape_of(FolderModel(source="folder", path=str(prepared.model)), prepared)
     assert found is not None and found.vocab_size == VOCABULARY
     return found
+
+
+def planned(shape: ModelShape, settings: Strategy) -> SearchWork:
+    table = VARIANTS[settings.variants].table(shape.layers, shape.itemsize, "variants.x")
+    problem = problem_of(table, settings.variants, settings.target, settings.grouping(), "searches.s")
+    return SearchPlanner(shape, problem, TEXT, 1.0, "cpu").plan(settings, requests_of(settings, problem))
 
 
 @pytest.mark.parametrize(
@@ -79,34 +85,44 @@ def test_tokens_and_work_are_those_of_the_search(
     monkeypatch.setattr(ModelEvaluator, "__init__", noted)
     own = fresh(prepared, tmp_path / "run")
     run_search(StageContext(own, COMPUTE), "s", settings)
-    table = VARIANTS[settings.variants].table(shape.layers, shape.itemsize, "variants.x")
-    work = baseline_work(shape, table, settings, TEXT, 1.0, "cpu", "searches.s")
+    work = planned(shape, settings)
     spent = int(read_table(own.effort("s"), EFFORT)["tokens"][0])
-    if isinstance(settings, Greedy):
-        assert spent <= work.candidate_tokens <= 2.5 * spent
-    else:
-        assert spent == work.candidate_tokens
-    if counters and not isinstance(settings, Greedy):
+    assert work.whole.candidate_tokens == pytest.approx(spent, rel=0.3 if settings.strategy == "greedy" else 1e-9)
+    if counters:
+        if settings.strategy != "greedy":
+            assert counters[0].block_tokens == work.whole.block_tokens
+            assert counters[0].head_tokens == work.whole.head_tokens
         teacher = 72 * shape.blocks if getattr(settings, "score", "") != "perplexity" else 0
         done = (counters[0].block_tokens + teacher) * shape.block_flops(12) + counters[0].head_tokens * shape.head_flops
-        assert work.flops == pytest.approx(done, rel=1e-9 if not isinstance(settings, BruteForce) else 0.1)
+        # Of 30 tokens six are a shorter sequence, in which attention does less.
+        assert work.whole.flops == pytest.approx(done, rel=0.3 if settings.strategy == "greedy" else 0.02)
     assert 0 < work.memory_bytes < 1e9
 
 
-def test_random_candidates_share_no_work(prepared: Run, shape: ModelShape) -> None:
-    settings = RandomSearch(variants="gptq", target=2.7, generations=4, offspring=5, survivors=(2, 1), tokens=(18, 48))
-    table = VARIANTS["gptq"].table(shape.layers, shape.itemsize, "variants.gptq")
-    random = search_work(shape, table, settings, TEXT, 1.0, "cpu", "searches.r")
-    same = SETTINGS.model_copy(update={"offspring": 5, "survivors": (2, 1)})
-    evolution = search_work(shape, table, same, TEXT, 1.0, "cpu", "searches.e")
-    assert random.candidate_tokens == evolution.candidate_tokens == 5 * 18 + 3 * 48
+def test_random_candidates_share_no_work(shape: ModelShape) -> None:
+    steps = {"offspring": 5, "survivors": (2, 1), "tokens": (18, 48)}
+    random = planned(shape, RandomSearch(variants="gptq", target=2.7, generations=4, **steps))
+    evolution = planned(shape, SETTINGS.model_copy(update={**steps, "generations": 4}))
+    assert random.a_round.candidate_tokens == evolution.a_round.candidate_tokens == 5 * 18 + 3 * 48
     assert random.share == 1.0 > evolution.share
-    assert random.unpacked_bytes > evolution.unpacked_bytes
-    assert Unrelated((3, 1)).changed(1) == pytest.approx(2 / 3)
+    assert random.in_rounds.unpacked_bytes > evolution.in_rounds.unpacked_bytes
+
+
+def test_what_evaluates_nothing_takes_nothing(shape: ModelShape) -> None:
+    work = planned(shape, Uniform(variants="gptq", target=3))
+    assert (work.memory_bytes, work.whole.flops, work.rounds) == (0, 0, 0)
+
+
+def test_a_strategy_that_keeps_quiet_on_what_it_evaluates_is_not_planned_as_nothing(shape: ModelShape) -> None:
+    class Quiet(Uniform):
+        def minimizes(self) -> Fitness:
+            return Fitness("kl")
+
+    with pytest.raises(NotImplementedError, match="Quiet evaluates candidates"):
+        planned(shape, Quiet(variants="gptq", target=3))
 
 
 def test_a_plan_refuses_what_the_search_would(shape: ModelShape) -> None:
     settings = BruteForce(variants="blocks", target=1, max_candidates=1)
-    table = VARIANTS["blocks"].table(shape.layers, shape.itemsize, "variants.blocks")
-    with pytest.raises(ConfigError, match=r"searches.b.max_candidates: 1 of 2 can be dropped in 2 ways"):
-        baseline_work(shape, table, settings, TEXT, 1.0, "cpu", "searches.b")
+    with pytest.raises(ConfigError, match=r"searches.s.max_candidates: 1 of 2 can be dropped in 2 ways"):
+        planned(shape, settings)

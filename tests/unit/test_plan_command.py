@@ -10,10 +10,13 @@ from large_models import SHAPES, write_settings
 
 from evopress.__main__ import main
 from evopress.artifacts.paths import Run
-from evopress.plan.search import search_work
+from evopress.evaluation.perplexity import LOGITS, RUN_TOKENS
+from evopress.plan.searches import SearchPlanner, requests_of
 from evopress.plan.shape import shape_of
 from evopress.plan.stages import stages
 from evopress.plan.text import amount
+from evopress.search.engine.memory import ACTIVATION_WIDTH
+from evopress.search.problem import problem_of
 from evopress.workflow.loading import load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -32,7 +35,7 @@ def test_large_models_on_a_small_and_a_large_device(size, parameters, kept, tmp_
     (weights,) = (line for line in lines if "weights that candidates use" in line)
     assert [word for word in weights.replace(",", " ").split() if word in ("kept", "streamed")] == kept
     hidden = SHAPES[size]["hidden_size"]
-    assert amount(float(hidden * 2 * (1 << 19)), "B") in next(line for line in lines if "teacher" in line)
+    assert amount(float(hidden * 2 * (1 << 19)), "B") in next(line for line in lines if "dense model" in line)
     assert any(line.startswith("total") and ">=" in line for line in lines)  # wikitext2 has no set length
 
 
@@ -53,21 +56,24 @@ def test_work_of_a_7b_model_by_hand(tmp_path):
     shape = shape_of(settings.model, Run(tmp_path))
     assert shape is not None
     variants = settings.variants["gptq"].table(shape.layers, shape.itemsize, "variants.gptq")
+    search, text = settings.searches["q3"], settings.data.search
+    problem = problem_of(variants, "gptq", search.target, search.grouping(), "q3")
+    requests = requests_of(search, problem)
     small, large = (
-        search_work(shape, variants, settings.searches["q3"], settings.data.search, 0.9 * gigabytes, "cuda", "q3")
-        for gigabytes in (24, 80)
+        SearchPlanner(shape, problem, text, 0.9 * gigabytes, "cuda").plan(search, requests) for gigabytes in (24, 80)
     )
+    # 128 candidates in two steps pass in parts on the small device: each part begins at the first block.
     tokens = 128 * 2048 + 16 * 16384 + 5 * 131072
-    assert small.candidate_tokens == tokens and small.head_tokens == tokens + 2048 + 16384 + 131072
-    assert 0.73 < small.share < 0.8 and small.block_tokens == large.block_tokens
+    assert small.a_round.candidate_tokens == large.a_round.candidate_tokens == tokens
+    assert large.a_round.head_tokens == tokens + 2048 + 16384 + 131072 <= small.a_round.head_tokens
+    assert 0.7 < large.share <= small.share < 0.85
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    shorter = 2 * linear + 32 * 4 * 2048 * 4096  # the first step's 2,048 tokens are half a sequence
     per_token = 2 * linear + 32 * 4 * 4096 * 4096
-    assert small.flops == pytest.approx(small.share * tokens * per_token + small.head_tokens * 2 * 4096 * 32000)
+    expected = large.share * tokens * per_token + large.a_round.head_tokens * 2 * 4096 * 32000
+    assert shorter / per_token * expected < large.a_round.flops < 1.01 * expected
     # Everything is unpacked once in each pass, and the mutants' levels on top.
-    assert small.unpacked_bytes > sum(step.passes for step in small.steps) * linear * 2 > 2 * large.unpacked_bytes
-    # At 3 bits with 16-bit scales and 3-bit zeros for 128 weights, 16 bits shrink to 3.15.
-    teacher = (2048 + 16384 + 131072) * 4096 * 2
-    assert small.moved_bytes - teacher == pytest.approx(small.unpacked_bytes * (3 + 19 / 128) / 16)
+    assert small.a_round.unpacked_bytes > small.a_round.passes * linear * 2 > 2 * large.a_round.unpacked_bytes
     for work, gigabytes in ((small, 24), (large, 80)):
         assert work.memory_bytes < gigabytes * 1e9
 
@@ -81,13 +87,26 @@ def test_a_chain_of_compressed_blocks_keeps_no_hessians_and_runs_each_block_twic
     assert shape is not None
     table = method.table(shape.layers, shape.itemsize, "variants.gptq")
     apart, together = (
-        {stage.name: stage for stage in stages(settings, shape, {"gptq": table}, {})} for settings in (dense, chained)
+        {stage.name: stage for stage in stages(settings, shape, shape, {"gptq": table}, {})}
+        for settings in (dense, chained)
     )
     assert set(apart) - set(together) == {"hessians"}
     before, after, hessians = apart["variants gptq"], together["variants gptq"], apart["hessians"]
     assert after.jobs == before.jobs == 32 and after.disk == before.disk
     assert before.flops + hessians.flops < after.flops < before.flops + 2 * hessians.flops
     assert after.memory > before.memory
+
+
+def test_perplexity_is_planned_with_the_tokens_that_it_runs_at_once(tmp_path):
+    text = {"source": "fineweb_edu", "tokens": 4096, "sequence_length": 2048}
+    data = {"calibration": text, "search": text, "evaluation": {"held": text}}
+    settings = load_settings([write_settings(tmp_path, "7B", searches={}, data=data)])
+    shape = shape_of(settings.model, Run(tmp_path))
+    assert shape is not None
+    (found,) = (stage for stage in stages(settings, shape, shape, {}, {}) if stage.name == "perplexity")
+    numbers = shape.outside + (ACTIVATION_WIDTH * RUN_TOKENS + 2 * 4096) * shape.hidden_size
+    logits = LOGITS * (2 * 2 + 8)
+    assert found.memory == numbers * 2 + shape.block_bytes + logits and found.disk == 4096 * shape.hidden_size * 2
 
 
 def test_the_device_need_not_be_in_the_machine_that_plans(tmp_path, capsys):
@@ -115,7 +134,7 @@ def test_a_wheel_that_is_not_there_yet_is_planned_as_far_as_it_goes(tmp_path, mo
     out = capsys.readouterr().out
     advised = next(line for line in out.splitlines() if "snakemake --cores all" in line)
     assert advised.endswith(f"results/nothing-was-ever-made-here/model.json --configfile {overlay}")
-    assert amount(float(16 * 512 + 5 * 2048)) in out
+    assert next(line for line in out.splitlines() if "search evopress" in line).split()[-2:] == ["2.05", "k"]
 
 
 @pytest.mark.parametrize(

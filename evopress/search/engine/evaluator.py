@@ -1,6 +1,6 @@
 """Evaluating many candidates by the model: the evaluator of a search, and how it is opened."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -81,12 +81,13 @@ class ModelEvaluator:
         First fitness, then the errors of final hidden states, which are NaN without a run of the dense model.
         """
         sums = np.zeros((2, len(distinct), len(minibatch.sequences)))
-        chunks = list(self._chunks(len(distinct), minibatch))
+        model = self.blocks.model
+        chunks = list(self.memory.chunks(len(distinct), minibatch, model.hidden_size, model.dtype.itemsize))
         steps = len(chunks) * (len(self.blocks.units_of) + 1)  # the head is one more
         with progress(f"evaluating {len(distinct)} candidates", steps, "blocks", brief=True) as bar:
             for part, sequences, length in chunks:
                 rows = torch.tensor(minibatch.sequences[sequences])
-                ids = self.tokens[rows, :length].to(self.blocks.model.device)
+                ids = self.tokens[rows, :length].to(model.device)
                 run_tokens, check = self.memory.run_tokens, self.check
                 finals = advance(self.blocks, distinct[part], ids, run_tokens, self.counters, check, bar.advance)
                 sums[:, part, sequences] = self._score(finals, ids, rows)
@@ -124,20 +125,6 @@ class ModelEvaluator:
         """Number of positions of each sequence that count, without the ``lost`` ones at its end, [S]."""
         parts = zip(minibatch.sequences, minibatch.lengths, strict=True)
         return np.array([int(self.counted[row, : length - lost].sum()) for row, length in parts])
-
-    def _chunks(self, candidates: int, minibatch: Minibatch) -> Iterator[tuple[slice, slice, int]]:
-        """Cut (candidates, sequences) so that hidden states fit in memory; candidates are parted last.
-
-        Candidates are in lexicographic order, so a part shares its prefixes.
-        """
-        model = self.blocks.model
-        for start, end, length in minibatch.segments():
-            room = self.memory.states(length, model.hidden_size, model.dtype.itemsize)
-            part = min(candidates, room)
-            step = max(1, room // part)
-            for first in range(start, end, step):
-                for head in range(0, candidates, part):
-                    yield slice(head, min(head + part, candidates)), slice(first, min(first + step, end)), length
 
     def _score(self, finals: list[Tensor], ids: Tensor, rows: Tensor) -> NDArray[np.float64]:
         """Sums over the positions that count, [2, C, S]; the dense logits are made once for all candidates."""

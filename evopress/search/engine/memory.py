@@ -1,9 +1,11 @@
 """How the memory budget is divided; depends on shapes only, so that a restarted search computes the same bytes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import linear_layers
+from evopress.search.evaluation import Minibatch
 from evopress.util.errors import ConfigError
 
 RUN_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -30,6 +32,24 @@ class MemoryPlan:
     def states(self, length: int, hidden_size: int, itemsize: int) -> int:
         """Sequences of ``length`` tokens that fit, with those before and those after a block alive together."""
         return max(1, self.hidden // (2 * length * hidden_size * itemsize))
+
+    def chunks(
+        self, candidates: int, minibatch: Minibatch, hidden_size: int, itemsize: int
+    ) -> Iterator[tuple[slice, slice, int]]:
+        """Cut (candidates, sequences) so that hidden states fit; candidates are parted last.
+
+        Candidates are in lexicographic order, so a part shares its prefixes.
+
+        Yields:
+            candidates, sequences of ``minibatch``, and the length of these sequences.
+        """
+        for start, end, length in minibatch.segments():
+            room = self.states(length, hidden_size, itemsize)
+            part = min(candidates, room)
+            step = max(1, room // part)
+            for first in range(start, end, step):
+                for head in range(0, candidates, part):
+                    yield slice(head, min(head + part, candidates)), slice(first, min(first + step, end)), length
 
 
 def score_bytes(itemsize: int) -> int:

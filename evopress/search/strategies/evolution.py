@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from evopress.config.base import Name
-from evopress.search.base import Request, SelectingStrategy
+from evopress.search.base import SelectingStrategy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,20 +74,6 @@ class Evolution(SelectingStrategy):
     ) -> "Round":
         """Mutate the population and select the next one."""
         return self.select(state, self._offspring(state.population, problem, rng), evaluator, rng)
-
-    def evaluations(self, problem: "SearchProblem", rng: "np.random.Generator") -> list[Request]:
-        """The starts, where there are several to compare, and one generation, as drawn."""
-        from evopress.search.candidates import initial_candidates
-        from evopress.search.sensitivity import each_at_its_level
-
-        starts = initial_candidates(problem.space, self.initial_candidates, rng)
-        requests = []
-        if self.start == "sensitivity":
-            requests.append(Request(each_at_its_level(problem.space)[0], self.sensitivity_tokens))
-        if self._compares_starts(problem):
-            requests.append(Request(starts, self.initial_tokens))
-        parents = starts[: self.population]
-        return [*requests, *self.generation(parents, self._offspring(parents, problem, rng), rng)]
 
     def _offspring(
         self, parents: "NDArray[np.int16]", problem: "SearchProblem", rng: "np.random.Generator"

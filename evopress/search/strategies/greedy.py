@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from evopress.search.base import GroupedStrategy, OneTextStrategy, Request
+from evopress.search.base import GroupedStrategy, OneTextStrategy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,16 +94,6 @@ class Greedy(OneTextStrategy, GroupedStrategy):
             mean = max(1.0, float(span.sum()) / max(1, int(space.top[members].sum())))
             steps += max(0, space.cost_of(candidate, members) - budget) / mean
         return max(1, math.ceil(steps / self.per_round))
-
-    def evaluations(self, problem: "SearchProblem", rng: "np.random.Generator") -> list[Request]:
-        """The first round, as often as there are rounds; later ones have fewer units that can go down."""
-        import numpy as np
-
-        from evopress.search.selection import State
-
-        top = problem.space.top
-        together = np.vstack([top[None], _steps(problem.space, top)[1]])
-        return [Request(together, self.tokens, self.remaining(State(0, top[None]), problem))]
 
     def sentence(self) -> str:
         """End of a sentence on levels, or on dropped modules."""

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from evopress.search.base import Request, SelectingStrategy
+from evopress.search.base import SelectingStrategy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,13 +32,6 @@ class RandomSearch(SelectingStrategy):
 
         drawn = random_candidates(problem.space, self.offspring, rng)
         return self.select(state, drawn[(drawn != state.parent).any(axis=1)], evaluator, rng)
-
-    def evaluations(self, problem: "SearchProblem", rng: "np.random.Generator") -> list[Request]:
-        """One generation, as drawn."""
-        from evopress.search.candidates import random_candidate, random_candidates
-
-        parent = random_candidate(problem.space, rng)
-        return self.generation(parent[None], random_candidates(problem.space, self.offspring, rng), rng)
 
     def sentence(self) -> str:
         """End of a sentence on levels."""
