@@ -7,9 +7,12 @@ from evopress.cli.script import argument_parser, run
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.config.context import StageContext
     from evopress.export.card import write_card
+    from evopress.export.exporters.huggingface import HuggingFace
 
-    write_card(arguments.results, arguments.search)
+    context = StageContext(arguments.results, arguments.compute, arguments.trust_remote_code)
+    write_card(context, arguments.search, HuggingFace())
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ from evopress.cli.script import argument_parser, run
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    from evopress.export.decilm import write_decilm
+    from evopress.config.context import StageContext
+    from evopress.export.exporters.decilm import DeciLm
+    from evopress.export.stage import run_export
 
-    write_decilm(arguments.results, arguments.search)
+    context = StageContext(arguments.results, arguments.compute, arguments.trust_remote_code)
+    run_export(context, arguments.search, DeciLm())
 
 
 if __name__ == "__main__":

@@ -7,15 +7,11 @@ from evopress.cli.script import argument_parser, run
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.config.context import StageContext
     from evopress.evaluation.perplexity import evaluate_perplexity
 
-    evaluate_perplexity(
-        arguments.results,
-        arguments.search,
-        arguments.datasets,
-        arguments.compute,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    context = StageContext(arguments.results, arguments.compute, arguments.trust_remote_code)
+    evaluate_perplexity(context, arguments.search, arguments.datasets)
 
 
 if __name__ == "__main__":

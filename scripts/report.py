@@ -8,9 +8,13 @@ from evopress.cli.script import argument_parser, run
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.artifacts.paths import HUGGINGFACE
+    from evopress.config.context import StageContext
     from evopress.report.page import write_report
 
-    write_report(arguments.results, arguments.searches, arguments.sections)
+    context = StageContext(arguments.results)
+    exports = [arguments.results.export(search, HUGGINGFACE) for search in arguments.searches]
+    write_report(context, arguments.searches, exports, arguments.sections)
 
 
 if __name__ == "__main__":

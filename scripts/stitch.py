@@ -7,9 +7,12 @@ from evopress.cli.script import argument_parser, run
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
-    from evopress.export.run import stitch_model
+    from evopress.config.context import StageContext
+    from evopress.export.exporters.huggingface import HuggingFace
+    from evopress.export.stage import run_export
 
-    stitch_model(arguments.results, arguments.search, trust_remote_code=arguments.trust_remote_code)
+    context = StageContext(arguments.results, arguments.compute, arguments.trust_remote_code)
+    run_export(context, arguments.search, HuggingFace())
 
 
 if __name__ == "__main__":

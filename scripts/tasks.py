@@ -8,15 +8,11 @@ from evopress.config.evaluation import TaskSettings
 
 def main(arguments: Namespace) -> None:
     """Run the stage."""
+    from evopress.config.context import StageContext
     from evopress.evaluation.tasks import evaluate_tasks
 
-    evaluate_tasks(
-        arguments.results,
-        arguments.search,
-        arguments.settings,
-        arguments.compute,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    context = StageContext(arguments.results, arguments.compute, arguments.trust_remote_code)
+    evaluate_tasks(context, arguments.search, arguments.settings)
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ def small_results():
     if set(searched) - set(DROPS):
         yield RESULTS.tokens("calibration")
     yield from map(RESULTS.configuration, SEARCHES)
-    yield from map(RESULTS.stitched_manifest, SEARCHES)
+    yield from (RESULTS.export_manifest(search, "huggingface") for search in SEARCHES)
     for model in [DENSE, *SEARCHES]:
         yield from [RESULTS.perplexity(model), RESULTS.tasks(model)]
 

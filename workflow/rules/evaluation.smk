@@ -30,7 +30,7 @@ rule perplexity_dense:
 
 rule perplexity:
     input:
-        RESULTS.stitched_manifest("{search}"),
+        RESULTS.export_manifest("{search}", "huggingface"),
         [RESULTS.tokens(dataset) for dataset in EVALUATION_SETS],
         with_manifest(*DENSE_HIDDEN),
         code=code("perplexity.py"),
@@ -77,7 +77,7 @@ rule tasks_dense:
 
 rule tasks:
     input:
-        RESULTS.stitched_manifest("{search}"),
+        RESULTS.export_manifest("{search}", "huggingface"),
         TASK_FILES,
         code=code("tasks.py"),
     output:

@@ -7,7 +7,7 @@ rule report:
         RESULTS.layers,
         [RESULTS.configuration(search) for search in SEARCHES],
         [RESULTS.trace(search) for search in SEARCHES],
-        [RESULTS.stitched_manifest(search) for search in SEARCHES],
+        [RESULTS.export_manifest(search, "huggingface") for search in SEARCHES],
         [RESULTS.perplexity(search) for search in [DENSE, *SEARCHES]],
         [RESULTS.tasks(search) for search in [DENSE, *SEARCHES]],
         STUDY_SECTIONS,

@@ -9,7 +9,7 @@ rule stitch:
         searched_variants,
         code=code("stitch.py"),
     output:
-        RESULTS.stitched_manifest("{search}"),
+        RESULTS.export_manifest("{search}", "huggingface"),
     log:
         LOGS / "stitch" / "{search}.log",
     params:
@@ -23,7 +23,7 @@ rule stitch:
 rule archives:
     # Opt-in: `snakemake archives` writes every compressed model packed, in one file each.
     input:
-        [RESULTS.archive(search) for search in SEARCHES],
+        [RESULTS.export_manifest(search, "archive") for search in SEARCHES],
 
 
 rule archive:
@@ -34,7 +34,7 @@ rule archive:
         searched_variants,
         code=code("archive.py"),
     output:
-        RESULTS.archive("{search}"),
+        RESULTS.export_manifest("{search}", "archive"),
     log:
         LOGS / "archive" / "{search}.log",
     params:
@@ -48,7 +48,7 @@ rule archive:
 rule decilm:
     # Opt-in: `snakemake decilm` writes every model that lost modules in the layout in which vLLM runs it.
     input:
-        [RESULTS.decilm_manifest(search) for search in SEARCHES if SETTINGS.searches[search].variants in DROPS],
+        [RESULTS.export_manifest(search, "decilm") for search in SEARCHES if SETTINGS.searches[search].variants in DROPS],
 
 
 rule decilm_model:
@@ -61,7 +61,7 @@ rule decilm_model:
         RESULTS.perplexity(DENSE),
         code=code("decilm.py"),
     output:
-        RESULTS.decilm_manifest("{search}"),
+        RESULTS.export_manifest("{search}", "decilm"),
     log:
         LOGS / "decilm" / "{search}.log",
     params:
@@ -75,13 +75,13 @@ rule decilm_model:
 rule card:
     input:
         RESULTS.layers,
-        RESULTS.stitched_manifest("{search}"),
+        RESULTS.export_manifest("{search}", "huggingface"),
         RESULTS.configuration("{search}"),
         RESULTS.perplexity("{search}"),
         RESULTS.perplexity(DENSE),
         code=code("card.py"),
     output:
-        RESULTS.card("{search}"),
+        RESULTS.card("{search}", "huggingface"),
     log:
         LOGS / "card" / "{search}.log",
     params:
