@@ -1,8 +1,8 @@
 """What an exporter consists of.
 
-An **exporter** is the pydantic class of its settings. It writes the model that a search has chosen into a folder in some
-form, and has the words for the model card. The stage around it puts the folder in place, with a manifest. To add one,
-write a file in `exporters/` and name it in the registry there (docs/extending.md).
+An **exporter** is the pydantic class of its settings. It writes the model that a search has chosen into a folder in
+some form, and has the words for the model card. The stage around it puts the folder in place, with a manifest. To add
+one, write a file in `exporters/` and name it in the registry there (docs/extending.md).
 
 Snakemake imports this module while it parses, so whatever takes long to import is imported inside functions.
 """

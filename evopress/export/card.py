@@ -4,7 +4,6 @@ It is a stage of its own, after evaluation, so that the card holds measured numb
 makes no model again.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from evopress.artifacts.atomic import write_text
 from evopress.artifacts.exports import read_export_manifest
 from evopress.artifacts.model_facts import ModelFacts, read_model_facts
 from evopress.artifacts.paths import DENSE, HUGGINGFACE, Run
-from evopress.artifacts.tables import PERPLEXITY, read_provenance, read_table, settings_of
+from evopress.artifacts.tables import PERPLEXITY, read_table, settings_of
 from evopress.compression.families import MODULES, of_modules
 from evopress.compression.size import Size, dense_size, size_of
 from evopress.config.context import StageContext
@@ -208,7 +207,7 @@ def _perplexity_section(run: Run, search: str, exporter: Exporter) -> list[str]:
 
 def _settings_section(run: Run, search: str, configuration: pd.DataFrame) -> str:
     """Settings that made the configuration and its variants, as the artifacts themselves record them."""
-    made: dict[str, Any] = {"search": json.loads(read_provenance(run.configuration(search)).settings)}
+    made: dict[str, Any] = {"search": settings_of(run.configuration(search))}
     for name, table in Configuration(configuration).made_by(run):
-        made.setdefault("variants", {})[name] = json.loads(read_provenance(table).settings)
+        made.setdefault("variants", {})[name] = settings_of(table)
     return fenced(to_yaml(made), "yaml")

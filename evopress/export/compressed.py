@@ -89,11 +89,11 @@ class CompressedModel:
             return torch.zeros_like(dense)
         if name not in self.choices:
             return check_weight(self.run, self._digests, name, dense)
-        variants, *key = self.choices[name]
-        weight = self._stores[variants].weight(*key, dense.device, dense.dtype)
+        variants, block, layer, level = self.choices[name]
+        weight = self._stores[variants].weight(block, layer, level, dense.device, dense.dtype)
         if weight.shape != dense.shape:
             raise ArtifactError(
-                f"variants {variants!r}: block {key[0]} {key[1]} level {key[2]} is {list(weight.shape)}, the model's "
+                f"variants {variants!r}: block {block} {layer} level {level} is {list(weight.shape)}, the model's "
                 f"layer is {list(dense.shape)}; delete these variants and run again"
             )
         return weight
@@ -104,8 +104,9 @@ class CompressedModel:
         Raises:
             ArtifactError: the variant is damaged.
         """
-        variants, *key = self.choices[name]
-        return self._stores[variants].format(*key), self._stores[variants].packed(*key)
+        variants, block, layer, level = self.choices[name]
+        store = self._stores[variants]
+        return store.format(block, layer, level), store.packed(block, layer, level)
 
 
 def _read_dropped(run: Run, configuration: pd.DataFrame) -> Dropped | None:

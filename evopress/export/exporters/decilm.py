@@ -35,8 +35,8 @@ _MULTIPLE = 256
 """What vLLM rounds the size of an MLP up to."""
 _USAGE = """This folder has the layout of `DeciLMForCausalLM`, which vLLM runs: dropped modules are marked `no_op` in \
 `block_configs`, take neither memory nor time, and their tensors are not stored. The attention of the first block is \
-stored even where it is dropped, since that code needs attention there. vLLM has the model's code, but not the class of \
-its config, which lies here (`configuration_decilm.py`):
+stored even where it is dropped, since that code needs attention there. vLLM has the model's code, but not the class \
+of its config, which lies here (`configuration_decilm.py`):
 
 ```sh
 vllm serve {folder} --trust-remote-code
