@@ -26,6 +26,8 @@ from evopress.workflow.slices import expected_slices, export_slice, search_slice
 
 TEXT = {"source": "python_docs", "tokens": 4096, "sequence_length": 512}
 
+SEARCH = {"variants": "v", "target": 3, "tokens": [512, 512, 512]}
+
 
 @pytest.fixture(autouse=True)
 def levels_csv() -> Iterator[None]:
@@ -51,7 +53,7 @@ def settings(*exports: object, method: str = "gptq", **search: object) -> Settin
             "model": {"source": "folder", "path": "/nowhere"},
             "data": {"calibration": TEXT, "search": TEXT, "evaluation": {"held_out": TEXT}},
             "variants": {"v": {"method": method}},
-            "searches": {"s": {"strategy": "random", "variants": "v", "target": 3, "exports": list(exports), **search}},
+            "searches": {"s": {"strategy": "random", **SEARCH, "exports": list(exports), **search}},
         }
     )
 
