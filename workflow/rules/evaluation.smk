@@ -1,4 +1,4 @@
-# Held-out perplexity and KL, and lm-eval tasks, of the dense model and of every stitched one.
+# Held-out perplexity and KL, and lm-eval tasks, of the dense model and of every compressed one.
 
 DENSE_HIDDEN = [RESULTS.dense_hidden(dataset) for dataset in EVALUATION_SETS]
 
