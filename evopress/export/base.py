@@ -29,6 +29,8 @@ class Exporter(Section):
 
     has_card: ClassVar[bool] = True
     """Whether its folder is published as it is, with a model card."""
+    library: ClassVar[str] = "transformers"
+    """What loads the folder, in the words of the hub's model cards."""
     relation: ClassVar[str | None] = "quantized"
     """To the original, in the words of the hub's model cards; None where the hub has no word."""
 

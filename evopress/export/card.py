@@ -60,7 +60,7 @@ def render_card(run: Run, search: str, exporter: Exporter) -> str:
     folder = run.export(search, exporter.exporter)
     lost = _without_modules(size, folder, exporter)
     sections = [
-        header(facts, relation=None if lost else exporter.relation),
+        header(facts, exporter.library, None if lost else exporter.relation),
         f"# {escape(facts.name)} {_title(size)}",
         *_introduction(facts, search, settings, size, lost, exporter),
         "## Usage",
@@ -85,10 +85,16 @@ def _without_modules(size: Size, folder: Path, exporter: Exporter) -> DepthFolde
     return DepthFolder(size.depth, exporter.absent(size.depth.dropped), stored)
 
 
-def header(facts: ModelFacts, relation: str | None = "quantized") -> str:
-    """YAML header with the keys of the hub's model cards; ``relation`` is to the original, if the hub has a word."""
+def header(facts: ModelFacts, library: str = "transformers", relation: str | None = "quantized") -> str:
+    """YAML header with the keys of the hub's model cards.
+
+    Args:
+        facts: of the original.
+        library: what loads the compressed model.
+        relation: to the original, if the hub has a word for it.
+    """
     known: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": library,
         "pipeline_tag": "text-generation",
         "tags": ["evopress", "compressed"],
         **facts.card,

@@ -13,6 +13,7 @@ from evopress.search.configuration import Configuration
 class LevelsCsv(Exporter):
     """The level of each unit as CSV."""
 
+    library: ClassVar[str] = "pandas"
     relation: ClassVar[str | None] = None
 
     exporter: Literal["csv"] = "csv"

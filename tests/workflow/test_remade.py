@@ -85,7 +85,7 @@ def test_what_is_damaged_is_named_and_made_again(
     untouched = {name for name in after if not name.endswith(".damaged")} - set(run.job(reader).outputs)
     assert all(after[name] == found[name] for name in untouched)
     assert any(name.endswith(".damaged") for name in after), how
-    for target in ("report.html", "archives/evo.safetensors", "archives/even.safetensors"):
+    for target in ("report.html", "exports/evo/archive.json", "exports/even/archive.json"):
         (run.results / target).unlink(missing_ok=True)  # where a job failed, the next run makes its targets anyway
     jobs = run.checkout.jobs(fault_settings(settings), targets=TARGETS)
     assert {maker, reader} <= {job.name for job in jobs}
@@ -107,7 +107,9 @@ def test_verify_names_all_that_is_damaged_or_missing(whole: Run, dice: random.Ra
     run = whole.copy(tmp_path / "evopress")
     good = verify(run)
     assert good.returncode == 0 and "artifacts are as they were written" in good.stdout, good.stdout + good.stderr
-    paths = [case[0] for case in CASES if not case[0].startswith("model/")] + ["archives/evo.safetensors"]
+    paths = [case[0] for case in CASES if not case[0].startswith("model/")] + [
+        "exports/evo/archive/archive.safetensors"
+    ]
     seals = {"hessians/shard_1/block_001.json", "exports/evo/huggingface.json"}  # what these seal is named by them
     for path in paths:
         damage(run.results / path, dice, ["bit", "cut", "blank"])

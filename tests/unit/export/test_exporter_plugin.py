@@ -145,5 +145,6 @@ def test_the_card_says_how_to_use_it(context: StageContext) -> None:
     text = run.card("s", "csv").read_text()
     assert f'## Usage\n\n`pandas.read_csv("{run.export("s", "csv")}/levels.csv", sep=",")`' in text
     assert "base_model: someone/tiny-llama" in text and "base_model_relation" not in text
-    assert "AutoModelForCausalLM" not in text and "| bits per weight reached | 3.0000 |" in text
+    assert "library_name: pandas" in text and "AutoModelForCausalLM" not in text
+    assert "| bits per weight reached | 3.0000 |" in text
     read_export_manifest(run, "s", "csv")  # the card is no part of it
