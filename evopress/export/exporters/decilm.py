@@ -8,12 +8,14 @@ stored.
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from evopress.compression.base import Method
+from evopress.compression.families import of_modules
 from evopress.export.base import Exporter
 from evopress.export.exporters.huggingface import SHARD_BYTES
 from evopress.models.modules import ATTENTION, MLP
@@ -61,10 +63,12 @@ class DeciLm(Exporter):
         from evopress.export.compressed import CompressedModel
         from evopress.export.folder import copy_companions, write_weights
         from evopress.models.skeleton import load_config
+        from evopress.search.configuration import Configuration
 
-        model = CompressedModel(context, search)
-        if model.dropped is None:
+        if not of_modules(Configuration.read(context.run, search).table).any():
             raise ArtifactError(f"{context.run.configuration(search)}: drops no modules, which this layout is for")
+        model = CompressedModel(context, search)
+        assert model.dropped is not None
         config = load_config(context.run.model, trust_remote_code=context.trust_remote_code)
         tensors = block_tensors(model.checkpoint, read_table(context.run.layers, LAYERS))
         require_plain_llama(config, {inner for _, inner in tensors.values()})
@@ -84,7 +88,7 @@ class DeciLm(Exporter):
 
         vLLM's code opens the residual stream in the first block's attention: that one stays, with an output of zeros.
         """
-        return type(dropped)(dropped.modules - {(dropped.kept[0], ATTENTION)}, dropped.all_modules)
+        return replace(dropped, modules=dropped.modules - {(dropped.kept[0], ATTENTION)})
 
 
 def decilm_config(config: Any, dropped: "Dropped", absent: "Dropped") -> dict[str, Any]:

@@ -161,7 +161,7 @@ def test_impossible_configurations_are_refused(tmp_path, dropped, message):
     results = Run(tmp_path / "run")
     write_depth_model(results, build("llama"))
     frame = write_depth_configuration(results, "evo", dropped)
-    strange = [("x", block, kind, "d", "drop", 1.0, 0, 1, 0) for block, kind in dropped if block > 2]
+    strange = [("x", block, kind, "d", "modules", "drop", 1.0, 0, 1, 0) for block, kind in dropped if block > 2]
     frame = pd.concat([frame, pd.DataFrame(strange, columns=frame.columns)])
     with pytest.raises(ArtifactError, match=message):
         dropped_modules(frame, pd.read_parquet(results.layers))
@@ -174,7 +174,7 @@ def test_modules_and_layers_of_one_configuration_both_count(tmp_path, monkeypatc
     from evopress.export import compressed
 
     class Halved:
-        def __init__(self, results, name):
+        def __init__(self, results, name, *, verify=False):
             self.checkpoint = Checkpoint(results.model)
 
         def weight(self, block, layer, level, device, dtype):
@@ -186,7 +186,9 @@ def test_modules_and_layers_of_one_configuration_both_count(tmp_path, monkeypatc
     write_depth_model(results, build("llama"))
     frame = write_depth_configuration(results, "evo", MIXED)
     layers = pd.read_parquet(results.layers)
-    rows = [(row.name, row.block, row.layer, "gptq", "3", 3.0, 3, 1, 1) for row in layers.itertuples(index=False)]
+    rows = [
+        (row.name, row.block, row.layer, "gptq", "bits", "3", 3.0, 3, 1, 1) for row in layers.itertuples(index=False)
+    ]
     both = pd.concat([frame, pd.DataFrame(rows, columns=frame.columns)])
     write_table(both, results.configuration("evo"), CONFIGURATION, provenance())
     run_export(StageContext(results), "evo", HuggingFace())
