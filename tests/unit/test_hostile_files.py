@@ -245,7 +245,7 @@ PREPARE = """
 import resource, sys
 from pathlib import Path
 import torch, transformers
-from evopress.artifacts.paths import Results
+from evopress.artifacts.paths import Run
 from evopress.config.model import FolderModel
 from evopress.util.errors import EvopressError
 from evopress.models.sources import prepare_model
@@ -257,7 +257,7 @@ import json
 for number, change in enumerate(json.loads(sys.argv[2])):
     (folder / "config.json").write_text(json.dumps(json.loads(plain) | change))
     try:
-        prepare_model(FolderModel(path=str(folder)), Results(folder.parent / f"run_{number}"))
+        prepare_model(FolderModel(path=str(folder)), Run(folder.parent / f"run_{number}"))
         print("prepared", change)
     except EvopressError as error:
         print("refused", str(error).splitlines()[0][:200])
