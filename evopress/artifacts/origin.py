@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from evopress.artifacts.provenance import PROVENANCE_KEY
 from evopress.util.errors import ArtifactError
 
 
@@ -27,27 +26,15 @@ def require_settings(expected: Iterable[tuple[Path, str]], root: Path) -> None:
 
 
 def _recorded(path: Path) -> dict:
-    """Settings in the provenance of a table, a manifest or a safetensors file that has no manifest."""
+    """Settings in the provenance of a table or a manifest."""
     try:
         if path.suffix == ".json":
             return json.loads(json.loads(path.read_text(encoding="utf-8"))["provenance"]["settings"])
-        if path.suffix == ".safetensors":
-            return json.loads(json.loads(_header(path)["__metadata__"][PROVENANCE_KEY])["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: no readable provenance ({error!r}); delete it and run again") from error
     from evopress.artifacts.tables import read_provenance  # pandas: seldom needed, and slow to import for every job
 
     return json.loads(read_provenance(path).settings)
-
-
-def _header(path: Path) -> dict:
-    """Header of a safetensors file: its length in eight bytes, lowest first, and JSON. Read without the library, which
-    takes long to import."""
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError(f"a header of {length} bytes")
-        return json.loads(stream.read(length))
 
 
 def _differences(recorded: dict, asked: dict) -> list[str]:

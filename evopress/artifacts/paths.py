@@ -5,6 +5,8 @@ from pathlib import Path
 
 DENSE = "dense"
 """Name under which the uncompressed model is evaluated; no search may take it."""
+HUGGINGFACE = "huggingface"
+"""The exporter whose folder is evaluated, so that every search has it."""
 
 
 def block_name(block: int | str) -> str:
@@ -77,29 +79,17 @@ class Run:
         """Folder of the state from which a killed search goes on; not a declared output."""
         return self.root / "search" / search / "resume"
 
-    def stitched(self, search: str) -> Path:
-        """Hugging Face folder of a compressed model."""
-        return self.root / "models" / search
+    def export(self, search: str, exporter: str) -> Path:
+        """Folder of a compressed model as an exporter writes it."""
+        return self.root / "exports" / search / exporter
 
-    def stitched_manifest(self, search: str) -> Path:
-        """Digests and provenance of a compressed model (JSON), written last."""
-        return self.root / "models" / f"{search}.json"
-
-    def decilm(self, search: str) -> Path:
-        """Folder of a model without some of its modules as vLLM runs it; written only when asked for."""
-        return self.root / "decilm" / search
-
-    def decilm_manifest(self, search: str) -> Path:
+    def export_manifest(self, search: str, exporter: str) -> Path:
         """Digests and provenance of that folder (JSON), written last."""
-        return self.root / "decilm" / f"{search}.json"
+        return self.root / "exports" / search / f"{exporter}.json"
 
-    def archive(self, search: str) -> Path:
-        """Compact archive of a compressed model; written only when asked for."""
-        return self.root / "archives" / f"{search}.safetensors"
-
-    def card(self, search: str) -> Path:
-        """Model card of a compressed model; written again once the model is measured."""
-        return self.stitched(search) / "README.md"
+    def card(self, search: str, exporter: str) -> Path:
+        """Model card in that folder; written again once the model is measured."""
+        return self.export(search, exporter) / "README.md"
 
     def perplexity(self, search: str) -> Path:
         """Perplexity and KL by data set, of a search or of the dense model."""

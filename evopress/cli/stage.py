@@ -21,9 +21,12 @@ from evopress.artifacts.manifest import set_aside
 from evopress.artifacts.paths import Run
 from evopress.compression.base import Method
 from evopress.compression.methods import METHODS
-from evopress.config.base import parse_json
+from evopress.config.base import Section, parse_json
 from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
+from evopress.config.plugins import Registry
+from evopress.export.base import Exporter
+from evopress.export.exporters import EXPORTERS
 from evopress.search.base import Strategy
 from evopress.search.strategies import STRATEGIES
 from evopress.util.errors import INTERRUPTED, DamagedError, EvopressError
@@ -31,9 +34,9 @@ from evopress.util.leases import leased
 from evopress.util.progress import log, setup_logging
 from evopress.workflow.stages import STAGES, Stage
 
-PLUGINS = {Method: METHODS, Strategy: STRATEGIES}
+PLUGINS: dict[type[Section], Registry[Any]] = {Method: METHODS, Strategy: STRATEGIES, Exporter: EXPORTERS}
 """Registries by the base class that a parameter is annotated with."""
-SHARED = ("context", "run", "results", "compute", "trust_remote_code")
+SHARED = ("context", "run", "trust_remote_code")
 """Parameters that are not options of their own."""
 
 
@@ -76,8 +79,6 @@ def _shared(context: StageContext) -> dict[str, Any]:
     return {
         "context": context,
         "run": context.run,
-        "results": context.run,
-        "compute": context.compute,
         "trust_remote_code": context.trust_remote_code,
     }
 

@@ -43,7 +43,6 @@ def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
     """Each artifact that is there, or that another one says must be there, and how to check it."""
     from evopress.artifacts.tables import read_provenance  # only here: the list of commands must not take seconds
     from evopress.artifacts.tensors import verify_tensors
-    from evopress.export.archive import verify_archive
     from evopress.models.verify import verify_model
 
     tensors = {path.with_suffix(".safetensors") for pattern in _TENSORS for path in _written(run.root, pattern)}
@@ -53,9 +52,7 @@ def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
         yield run.model_manifest, lambda path: verify_model(run)
         yield from ((path, _raising(read_provenance)) for path in sorted(tables))
         yield from ((path, _raising(verify_tensors)) for path in sorted(tensors))
-    for kind in ("models", "decilm"):
-        yield from ((path, _exported) for path in sorted((run.root / kind).glob("*.json")))
-    yield from ((path, _raising(verify_archive)) for path in sorted((run.root / "archives").glob("*.safetensors")))
+    yield from ((path, _exported) for path in sorted((run.root / "exports").glob("*/*.json")))
 
 
 def _written(root: Path, pattern: str) -> Iterator[Path]:
@@ -81,8 +78,8 @@ def _raising(read: Callable[[Path], object]) -> Check:
 
 
 def _exported(manifest: Path) -> Iterable[EvopressError]:
+    from evopress.artifacts.exports import load_export_manifest
     from evopress.artifacts.manifest import damaged_files
-    from evopress.artifacts.stitched import read_folder_manifest
 
-    files = read_folder_manifest(manifest)["files"]
+    files = load_export_manifest(manifest)["files"]
     return damaged_files(manifest.with_suffix(""), files, manifest, content=True)

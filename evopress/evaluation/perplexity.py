@@ -8,17 +8,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from evopress.artifacts.exports import model_folder
 from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
-from evopress.artifacts.stitched import model_folder
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, write_table
-from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.data.tokens import read_counted, read_tokens
 from evopress.evaluation.hidden import read_dense_hidden, write_dense_hidden
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.propagation import final_hidden
 from evopress.models.verify import check_model
-from evopress.util.device import resolve_device
 from evopress.util.errors import ModelError
 from evopress.util.metrics import kl_per_token, nll_per_token
 
@@ -28,15 +27,8 @@ LOGITS = 1 << 25
 """Numbers (tokens x vocabulary) of logits that are made at once: 64 MB in bfloat16."""
 
 
-def evaluate_perplexity(
-    run: Run,
-    search: str,
-    datasets: Sequence[str],
-    compute: ComputeSettings,
-    *,
-    trust_remote_code: bool = False,
-) -> None:
-    """Measure the stitched model of ``search``, or the dense one, and write its PERPLEXITY table.
+def evaluate_perplexity(context: StageContext, search: str, datasets: Sequence[str]) -> None:
+    """Measure the exported model of ``search``, or the dense one, and write its PERPLEXITY table.
 
     ``dense`` also writes its final hidden states, from which every other model's divergence is measured; so it
     comes first.
@@ -45,15 +37,16 @@ def evaluate_perplexity(
         ArtifactError: the model, its tokens or the dense hidden states are missing, damaged or of another model.
         ModelError: the model gives NaN.
     """
+    run = context.run
     provenance = Provenance("evaluation", json.dumps({"datasets": list(datasets)}), read_model_fingerprint(run))
     if search == DENSE:
         check_model(run)
     model = BlockwiseModel.from_folder(
         model_folder(run, search),
-        resolve_device(compute.device),
+        context.device,
         resident=False,
         quick=True,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=context.trust_remote_code,
     )
     rows = [_measure(run, search, dataset, model, provenance) for dataset in datasets]
     write_table(pd.DataFrame(rows, columns=PERPLEXITY.names), run.perplexity(search), PERPLEXITY, provenance)

@@ -6,24 +6,24 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pandas as pd
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.paths import DENSE, Run
+from evopress.artifacts.exports import model_folder
+from evopress.artifacts.paths import DENSE
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
-from evopress.artifacts.stitched import model_folder
 from evopress.artifacts.tables import TASKS, write_table
-from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.config.evaluation import TaskSettings
 from evopress.config.tasks import require_tasks, runs_generated_code
 from evopress.models.verify import check_model
-from evopress.util.device import resolve_device, working_dtype
+from evopress.util.device import working_dtype
 from evopress.util.errors import ConfigError
 from evopress.util.progress import log
 
@@ -31,15 +31,8 @@ _UNCONFIRMED = re.compile(r"run task: (\S+) which is marked as unsafe")
 """What lm-eval says of a task that runs generated code."""
 
 
-def evaluate_tasks(
-    run: Run,
-    search: str,
-    settings: TaskSettings,
-    compute: ComputeSettings,
-    *,
-    trust_remote_code: bool = False,
-) -> None:
-    """Run the tasks on the stitched model of ``search``, or the dense one; write the TASKS table and lm-eval's JSON.
+def evaluate_tasks(context: StageContext, search: str, settings: TaskSettings) -> None:
+    """Run the tasks on the exported model of ``search``, or the dense one; write the TASKS table and lm-eval's JSON.
 
     Tasks whose data are local files need no network. Without tasks, an empty table and an empty JSON object.
 
@@ -48,12 +41,13 @@ def evaluate_tasks(
         ConfigError: an unknown task, or one that runs generated code, which the settings do not confirm.
         DataError: data of a task cannot be fetched or read.
     """
+    run = context.run
     folder = model_folder(run, search)
     if search == DENSE:
         check_model(run)
     outcome: dict[str, Any] = {}
     if settings.names:
-        outcome = _run(lambda: _load(str(folder), resolve_device(compute.device), trust_remote_code), settings, search)
+        outcome = _run(lambda: _load(folder, context), settings, search)
     write_text(run.tasks_json(search), _to_json(outcome))
     provenance = Provenance("evaluation", settings.model_dump_json(), read_model_fingerprint(run))
     write_table(task_rows(outcome, search), run.tasks(search), TASKS, provenance)
@@ -74,11 +68,11 @@ def task_rows(outcome: dict[str, Any], search: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=TASKS.names)
 
 
-def _load(folder: str, device: torch.device, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load(folder: Path, context: StageContext) -> tuple[Any, Any]:
     """The model in its own dtype (or one that the device is fast in), and its tokenizer, from local files alone."""
     if not sys.stderr.isatty():
         disable_progress_bar()
-    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    device, options = context.device, {"trust_remote_code": context.trust_remote_code, "local_files_only": True}
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options)
     if (wider := working_dtype(model.dtype, device)) != model.dtype:  # else its float32 buffers would be rounded, too
         model = model.to(wider)

@@ -4,21 +4,23 @@ It is a stage of its own, after evaluation, so that the card holds measured numb
 makes no model again.
 """
 
-import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
 from evopress.artifacts.atomic import write_text
+from evopress.artifacts.exports import read_export_manifest
 from evopress.artifacts.model_facts import ModelFacts, read_model_facts
-from evopress.artifacts.paths import DENSE, Run
-from evopress.artifacts.stitched import read_stitched_manifest
-from evopress.artifacts.tables import PERPLEXITY, read_provenance, read_table
+from evopress.artifacts.paths import DENSE, HUGGINGFACE, Run
+from evopress.artifacts.tables import PERPLEXITY, read_table, settings_of
 from evopress.compression.families import MODULES, of_modules
 from evopress.compression.size import Size, dense_size, size_of
+from evopress.config.context import StageContext
 from evopress.data.held_out import recorded_leaks
+from evopress.export.base import Exporter
 from evopress.export.depth_card import DepthFolder, depth_introduction, depth_size_rows, depth_title, modules_table
 from evopress.export.markdown import escape, fenced, markdown_table
 from evopress.models.checkpoint import Checkpoint
@@ -29,42 +31,44 @@ from evopress.util.versions import versions
 from evopress.util.yaml_text import to_yaml
 
 
-def write_card(run: Run, search: str) -> None:
-    """Write README.md into the stitched folder; perplexity is told if it has been measured.
+def write_card(context: StageContext, search: str, exporter: Exporter) -> None:
+    """Write README.md into the folder of an export; perplexity is told if it has been measured.
 
     Raises:
-        ArtifactError: the stitched model, its configuration or a table is missing, damaged or of another model.
+        ArtifactError: the export, its configuration or a table is missing, damaged or of another model.
     """
-    read_stitched_manifest(run, search)
-    write_text(run.card(search), render_card(run, search))
+    run = context.run
+    read_export_manifest(run, search, exporter.exporter)
+    write_text(run.card(search, exporter.exporter), render_card(run, search, exporter))
 
 
-def render_card(run: Run, search: str, folder: DepthFolder | None = None) -> str:
+def render_card(run: Run, search: str, exporter: Exporter) -> str:
     """Text of the card.
 
     Args:
         run: of the run.
         search: name of the search.
-        folder: where modules were dropped, what holds the model; None is the folder that plain transformers loads.
+        exporter: wrote the folder that the card lies in.
 
     Raises:
         ArtifactError: as `write_card`.
     """
     facts = read_model_facts(run)
     configuration = Configuration.read(run, search).table
-    settings = json.loads(read_provenance(run.configuration(search)).settings)
+    settings = settings_of(run.configuration(search))
     size, dense = size_of(run, configuration), dense_size(Checkpoint(run.model), configuration)
-    if size.depth and folder is None:
-        stored = sum(Checkpoint(run.stitched(search)).elements().values())
-        folder = DepthFolder(size.depth, size.depth.dropped.whole_blocks(), stored)
+    folder = run.export(search, exporter.exporter)
+    lost = _without_modules(size, folder, exporter)
     sections = [
-        header(facts, relation=None if folder else "quantized"),
+        header(facts, exporter.library, None if lost else exporter.relation),
         f"# {escape(facts.name)} {_title(size)}",
-        _introduction(facts, search, settings, size, folder),
+        *_introduction(facts, search, settings, size, lost, exporter),
+        "## Usage",
+        exporter.usage(folder.as_posix()),
         "## Size",
-        _size_section(size, dense, settings, folder),
-        *_perplexity_section(run, search),
-        *_levels_sections(configuration, size, folder),
+        _size_section(size, dense, settings, lost),
+        *_perplexity_section(run, search, exporter),
+        *_levels_sections(configuration, size, lost),
         "## Settings",
         _settings_section(run, search, configuration),
         "## Versions",
@@ -73,10 +77,24 @@ def render_card(run: Run, search: str, folder: DepthFolder | None = None) -> str
     return "\n\n".join(sections) + "\n"
 
 
-def header(facts: ModelFacts, relation: str | None = "quantized") -> str:
-    """YAML header with the keys of the hub's model cards; ``relation`` is to the original, if the hub has a word."""
+def _without_modules(size: Size, folder: Path, exporter: Exporter) -> DepthFolder | None:
+    """What the folder holds of a model that lost modules; None where none was dropped."""
+    if size.depth is None:
+        return None
+    stored = sum(Checkpoint(folder).elements().values()) if any(folder.glob("*.safetensors")) else None
+    return DepthFolder(size.depth, exporter.absent(size.depth.dropped), stored)
+
+
+def header(facts: ModelFacts, library: str = "transformers", relation: str | None = "quantized") -> str:
+    """YAML header with the keys of the hub's model cards.
+
+    Args:
+        facts: of the original.
+        library: what loads the compressed model.
+        relation: to the original, if the hub has a word for it.
+    """
     known: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": library,
         "pipeline_tag": "text-generation",
         "tags": ["evopress", "compressed"],
         **facts.card,
@@ -101,11 +119,11 @@ def _title(size: Size) -> str:
     return " ".join(words)
 
 
-def _levels_sections(configuration: pd.DataFrame, size: Size, folder: DepthFolder | None) -> list[str]:
+def _levels_sections(configuration: pd.DataFrame, size: Size, lost: DepthFolder | None) -> list[str]:
     """Tables of what was chosen: of modules, of layers, or both."""
     sections = []
-    if folder:
-        sections += ["## Dropped modules", "Blocks that are not listed are whole.", modules_table(folder)]
+    if lost:
+        sections += ["## Dropped modules", "Blocks that are not listed are whole.", modules_table(lost)]
     if size.family:
         sections += ["## Levels", f"The level of each linear layer ({size.family.labels}), by block."]
         sections += [levels_table(configuration[~of_modules(configuration)])]
@@ -121,26 +139,24 @@ def _chosen_by(settings: Mapping[str, Any]) -> str:
 
 
 def _introduction(
-    facts: ModelFacts, search: str, settings: dict[str, Any], size: Size, folder: DepthFolder | None
-) -> str:
+    facts: ModelFacts, search: str, settings: dict[str, Any], size: Size, lost: DepthFolder | None, exporter: Exporter
+) -> list[str]:
     origin = escape(facts.origin)
     if facts.hub_id:
         origin = f"[{escape(facts.hub_id)}](https://huggingface.co/{quote(facts.hub_id)})"
     what = (size.family or MODULES).introduction
     texts = [f"A compressed version of {origin}. {what}{_chosen_by(settings)} (search `{search}`)."]
-    if folder:
-        texts += [depth_introduction(folder)]
+    if lost:
+        texts += [depth_introduction(lost)]
     if size.family:
-        texts += [
-            f"{size.family.storage} "
-            "The packed size below is what the same numbers take with each layer stored at its level."
-        ]
-    return "\n\n".join(texts)
+        packed = "The packed size below is what the same numbers take with each layer stored at its level."
+        texts += [f"{exporter.storage(size.family)} {packed}".lstrip()]
+    return texts
 
 
-def _size_section(size: Size, dense: Size, settings: dict[str, Any], folder: DepthFolder | None) -> str:
+def _size_section(size: Size, dense: Size, settings: dict[str, Any], lost: DepthFolder | None) -> str:
     asked = f"{settings['target']:g}" if isinstance(settings.get("target"), int | float) else "not stated"
-    rows: list[list[str]] = depth_size_rows(folder) if folder else []
+    rows: list[list[str]] = depth_size_rows(lost) if lost else []
     if size.family:
         rows += [
             [f"{size.family.asked} asked (compressed layers)", asked],
@@ -157,7 +173,7 @@ def _size_section(size: Size, dense: Size, settings: dict[str, Any], folder: Dep
     return markdown_table(["", "value"], rows)
 
 
-def _perplexity_section(run: Run, search: str) -> list[str]:
+def _perplexity_section(run: Run, search: str, exporter: Exporter) -> list[str]:
     """Title and table, and a warning where the text is not held out."""
     if not run.perplexity(search).exists():
         return ["## Held-out text", "Not measured yet."]
@@ -185,12 +201,19 @@ def _perplexity_section(run: Run, search: str) -> list[str]:
     ]
     leaks = recorded_leaks(run, [str(row["dataset"]) for row in measured])
     title = "## Perplexity, on text that is not all held out" if leaks else "## Held-out text"
-    return [title, markdown_table(columns, rows), *(f"**Warning:** {escape(sentence)}." for sentence in leaks)]
+    same = exporter.exporter == HUGGINGFACE
+    measured_on = [] if same else ["Measured on the same configuration in the layout and type of the original."]
+    return [
+        title,
+        *measured_on,
+        markdown_table(columns, rows),
+        *(f"**Warning:** {escape(sentence)}." for sentence in leaks),
+    ]
 
 
 def _settings_section(run: Run, search: str, configuration: pd.DataFrame) -> str:
     """Settings that made the configuration and its variants, as the artifacts themselves record them."""
-    made: dict[str, Any] = {"search": json.loads(read_provenance(run.configuration(search)).settings)}
+    made: dict[str, Any] = {"search": settings_of(run.configuration(search))}
     for name, table in Configuration(configuration).made_by(run):
-        made.setdefault("variants", {})[name] = json.loads(read_provenance(table).settings)
+        made.setdefault("variants", {})[name] = settings_of(table)
     return fenced(to_yaml(made), "yaml")

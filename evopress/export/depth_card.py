@@ -15,10 +15,8 @@ class DepthFolder:
     depth: Depth
     absent: Dropped
     """Dropped modules that the folder does not hold at all; the others give zeros."""
-    stored: int
-    """Parameters in the folder."""
-    decilm: bool = False
-    """Whether it is in the layout of DeciLM, for vLLM, rather than that of the original."""
+    stored: int | None
+    """Parameters in the folder, if that can be told."""
 
 
 def depth_title(dropped: Dropped) -> str:
@@ -33,7 +31,7 @@ def depth_title(dropped: Dropped) -> str:
 
 
 def depth_introduction(folder: DepthFolder) -> str:
-    """How the folder holds the model, and what loads it."""
+    """What the folder holds of the dropped modules."""
     dropped = folder.depth.dropped
     words = ["The modules listed below were dropped: they add nothing to the hidden states."]
     gone = dropped.blocks - len(dropped.kept)
@@ -43,31 +41,12 @@ def depth_introduction(folder: DepthFolder) -> str:
             "renumbered, and `num_hidden_layers` is smaller."
         ]
     zeros = len(dropped.modules) - len(folder.absent.modules)
-    if folder.decilm:
-        return " ".join([*words, *_decilm_words(zeros)])
     if zeros:
         words += [
             f"{_count(zeros, 'module')} of blocks that keep the other one {_be(zeros)} still stored, with an output "
             "projection of zeros: the numbers are exact, but memory and time of these modules are not saved."
         ]
-    words += [
-        "The folder loads like the original, with `AutoModelForCausalLM.from_pretrained`, and generates with a cache."
-    ]
     return " ".join(words)
-
-
-def _decilm_words(zeros: int) -> list[str]:
-    words = [
-        "This folder has the layout of `DeciLMForCausalLM`, which vLLM runs: dropped modules are marked `no_op` in "
-        "`block_configs`, take neither memory nor time, and their tensors are not stored. vLLM has the model's code, "
-        "but not the class of its config, which lies here (`configuration_decilm.py`): give it `--trust-remote-code`."
-    ]
-    if zeros:
-        words += [
-            "The attention of the first block is dropped as well, but stored with an output projection of zeros, since "
-            "that code needs attention there."
-        ]
-    return words
 
 
 def depth_size_rows(folder: DepthFolder) -> list[list[str]]:
@@ -80,7 +59,7 @@ def depth_size_rows(folder: DepthFolder) -> list[list[str]]:
         ["blocks in this folder", f"{len(dropped.kept)} of {dropped.blocks}"],
         ["parameters of the original", f"{depth.parameters:,}"],
         ["parameters in use", f"{depth.in_use:,} ({depth.in_use / depth.parameters:.1%})"],
-        ["parameters stored in this folder", f"{folder.stored:,}"],
+        *([["parameters stored in this folder", f"{folder.stored:,}"]] if folder.stored is not None else []),
         ["key-value cache saved here", f"{saved / max(1, attention):.1%} ({saved} of {attention} attention modules)"],
     ]
 

@@ -14,6 +14,7 @@ from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.tables import PERPLEXITY, TRACE, read_table, settings_of
 from evopress.compression.base import Family
 from evopress.compression.families import family_of, of_modules
+from evopress.config.context import StageContext
 from evopress.data.held_out import recorded_leaks
 from evopress.report.comparison import compare
 from evopress.report.plots import FITNESS, level_map, search_curve
@@ -41,14 +42,25 @@ class SearchSection:
     level_map: Markup | None
     level: str
     """The one level of a configuration that has no other."""
+    exports: str
+    """Forms in which its model is written."""
 
 
-def write_report(results: Run, searches: Sequence[str], extra: Sequence[Path] = ()) -> None:
-    """Write report.html and summary.txt; ``extra`` are tables of sections to include, with the columns of SECTIONS.
+def write_report(
+    context: StageContext, searches: Sequence[str], exports: Sequence[Path] = (), sections: Sequence[Path] = ()
+) -> None:
+    """Write report.html and summary.txt.
+
+    Args:
+        context: of the stage.
+        searches: names of the searches to compare.
+        exports: folders of their models, to be named.
+        sections: tables of sections to include, with the columns of SECTIONS.
 
     Raises:
         ArtifactError: an artifact is missing, damaged, of another model, or the report cannot be written.
     """
+    results = context.run
     facts = read_model_facts(results)
     comparison = compare(results, searches)
     seen = recorded_leaks(results, read_table(results.perplexity(DENSE), PERPLEXITY)["dataset"])
@@ -56,7 +68,8 @@ def write_report(results: Run, searches: Sequence[str], extra: Sequence[Path] = 
     values: dict[str, set[float]] = {}
     for configuration in configurations.values():
         values.setdefault(family_of(configuration).name, set()).update(configuration["value"])
-    sections = [_section(results, search, configurations[search], values) for search in searches]
+    written = {search: [folder.name for folder in exports if folder.parent.name == search] for search in searches}
+    compared = [_section(results, search, configurations[search], values, written[search]) for search in searches]
     page = environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
     html = page.render(
         run=results.root.name,
@@ -64,14 +77,14 @@ def write_report(results: Run, searches: Sequence[str], extra: Sequence[Path] = 
         dense=DENSE,
         comparison=comparison,
         leaks=seen,
-        extra=read_sections(results, extra),
-        sections=sections,
+        extra=read_sections(results, sections),
+        sections=compared,
         settings=to_yaml(recorded_settings(results, searches)),
         versions=versions(),
     )
     write_text(results.report, html)
     title = f"{facts.name}, compressed ({results.root})"
-    write_text(results.summary, summary(comparison, results, title, searches, seen))
+    write_text(results.summary, summary(comparison, results, title, exports, seen))
 
 
 def recorded_settings(results: Run, searches: Sequence[str]) -> dict[str, Any]:
@@ -92,7 +105,13 @@ def recorded_settings(results: Run, searches: Sequence[str]) -> dict[str, Any]:
     return made
 
 
-def _section(results: Run, search: str, configuration: pd.DataFrame, values: Mapping[str, set[float]]) -> SearchSection:
+def _section(
+    results: Run,
+    search: str,
+    configuration: pd.DataFrame,
+    values: Mapping[str, set[float]],
+    exporters: Sequence[str],
+) -> SearchSection:
     settings = settings_of(results.configuration(search))
     trace = read_table(results.trace(search), TRACE)
     levels = sorted(set(configuration["level"]))
@@ -111,6 +130,7 @@ def _section(results: Run, search: str, configuration: pd.DataFrame, values: Map
         curve=curve,
         level_map=Markup(level_map(configuration, search, sorted(values[family.name]))) if several else None,  # noqa: S704
         level="" if several else levels[0],
+        exports=", ".join(exporters),
     )
 
 

@@ -1,6 +1,7 @@
 """The comparison as plain text, for the end of a run on a terminal."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from evopress.artifacts.paths import Run
 from evopress.report.comparison import Column, Comparison
@@ -8,10 +9,10 @@ from evopress.report.comparison import Column, Comparison
 WIDTH = 100
 
 
-def summary(comparison: Comparison, run: Run, title: str, searches: Sequence[str], leaks: Sequence[str] = ()) -> str:
+def summary(comparison: Comparison, run: Run, title: str, exports: Sequence[Path], leaks: Sequence[str] = ()) -> str:
     """Title, comparison table, and where the models and the report lie; no table line is longer than WIDTH.
 
-    ``leaks`` are sentences on text that is not held out.
+    ``exports`` are folders of models, and ``leaks`` sentences on text that is not held out.
     """
     lines = [title, ""]
     for table in tables(comparison):
@@ -20,7 +21,7 @@ def summary(comparison: Comparison, run: Run, title: str, searches: Sequence[str
         lines += ["* better than every other compressed model, by more than the standard error of the difference", ""]
     for sentence in leaks:
         lines += [f"Warning: {sentence}", ""]
-    places = {f"model {search}": run.stitched(search) for search in searches} | {"report": run.report}
+    places = {f"{folder.parent.name} as {folder.name}": folder for folder in exports} | {"report": run.report}
     width = max(map(len, places))
     lines += [f"{name:<{width}}  {path}" for name, path in places.items()]
     return "\n".join(lines) + "\n"

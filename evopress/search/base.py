@@ -10,7 +10,7 @@ Snakemake imports this module while it parses, so whatever takes long to import 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -72,6 +72,13 @@ class Strategy(Section):
         allow_inf_nan=False,
         description="Budget over what is searched: average bits per weight at most, average sparsity at least, or, "
         "with `method: drop`, how many blocks' worth of modules go.",
+    )
+
+    exports: tuple[Any, ...] = Field(
+        ("huggingface",),
+        exclude=True,  # what is found is the same
+        description="Forms in which the model is written: names of exporters, or sections with `exporter` and its "
+        "settings. `huggingface`, which evaluation reads, is always among them.",
     )
 
     def search(self, context: "SearchContext", problem: "SearchProblem") -> "SearchResult":

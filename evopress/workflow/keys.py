@@ -70,21 +70,24 @@ class Keys:
             before.append(self.hessians())
         return self._key("search", slices.search_slice(self.settings, name), *before, plugins=[strategy])
 
-    def export(self, stage: str, search: str) -> str:
-        """Of a model that is made of what a search chose, by one of the stages that do so."""
-        return self._key(stage, "{}", self.search(search))
+    def export(self, search: str, exporter: str) -> str:
+        """Of the model that a search chose, as an exporter writes it."""
+        own = self.settings.exporter_of(search, exporter)
+        return self._key("export", own.model_dump_json(), self.search(search), plugins=[own])
 
     def evaluation(self, stage: str, model: str) -> str:
         """Of a measurement (``perplexity`` or ``tasks``) of a search's model, or of the dense one."""
-        before = [self.model() if model == DENSE else self.export("stitch", model)]
+        before = [self.model() if model == DENSE else self.export(model, "huggingface")]
         if stage == "tasks":
             return self._key(stage, slices.tasks_slice(self.settings), *before)
         before += map(self.tokens, self.settings.data.evaluation)
         return self._key(stage, slices.perplexity_slice(self.settings), *before)
 
-    def card(self, search: str) -> str:
-        """Of a model card."""
-        return self._key("card", "{}", self.evaluation("perplexity", search), self.evaluation("perplexity", DENSE))
+    def card(self, search: str, exporter: str) -> str:
+        """Of the model card of an export."""
+        measured = [self.evaluation("perplexity", model) for model in (search, DENSE)]
+        own = self.settings.exporter_of(search, exporter)
+        return self._key("card", "{}", self.export(search, exporter), *measured, plugins=[own])
 
     def report(self) -> str:
         """Of the report."""

@@ -7,9 +7,13 @@ searches, which must be there, of the same family, and without a circle.
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
+from evopress.artifacts.paths import HUGGINGFACE
 from evopress.compression.base import Method
 from evopress.config.base import safe_name
+from evopress.export.base import Exporter
+from evopress.export.exporters import EXPORTERS
 from evopress.search.base import Strategy
+from evopress.util.errors import ConfigError
 
 
 def repeated(searches: Mapping[str, Strategy]) -> dict[str, Strategy]:
@@ -96,6 +100,38 @@ def dependency_problems(
                 f"{where}.start_from: {other!r} chooses from variants of another family "
                 f"({searches[other].variants!r}); name one that quantizes, prunes or drops as this one does"
             )
+
+
+def exporters_of(search: Strategy, where: str) -> list[Exporter]:
+    """Exporters that a search names, with their settings; the one whose folder is evaluated first.
+
+    Args:
+        search: what it asks for.
+        where: dotted path of its `exports`.
+
+    Raises:
+        ConfigError: there is no such exporter, its settings are wrong, or it is named twice.
+    """
+    found: dict[str, Exporter] = {}
+    for one in search.exports:
+        exporter = EXPORTERS.parse({EXPORTERS.key: one} if isinstance(one, str) else one, where)
+        if exporter.exporter in found:
+            raise ConfigError(f"{where}: {exporter.exporter} is named twice; keep one of them")
+        found[exporter.exporter] = exporter
+    evaluated = found.pop(HUGGINGFACE, None) or EXPORTERS.parse({EXPORTERS.key: HUGGINGFACE}, where)
+    return [evaluated, *found.values()]
+
+
+def export_problems(where: str, search: Strategy, variants: Mapping[str, Method]) -> Iterator[str]:
+    """Why what a search finds cannot be written as it asks; ``where`` is the dotted path of its `exports`."""
+    try:
+        exporters = exporters_of(search, where)
+    except ConfigError as error:
+        yield str(error)
+        return
+    if search.variants in variants:
+        for exporter in exporters:
+            yield from exporter.problems(where, variants[search.variants], search)
 
 
 def _reaches(name: str, goal: str, searches: Mapping[str, Strategy]) -> bool:

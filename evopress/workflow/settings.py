@@ -17,11 +17,15 @@ from evopress.config.model import ModelSettings
 from evopress.config.names import equal_names
 from evopress.config.plugins import Registry
 from evopress.config.texts import unusable_texts
+from evopress.export.base import Exporter
+from evopress.export.exporters import EXPORTERS
 from evopress.search.base import Strategy
 from evopress.search.strategies import STRATEGIES
 from evopress.util.errors import ConfigError
 from evopress.workflow.searches import (
     dependency_problems,
+    export_problems,
+    exporters_of,
     repeated,
     strategy_problems,
     written_name,
@@ -29,7 +33,7 @@ from evopress.workflow.searches import (
 
 ROLES = ("calibration", "search")
 """Names of token files that no evaluation set may take."""
-KINDS = ("source", "method", "strategy")
+KINDS = ("source", "method", "strategy", "exporter")
 """Keys that say of which kind a section is, and so which other keys it may hold."""
 
 
@@ -90,11 +94,19 @@ class Settings(Section):
             where = f"searches.{name}"
             if name == DENSE:
                 yield f"{where}: the name is taken by the uncompressed model; choose another"
-            if name.endswith(".json"):
-                yield f"{where}: models/{name} would be the manifest of another search's model; choose another name"
             yield from strategy_problems(where, search, self.variants)
             yield from dependency_problems(where, repetition, self.searches, self.variants)
             yield from _token_problems(where, search, self.data.search.tokens)
+            yield from export_problems(f"{where}.exports", search, self.variants)
+
+    def exports_of(self, search: str) -> list[Exporter]:
+        """Exporters of a search, with their settings."""
+        return exporters_of(self.searches[search], f"searches.{search}.exports")
+
+    def exporter_of(self, search: str, name: str) -> Exporter:
+        """The exporter of this name as a search asks for it, or, if it does not, with the defaults."""
+        asked = {exporter.exporter: exporter for exporter in self.exports_of(search)}
+        return asked.get(name) or EXPORTERS.parse({EXPORTERS.key: name}, "exports")
 
 
 PLUGINS: dict[str, Registry[Any]] = {"variants": METHODS, "searches": STRATEGIES}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evopress.artifacts.paths import DENSE, Run, manifest_path
 from evopress.config.data import TextSettings
+from evopress.export.exporters import EXPORTERS
 from evopress.workflow.settings import Settings
 
 
@@ -42,6 +43,12 @@ def search_slice(settings: Settings, search: str) -> str:
     return settings.searches[search].model_dump_json()
 
 
+def export_slice(settings: Settings, search: str, exporter: str) -> str:
+    """One export of a search: both their settings."""
+    own = settings.exporter_of(search, exporter).model_dump(mode="json")
+    return json.dumps({**json.loads(search_slice(settings, search)), **own})
+
+
 def tasks_slice(settings: Settings) -> str:
     """lm-eval tasks."""
     return settings.evaluation.tasks.model_dump_json()
@@ -67,7 +74,8 @@ def expected_slices(settings: Settings, run: Run, blocks: Sequence[str]) -> Iter
             yield run.module_table(variants), variants_slice(settings, variants)
     for search in settings.searches:
         yield run.configuration(search), search_slice(settings, search)
-        yield run.archive(search), search_slice(settings, search)
+        for exporter in EXPORTERS.names:  # a target of its own may have made what the settings do not name
+            yield run.export_manifest(search, exporter), export_slice(settings, search, exporter)
     for model in (DENSE, *settings.searches):
         yield run.perplexity(model), perplexity_slice(settings)
         yield run.tasks(model), tasks_slice(settings)

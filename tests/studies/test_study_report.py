@@ -11,6 +11,7 @@ from report_page import Page, measure, trace
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import EFFORT, TRACE, VARIANTS, read_table, write_table
+from evopress.config.context import StageContext
 from evopress.report.page import write_report
 from evopress.util.errors import ArtifactError
 from studies.comparison import compare_searches
@@ -69,7 +70,7 @@ def test_comparison_of_a_run_has_mean_spread_and_effort(run: Run) -> None:
 
 def test_report_shows_every_study(run: Run) -> None:
     write_sections(run, STUDIES)
-    write_report(run, SEARCHES, [sections_path(run)])
+    write_report(StageContext(run), SEARCHES, sections=[sections_path(run)])
     text = run.report.read_text()
     page = Page(text)
     assert page.fetched == [] and "script" not in page.tags
@@ -88,7 +89,7 @@ def test_report_shows_every_study(run: Run) -> None:
 
 
 def test_without_studies_the_report_has_none(run: Run) -> None:
-    write_report(run, SEARCHES)
+    write_report(StageContext(run), SEARCHES)
     assert "over seeds" not in run.report.read_text()
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.utils import filter_repo_objects
 from evopress.artifacts.model_facts import read_card, read_model_facts
 from evopress.artifacts.paths import Run
 from evopress.config.model import FolderModel, GgufModel
-from evopress.export.files import companion_files
+from evopress.export.folder import companion_files
 from evopress.models.companions import carry_terms, check_tokenizer, companions, extract_terms, hub_patterns
 from evopress.models.sources import prepare_model
 from evopress.util.errors import ModelError

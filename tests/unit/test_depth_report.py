@@ -11,15 +11,17 @@ from finished_run import provenance, write_tokens
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from evopress.artifacts.paths import Run
+from evopress.artifacts.paths import HUGGINGFACE, Run
 from evopress.artifacts.tables import PERPLEXITY, TASKS, TRACE, read_table, write_table
 from evopress.compression.families import BITS as BITS_FAMILY
 from evopress.compression.size import compressed_size, dense_size, size_of
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.evaluation.perplexity import evaluate_perplexity
-from evopress.export.archive import load_archive, write_archive
 from evopress.export.card import write_card
-from evopress.export.run import stitch_model
+from evopress.export.exporters.archive import ARCHIVE, Archive, load_archive
+from evopress.export.exporters.huggingface import HuggingFace
+from evopress.export.stage import run_export
 from evopress.models.checkpoint import Checkpoint
 from evopress.report.comparison import BITS, DROPPED, PARAMETERS, SIZE, compare
 from evopress.report.page import write_report
@@ -32,7 +34,7 @@ def run(tmp_path):
     run = Run(tmp_path / "run")
     write_depth_model(run, build("llama"))
     write_depth_configuration(run, "evo", MIXED)
-    stitch_model(run, "evo")
+    run_export(StageContext(run), "evo", HuggingFace())
     return run
 
 
@@ -79,12 +81,12 @@ def test_layers_of_dropped_modules_take_no_packed_bytes(run):
 
 
 def test_the_card_says_what_is_gone_and_what_is_zeros(run):
-    write_card(run, "evo")
-    text = run.card("evo").read_text()
+    write_card(StageContext(run), "evo", HuggingFace())
+    text = run.card("evo", HUGGINGFACE).read_text()
     assert "# tiny without 2 of 3 attention and 2 of 3 MLP modules" in text
     assert "| 0 | 0 | dropped (zeros) | kept |" in text
     assert "| 1 | - | dropped | dropped |" in text and "| 2 | 1 | kept | dropped (zeros) |" in text
-    stored = _numbers(AutoModelForCausalLM.from_pretrained(run.stitched("evo")))
+    stored = _numbers(AutoModelForCausalLM.from_pretrained(run.export("evo", HUGGINGFACE)))
     depth = size_of(run, pd.read_parquet(run.configuration("evo"))).depth
     assert f"| parameters stored in this folder | {stored:,} |" in text
     assert f"| parameters in use | {depth.in_use:,} (" in text and stored > depth.in_use
@@ -99,10 +101,10 @@ def test_a_shorter_model_is_evaluated_like_any_other(tmp_path, name):
     model = build(name)
     write_depth_model(run, model)
     write_depth_configuration(run, "evo", MIXED)
-    stitch_model(run, "evo")
+    run_export(StageContext(run), "evo", HuggingFace())
     ids = write_tokens(run, "held")
     for search in ("dense", "evo"):
-        evaluate_perplexity(run, search, ["held"], ComputeSettings(device="cpu"))
+        evaluate_perplexity(StageContext(run, ComputeSettings(device="cpu")), search, ["held"])
     row = read_table(run.perplexity("evo"), PERPLEXITY).iloc[0]
     with torch.no_grad():
         dense = model(ids, use_cache=False).logits[:, :-1].log_softmax(-1)
@@ -114,10 +116,11 @@ def test_a_shorter_model_is_evaluated_like_any_other(tmp_path, name):
     assert row["kl"] == pytest.approx(kl.item(), rel=1e-3)
 
 
-def test_the_archive_holds_what_the_stitched_model_holds(run):
-    write_archive(run, "evo")
-    archive, stitched = load_archive(run.archive("evo")), Checkpoint(run.stitched("evo"))
-    weights = stitched.read(stitched.names())
+def test_the_archive_holds_what_the_folder_holds(run):
+    run_export(StageContext(run), "evo", Archive())
+    archive = load_archive(run.export("evo", "archive") / ARCHIVE)
+    exported = Checkpoint(run.export("evo", HUGGINGFACE))
+    weights = exported.read(exported.names())
     assert archive.keys() == weights.keys()
     assert all(torch.equal(archive[name], weight) for name, weight in weights.items())
 
@@ -150,7 +153,7 @@ def test_the_report_counts_modules_in_place_of_bits(run):
     assert rows == {"evo": [2, 2], "blocks": [1, 1]}
     assert table.rows["dense"][PARAMETERS].value > table.rows["blocks"][PARAMETERS].value
     assert table.rows["dense"][SIZE].value > table.rows["blocks"][SIZE].value
-    write_report(run, ["evo", "blocks"])
+    write_report(StageContext(run), ["evo", "blocks"])
     page = run.report.read_text()
     assert "2 attn and 2 mlp modules dropped" in page and "Modules that are dropped" in page
     assert "bits per weight asked" not in page and "unit: module" in page

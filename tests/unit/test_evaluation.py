@@ -11,10 +11,12 @@ import torch
 import yaml
 from finished_run import FINGERPRINT, VOCABULARY, make_results, tiny_model, write_tokens
 
+from evopress.artifacts.exports import file_digests, write_export_manifest
+from evopress.artifacts.paths import HUGGINGFACE
 from evopress.artifacts.provenance import Provenance
-from evopress.artifacts.stitched import file_digests, write_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, TASKS, read_table
 from evopress.config.compute import ComputeSettings
+from evopress.config.context import StageContext
 from evopress.config.evaluation import TaskSettings
 from evopress.evaluation import perplexity
 from evopress.evaluation.perplexity import evaluate_perplexity
@@ -34,11 +36,11 @@ def results(tmp_path):
 
 
 def _stitch(results, search, model):
-    """Put a finished model where the stitch stage would."""
-    folder = results.stitched(search)
+    """Put a finished model where the export stage would."""
+    folder = results.export(search, HUGGINGFACE)
     shutil.copytree(results.model, folder)
     model.save_pretrained(folder)
-    write_stitched_manifest(results, search, file_digests(folder), Provenance("stitch", "{}", FINGERPRINT))
+    write_export_manifest(results, search, HUGGINGFACE, file_digests(folder), Provenance("export", "{}", FINGERPRINT))
 
 
 def _plain(model, teacher, tokens):
@@ -60,8 +62,8 @@ def test_perplexity_and_kl_equal_those_of_full_logits(results, small_chunks, mon
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     _stitch(results, "evo", other)
     datasets = {"novels": write_tokens(results, "novels"), "letters": write_tokens(results, "letters", 2, 7, 1)}
-    evaluate_perplexity(results, "dense", list(datasets), COMPUTE)
-    evaluate_perplexity(results, "evo", list(datasets), COMPUTE)
+    evaluate_perplexity(StageContext(results, COMPUTE), "dense", list(datasets))
+    evaluate_perplexity(StageContext(results, COMPUTE), "evo", list(datasets))
     for search, model in (("dense", dense), ("evo", other)):
         table = read_table(results.perplexity(search), PERPLEXITY).set_index("dataset")
         assert list(table.index) == list(datasets) and set(table["search"]) == {search}
@@ -81,7 +83,7 @@ def test_start_tokens_are_no_targets(results):
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     _stitch(results, "evo", other)
     for search in ("dense", "evo"):
-        evaluate_perplexity(results, search, ["novels"], COMPUTE)
+        evaluate_perplexity(StageContext(results, COMPUTE), search, ["novels"])
     row = read_table(results.perplexity("evo"), PERPLEXITY).iloc[0]
     with torch.no_grad():
         log_q, log_p = (model(tokens).logits.double().log_softmax(-1) for model in (other, tiny_model()))
@@ -96,7 +98,7 @@ def test_start_tokens_are_no_targets(results):
 def test_the_dense_model_in_disguise_has_no_divergence_at_all(results):
     _stitch(results, "same", tiny_model())
     for search in ("dense", "same"):
-        evaluate_perplexity(results, search, ["novels"], COMPUTE)
+        evaluate_perplexity(StageContext(results, COMPUTE), search, ["novels"])
     dense, same = (read_table(results.perplexity(search), PERPLEXITY) for search in ("dense", "same"))
     assert same["kl"].tolist() == [0.0] and same["perplexity"].tolist() == dense["perplexity"].tolist()
 
@@ -104,11 +106,11 @@ def test_the_dense_model_in_disguise_has_no_divergence_at_all(results):
 def test_dense_hidden_states_must_come_first_and_from_the_same_tokens(results):
     _stitch(results, "evo", tiny_model())
     with pytest.raises(ArtifactError, match=r"hidden_novels\.json: missing"):
-        evaluate_perplexity(results, "evo", ["novels"], COMPUTE)
-    evaluate_perplexity(results, "dense", ["novels"], COMPUTE)
+        evaluate_perplexity(StageContext(results, COMPUTE), "evo", ["novels"])
+    evaluate_perplexity(StageContext(results, COMPUTE), "dense", ["novels"])
     write_tokens(results, "novels", seed=9)
     with pytest.raises(ArtifactError, match="was made from other tokens"):
-        evaluate_perplexity(results, "evo", ["novels"], COMPUTE)
+        evaluate_perplexity(StageContext(results, COMPUTE), "evo", ["novels"])
     assert not results.perplexity("evo").exists()
 
 
@@ -116,18 +118,18 @@ def test_nan_weights_are_an_error_that_names_the_model(results):
     model = tiny_model()
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
     _stitch(results, "evo", model)
-    evaluate_perplexity(results, "dense", ["novels"], COMPUTE)
-    with pytest.raises(ModelError, match=r"models/evo: gives NaN on novels"):
-        evaluate_perplexity(results, "evo", ["novels"], COMPUTE)
+    evaluate_perplexity(StageContext(results, COMPUTE), "dense", ["novels"])
+    with pytest.raises(ModelError, match=r"exports/evo/huggingface: gives NaN on novels"):
+        evaluate_perplexity(StageContext(results, COMPUTE), "evo", ["novels"])
 
 
 def test_a_model_of_another_origin_is_refused(results):
-    evaluate_perplexity(results, "dense", ["novels"], COMPUTE)
+    evaluate_perplexity(StageContext(results, COMPUTE), "dense", ["novels"])
     _stitch(results, "evo", tiny_model())
     results.model_manifest.write_text(json.dumps({"fingerprint": "e" * 64}))
     for search in ("dense", "evo"):
         with pytest.raises(ArtifactError, match="was made for another model"):
-            evaluate_perplexity(results, search, ["novels"], COMPUTE)
+            evaluate_perplexity(StageContext(results, COMPUTE), search, ["novels"])
 
 
 QUESTIONS = [
@@ -175,7 +177,7 @@ def test_a_local_task_runs_without_network_and_its_data_lie_beside_its_yaml(resu
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     settings = TaskSettings(names=("quiz",), include_path=str(tasks), batch_size=4)
-    evaluate_tasks(results, "dense", settings, COMPUTE)
+    evaluate_tasks(StageContext(results, COMPUTE), "dense", settings)
     table = read_table(results.tasks("dense"), TASKS)
     assert table[["search", "task", "metric", "filter", "documents"]].to_numpy().tolist() == [
         ["dense", "quiz", "acc", "none", 6]
@@ -187,7 +189,7 @@ def test_a_local_task_runs_without_network_and_its_data_lie_beside_its_yaml(resu
 
 def test_limit_and_standard_error_reach_the_table(results, tasks):
     settings = TaskSettings(names=("quiz",), include_path=str(tasks), limit=4)
-    evaluate_tasks(results, "dense", settings, COMPUTE)
+    evaluate_tasks(StageContext(results, COMPUTE), "dense", settings)
     table = read_table(results.tasks("dense"), TASKS)
     share = table["value"][0]
     assert table["documents"].tolist() == [4]
@@ -195,7 +197,7 @@ def test_limit_and_standard_error_reach_the_table(results, tasks):
 
 
 def test_no_tasks_is_an_empty_table_and_an_empty_object(results):
-    evaluate_tasks(results, "dense", TaskSettings(), COMPUTE)
+    evaluate_tasks(StageContext(results, COMPUTE), "dense", TaskSettings())
     assert read_table(results.tasks("dense"), TASKS).empty
     assert json.loads(results.tasks_json("dense").read_text()) == {}
 
@@ -212,7 +214,7 @@ def test_an_unknown_task_is_an_error_that_offers_near_names():
 def test_a_missing_folder_of_tasks_is_an_error(results, tmp_path):
     settings = TaskSettings(names=("quiz",), include_path=str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"evaluation\.tasks\.include_path: .*nowhere' is not a folder"):
-        evaluate_tasks(results, "dense", settings, COMPUTE)
+        evaluate_tasks(StageContext(results, COMPUTE), "dense", settings)
 
 
 def test_overlays_leave_functions_hub_data_and_absolute_paths_alone(tmp_path):

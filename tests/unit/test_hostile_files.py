@@ -33,7 +33,7 @@ from evopress.compression.formats.integer import IntegerFormat
 from evopress.config.model import FolderModel
 from evopress.data.tokenizer import encode
 from evopress.data.tokens import read_tokens
-from evopress.export.archive import load_archive
+from evopress.export.exporters.archive import load_archive
 from evopress.models import buildable, gguf_header
 from evopress.models.block_count import count_blocks
 from evopress.models.buildable import built_on_meta

@@ -72,20 +72,13 @@ def test_a_name_that_is_accepted_is_one_plain_word_of_a_path_and_of_a_shell_line
         (run.tokens(name), 1),
         (run.variant_table(name, 0), 2),
         (run.configuration(name), 2),
-        (run.stitched(name), 1),
-        (run.stitched_manifest(name), 1),
+        (run.export(name, "archive"), 2),
+        (run.export_manifest(name, "archive"), 2),
         (run.perplexity(name), 2),
         (run.dense_hidden(name), 2),
-        (run.archive(name), 1),
     ):
         assert len(path.relative_to(run.root).parts) == depth + 1
         assert ".." not in path.parts
-
-
-def test_no_search_can_take_the_place_of_anothers_manifest() -> None:
-    uniform = {"strategy": "uniform", "variants": "gptq", "target": 3}
-    with pytest.raises(ConfigError, match=r"searches\.one\.json: models/one\.json would be the manifest"):
-        Settings.load(settings(searches={"one": uniform, "one.json": uniform}))
 
 
 @pytest.mark.parametrize(

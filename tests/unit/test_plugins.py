@@ -11,7 +11,7 @@ from finished_run import make_results, provenance, write_tokens
 from plugins.mean_sign import SIGNS, DenseFormat, MeanSign, SignFormat
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, write_table
+from evopress.artifacts.tables import CONFIGURATION, LAYERS, TRACE, VARIANTS, read_provenance, read_table, write_table
 from evopress.compression.families import FAMILIES, family_named, family_of
 from evopress.compression.formats import FORMATS, decode
 from evopress.compression.hessian import accumulate_hessians
@@ -22,11 +22,20 @@ from evopress.compression.store import VariantStore
 from evopress.config.base import parse_json
 from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
+from evopress.config.evaluation import TaskSettings
 from evopress.config.hessians import HessianSettings
+from evopress.evaluation.perplexity import evaluate_perplexity
+from evopress.evaluation.tasks import evaluate_tasks
+from evopress.export.card import write_card
+from evopress.export.exporters.archive import ARCHIVE, Archive, load_archive
+from evopress.export.exporters.huggingface import HuggingFace
+from evopress.export.stage import run_export
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.structure import layer_table
 from evopress.plan.run import plan
+from evopress.report.page import write_report
+from evopress.search.strategies.random import RandomSearch
 from evopress.util.errors import ArtifactError, ConfigError
 from evopress.workflow.reference import reference, schema
 from evopress.workflow.settings import Settings
@@ -134,6 +143,35 @@ def test_sizes_count_what_is_stored(context: StageContext) -> None:
     assert (size.family, size.average, size.bits) == (SIGNS, 0, 1)
     dense = 4 * int(chosen["parameters"].sum())
     assert size.total_bytes == sum(checkpoint.sizes().values()) - dense + int(chosen["bytes"].sum())
+
+
+def test_its_models_are_written_and_told_of(context: StageContext) -> None:
+    run, search = context.run, RandomSearch(variants="signs", target=0.5)
+    layers = read_table(run.layers, LAYERS)
+    chosen = VariantStore(run, "signs").table.query("level == 'sign' and block == 0").rename(columns={"name": "unit"})
+    made = chosen.assign(variants="signs")[list(CONFIGURATION.names)]
+    write_table(made, run.configuration("s"), CONFIGURATION, provenance(search.model_dump()))
+    for exporter in (HuggingFace(), Archive()):
+        run_export(context, "s", exporter)
+    exported, archive = Checkpoint(run.export("s", "huggingface")), load_archive(run.export("s", "archive") / ARCHIVE)
+    for row in layers.itertuples():
+        name = f"{row.name}.weight"
+        weight = exported.read([name])[name]
+        dense = Checkpoint(run.model).read([name])[name]
+        signs = torch.where(dense >= 0, 1.0, -1.0) * dense.abs().mean(1, keepdim=True)
+        torch.testing.assert_close(weight, signs if row.block == 0 else dense)
+        assert torch.equal(archive[name], weight)
+    write_card(context, "s", HuggingFace())
+    card = run.card("s", "huggingface").read_text()
+    assert "# tiny-llama with 0% of its weights dense" in card
+    assert "| dense share asked (compressed layers) | 0.5 |" in card
+    write_tokens(run, "held_out")
+    for model in ("dense", "s"):
+        evaluate_perplexity(context, model, ["held_out"])
+        evaluate_tasks(context, model, TaskSettings())
+    write_table(pd.DataFrame(columns=TRACE.names), run.trace("s"), TRACE, provenance())
+    write_report(context, ["s"], [run.export("s", "huggingface")])
+    assert "method: mean_sign" in run.report.read_text() and "dense" in run.summary.read_text()
 
 
 def test_the_plan_asks_the_method(context: StageContext) -> None:

@@ -11,6 +11,7 @@ from report_page import Page, measure, trace
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import PERPLEXITY, SECTIONS, TRACE, VARIANTS, write_table
+from evopress.config.context import StageContext
 from evopress.report.comparison import Cell, Column, Comparison, compare
 from evopress.report.page import write_report
 from evopress.report.plots import parent_curve
@@ -39,7 +40,7 @@ def run(tmp_path):
 
 
 def test_table_of_the_page_holds_what_was_measured(run):
-    write_report(run, SEARCHES)
+    write_report(StageContext(run), SEARCHES)
     rows = Page(run.report.read_text()).rows
     assert [row[0] for row in rows] == ["model", "dense", "uniform", "evo"]
     assert rows[0][1:] == [
@@ -58,7 +59,7 @@ def test_table_of_the_page_holds_what_was_measured(run):
 
 
 def test_page_is_whole_and_fetches_nothing(run):
-    write_report(run, SEARCHES)
+    write_report(StageContext(run), SEARCHES)
     text = run.report.read_text()
     page = Page(text)
     assert page.fetched == [] and page.tags.count("svg") == 2 and "script" not in page.tags
@@ -70,9 +71,9 @@ def test_page_is_whole_and_fetches_nothing(run):
 
 
 def test_page_is_the_same_bytes_each_time(run):
-    write_report(run, SEARCHES)
+    write_report(StageContext(run), SEARCHES)
     first = run.report.read_bytes()
-    write_report(run, SEARCHES)
+    write_report(StageContext(run), SEARCHES)
     assert run.report.read_bytes() == first
 
 
@@ -80,30 +81,33 @@ def test_names_from_outside_are_escaped(run):
     write_model(run, tiny_model(), {"source": "folder", "path": "/models/<script>alert(1)<"})
     frame = pd.DataFrame([("evo", "<img src=x>", 1.0, 1.0, 1)], columns=PERPLEXITY.names)
     write_table(frame, run.perplexity("evo"), PERPLEXITY, provenance())
-    write_report(run, SEARCHES)
+    write_report(StageContext(run), SEARCHES)
     page = Page(run.report.read_text())
     assert "script" not in page.tags and "img" not in page.tags
     assert "perplexity<img src=x>" in page.rows[0]
 
 
 def test_summary_fits_the_terminal_and_says_where_things_lie(run):
-    write_report(run, SEARCHES)
+    exports = [run.export("uniform", "huggingface"), run.export("evo", "huggingface"), run.export("evo", "archive")]
+    write_report(StageContext(run), SEARCHES, exports)
     lines = run.summary.read_text().splitlines()
     assert lines[0] == f"tiny-llama, compressed ({run.root})"
     assert all(len(line) <= WIDTH for line in lines[2:] if str(run.root) not in line)
     tables = run.summary.read_text().split("\n\n")
     first = {line.split()[0]: line.split()[1:] for line in tables[1].splitlines()[3:]}
     assert first["dense"][0] == "32.00" and first["uniform"][2] == "20.00" and first["evo"][2] == "15.00*"
-    assert f"report         {run.report}" in lines and f"model evo      {run.stitched('evo')}" in lines
+    places = [f"uniform as huggingface  {exports[0]}", f"evo as huggingface      {exports[1]}"]
+    assert lines[-4:] == [*places, f"evo as archive          {exports[2]}", f"report                  {run.report}"]
+    assert "; written as huggingface, archive" in run.report.read_text()
 
 
 def test_text_that_is_not_held_out_is_named(run):
-    write_report(run, SEARCHES)
+    write_report(StageContext(run), SEARCHES)
     assert "neither calibration nor search has seen" in run.report.read_text()
     text = {"source": "file", "path": "mine.txt"}
     write_tokens(run, "calibration", settings={**text, "tokens": 2048})
     write_tokens(run, "novels", settings=text)
-    write_report(run, SEARCHES)
+    write_report(StageContext(run), SEARCHES)
     told = (
         "Warning: data.evaluation.novels reads the same text as data.calibration (mine.txt): its result is not held out"
     )
@@ -116,7 +120,7 @@ def test_many_columns_are_cut_into_tables_that_fit():
     for number in range(20):
         for model in ("dense", "evo"):
             comparison.put(model, Column("perplexity", f"set{number:02d}", 2, "low"), Cell(1234.5 + number))
-    text = summary(comparison, Run(Path("results/x")), "title", ["evo"])
+    text = summary(comparison, Run(Path("results/x")), "title", [])
     assert max(map(len, text.splitlines())) <= WIDTH
     assert [f"set{number:02d}" in text for number in range(20)] == [True] * 20
     assert text.count("\ndense ") == text.count("\nevo ") > 1
@@ -142,7 +146,7 @@ def test_best_is_marked_only_where_the_difference_exceeds_its_error(better, firs
 
 
 def test_a_run_without_searches_still_has_a_report(run):
-    write_report(run, [])
+    write_report(StageContext(run), [])
     assert [row[0] for row in Page(run.report.read_text()).rows] == ["model", "dense"]
 
 
@@ -162,14 +166,14 @@ def test_a_table_of_another_model_is_refused(run):
     frame = pd.DataFrame([("evo", "novels", 1.0, 1.0, 1)], columns=PERPLEXITY.names)
     write_table(frame, run.perplexity("evo"), PERPLEXITY, provenance(fingerprint="e" * 64))
     with pytest.raises(ArtifactError, match=r"evo/perplexity\.parquet: was made for another model"):
-        write_report(run, SEARCHES)
+        write_report(StageContext(run), SEARCHES)
     assert not run.report.exists()
 
 
 def test_a_missing_measurement_is_named(run):
     run.tasks("evo").unlink()
     with pytest.raises(ArtifactError, match=r"evaluation/evo/tasks\.parquet: missing; run the stage"):
-        write_report(run, SEARCHES)
+        write_report(StageContext(run), SEARCHES)
 
 
 def write_section(run, html, title="An experiment", **about):
@@ -180,7 +184,7 @@ def write_section(run, html, title="An experiment", **about):
 
 def test_a_section_from_elsewhere_stands_between_comparison_and_searches(run):
     path = write_section(run, '<p class="soft">It <em>worked</em> &amp; held.<br></p>', title="<b>Ours</b>")
-    write_report(run, SEARCHES, [path])
+    write_report(StageContext(run), SEARCHES, sections=[path])
     text = run.report.read_text()
     assert re.findall("<h2>(.*?)</h2>", text)[:3] == ["Comparison", "&lt;b&gt;Ours&lt;/b&gt;", "Searches"]
     assert '<p class="soft">It <em>worked</em> &amp; held.<br></p>' in text
@@ -206,13 +210,13 @@ def test_a_section_from_elsewhere_stands_between_comparison_and_searches(run):
 def test_a_section_that_could_break_the_page_is_refused(run, html, message):
     path = write_section(run, html)
     with pytest.raises(ArtifactError, match=r"own\.parquet: section 'An experiment': .*; mend what") as error:
-        write_report(run, SEARCHES, [path])
+        write_report(StageContext(run), SEARCHES, sections=[path])
     assert message in str(error.value)
     assert not run.report.exists()
 
 
 def test_figures_of_the_report_may_stand_in_a_section(run):
-    write_report(run, SEARCHES)
+    write_report(StageContext(run), SEARCHES)
     figures = re.findall("<svg.*?</svg>", run.report.read_text(), re.DOTALL)
     assert len(figures) == 2
     for figure in figures:
@@ -222,4 +226,4 @@ def test_figures_of_the_report_may_stand_in_a_section(run):
 def test_a_section_about_another_model_is_refused(run):
     path = write_section(run, "<p>x</p>", fingerprint="e" * 64)
     with pytest.raises(ArtifactError, match=r"own\.parquet: was made for another model"):
-        write_report(run, SEARCHES, [path])
+        write_report(StageContext(run), SEARCHES, sections=[path])

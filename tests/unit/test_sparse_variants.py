@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evopress.artifacts.origin import require_settings
-from evopress.artifacts.paths import Run
+from evopress.artifacts.paths import HUGGINGFACE, Run
 from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table, write_table
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tensors import read_tensors, write_tensors
@@ -23,8 +23,9 @@ from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
 from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
-from evopress.export.archive import load_archive, write_archive
-from evopress.export.run import stitch_model
+from evopress.export.exporters.archive import ARCHIVE, Archive, load_archive
+from evopress.export.exporters.huggingface import HuggingFace
+from evopress.export.stage import run_export
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 from evopress.search.run import run_search
@@ -246,38 +247,40 @@ def test_evolution_trades_steps_between_layers_of_different_size(run: Run) -> No
 
 def test_the_archive_holds_the_stitched_model_in_less_space(run: Run) -> None:
     searched(run)
-    stitch_model(run, "q")
-    write_archive(run, "q")
-    stitched = load_file(run.stitched("q") / "model.safetensors")
-    found = load_archive(run.archive("q"))
+    run_export(StageContext(run), "q", HuggingFace())
+    run_export(StageContext(run), "q", Archive())
+    stitched = load_file(run.export("q", HUGGINGFACE) / "model.safetensors")
+    found = load_archive(run.export("q", "archive") / ARCHIVE)
     assert found.keys() == stitched.keys()
     assert all(torch.equal(found[name], stitched[name]) and found[name].dtype == stitched[name].dtype for name in found)
     configuration = read_table(run.configuration("q"), CONFIGURATION)
-    saved = (run.stitched("q") / "model.safetensors").stat().st_size - run.archive("q").stat().st_size
+    files = run.export("q", HUGGINGFACE) / "model.safetensors", run.export("q", "archive") / ARCHIVE
+    saved = files[0].stat().st_size - files[1].stat().st_size
     assert saved == pytest.approx(4 * configuration["parameters"].sum() - configuration["bytes"].sum(), abs=4000)
 
 
 def test_an_archive_tells_which_search_chose_its_levels(run: Run) -> None:
     searched(run)
-    write_archive(run, "q")
+    run_export(StageContext(run), "q", Archive())
     own = read_provenance(run.configuration("q")).settings
     other = own.replace('"generations":4', '"generations":5')
-    require_settings([(run.archive("q"), own)], run.root)
-    with pytest.raises(ArtifactError, match=r"archives/q\.safetensors: was made by other settings \(generations: 4"):
-        require_settings([(run.archive("q"), other)], run.root)
+    require_settings([(run.export_manifest("q", "archive"), own)], run.root)
+    with pytest.raises(ArtifactError, match=r"exports/q/archive\.json: was made by other settings \(generations: 4"):
+        require_settings([(run.export_manifest("q", "archive"), other)], run.root)
 
 
 def test_a_damaged_archive_is_refused(run: Run, tmp_path: Path) -> None:
     searched(run)
-    write_archive(run, "q")
-    content = bytearray(run.archive("q").read_bytes())
+    run_export(StageContext(run), "q", Archive())
+    archive = run.export("q", "archive") / ARCHIVE
+    content = bytearray(archive.read_bytes())
     content[-5] ^= 1
-    run.archive("q").write_bytes(content)
+    archive.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"damaged .differs from its checksum"):
-        load_archive(run.archive("q"))
-    cut(run.archive("q"))
+        load_archive(archive)
+    cut(archive)
     with pytest.raises(ArtifactError, match="damaged or cut short"):
-        load_archive(run.archive("q"))
+        load_archive(archive)
     with pytest.raises(ArtifactError, match="missing"):
         load_archive(tmp_path / "nothing.safetensors")
     with pytest.raises(ArtifactError, match="no archive"):

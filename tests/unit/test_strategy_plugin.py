@@ -6,12 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from finished_run import write_tokens
 from plugins.annealing import Annealing
 from search_run import COMPUTE, artifacts, fresh, prepare
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, read_provenance, read_table
 from evopress.config.context import StageContext
+from evopress.config.evaluation import TaskSettings
+from evopress.evaluation.perplexity import evaluate_perplexity
+from evopress.evaluation.tasks import evaluate_tasks
+from evopress.export.card import write_card
+from evopress.export.exporters.huggingface import HuggingFace
+from evopress.export.stage import run_export
+from evopress.report.page import write_report
 from evopress.search.engine.evaluator import ModelEvaluator
 from evopress.search.problem import open_problem
 from evopress.search.run import run_search
@@ -83,6 +91,21 @@ def test_a_search_keeps_the_best_within_the_budget(run: Run) -> None:
     assert 0 < read_table(run.effort("s"), EFFORT)["tokens"][0] <= planned == 12 * 3 * 48
     card = STRATEGIES.parse(json.loads(read_provenance(run.configuration("s")).settings), "card")
     assert card.sentence() == "found by simulated annealing"
+
+
+def test_its_models_are_written_and_told_of(run: Run) -> None:
+    context = StageContext(run, COMPUTE)
+    run_search(context, "s", ANNEALING)
+    run_export(context, "s", HuggingFace())
+    write_card(context, "s", HuggingFace())
+    assert "The levels are found by simulated annealing (search `s`)." in run.card("s", "huggingface").read_text()
+    write_tokens(run, "held_out")
+    for model in ("dense", "s"):
+        evaluate_perplexity(context, model, ["held_out"])
+        evaluate_tasks(context, model, TaskSettings())
+    write_report(context, ["s"], [run.export("s", "huggingface")])
+    page = run.report.read_text()
+    assert "annealing, 2.7 bits per weight asked" in page and "over 12 generations" in page
 
 
 def test_a_search_that_was_cut_short_ends_with_the_same_bytes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,10 @@ from search_run import prepare
 
 from evopress.__main__ import main
 from evopress.artifacts.paths import Run, manifest_path
-from evopress.export.archive import write_archive
-from evopress.export.run import stitch_model
+from evopress.config.context import StageContext
+from evopress.export.exporters.archive import Archive
+from evopress.export.exporters.huggingface import HuggingFace
+from evopress.export.stage import run_export
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +19,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with an artifact of each kind."""
     run = prepare(tmp_path_factory.mktemp("verify"))
     write_configuration(run, "evo", level="3")
-    stitch_model(run, "evo")
-    write_archive(run, "evo")
+    for exporter in (HuggingFace(), Archive()):
+        run_export(StageContext(run), "evo", exporter)
     return run
 
 
@@ -43,10 +45,10 @@ def test_a_whole_run(made: Run, capsys: pytest.CaptureFixture[str]) -> None:
         "variants/gptq/block_000.safetensors",
         "variants/gptq/block_001.parquet",
         "search/evo/configuration.parquet",
-        "models/evo/model.safetensors",
-        "models/evo/config.json",
-        "models/evo.json",
-        "archives/evo.safetensors",
+        "exports/evo/huggingface/model.safetensors",
+        "exports/evo/huggingface/config.json",
+        "exports/evo/huggingface.json",
+        "exports/evo/archive/archive.safetensors",
     ],
 )
 def test_a_changed_bit_is_named_with_what_to_do(made: Run, path: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +72,7 @@ def test_a_changed_bit_is_named_with_what_to_do(made: Run, path: str, capsys: py
     [
         ("hessians/block_000.safetensors", "missing; run the stage that writes it"),
         ("variants/gptq/block_000.parquet", "missing; run the stage that writes it"),
-        ("models/evo/config.json", r"damaged (missing); delete "),
+        ("exports/evo/huggingface/config.json", r"damaged (missing); delete "),
     ],
 )
 def test_what_is_missing_is_named(made: Run, path: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_a_depth_search_needs_no_hessians_and_ends_in_a_smaller_model(
     chosen = read_table(run.configuration("other"), CONFIGURATION)
     dropped = chosen[chosen["level"] == "drop"]["block"].unique().tolist()
     assert len(dropped) == 1 and dropped[0] in (1, 2)
-    model = AutoModelForCausalLM.from_pretrained(run.stitched("other"))
+    model = AutoModelForCausalLM.from_pretrained(run.export("other", "huggingface"))
     assert model.config.num_hidden_layers == 2
     assert read_table(run.perplexity("other"), PERPLEXITY)["kl"].item() > 0
     assert "other" in outcome.stdout

@@ -71,7 +71,7 @@ def _divergence(dense: torch.Tensor, other: torch.Tensor) -> float:
 def test_perplexity_and_divergence_are_what_transformers_measures(run: Run) -> None:
     tokens = read_tokens(run, "python_docs")
     found = {
-        name: _distributions(run.model if name == "dense" else run.stitched(name), tokens)[:, :-1]
+        name: _distributions(run.model if name == "dense" else run.export(name, "huggingface"), tokens)[:, :-1]
         for name in ("dense", *BITS)
     }
     measured = {name: pd.read_parquet(run.perplexity(name)).iloc[0] for name in found}
@@ -86,7 +86,7 @@ def test_perplexity_and_divergence_are_what_transformers_measures(run: Run) -> N
 
 def test_the_searches_fitness_is_the_divergence_of_the_finished_model(run: Run) -> None:
     tokens = read_tokens(run, "search")
-    dense, finished = (_distributions(folder, tokens) for folder in (run.model, run.stitched("evopress")))
+    dense, finished = (_distributions(folder, tokens) for folder in (run.model, run.export("evopress", "huggingface")))
     trace = pd.read_parquet(run.trace("evopress"))
     fitness = trace[trace.accepted].fitness.iloc[-1]
     assert fitness == pytest.approx(_divergence(dense, finished), rel=0.05)
@@ -103,7 +103,7 @@ def test_the_budget_holds(run: Run) -> None:
 
 @torch.inference_mode()
 def test_finished_models_talk(run: Run) -> None:
-    for folder in (run.model, run.stitched("uniform")):
+    for folder in (run.model, run.export("uniform", "huggingface")):
         tokenizer, model = AutoTokenizer.from_pretrained(folder), _load(folder)
         question = [{"role": "user", "content": "What is the capital of France?"}]
         options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}

@@ -41,8 +41,8 @@ CASES = [
     ),
     ("search/evo/configuration.parquet", "stitch evo", "search evo", False),
     ("search/evo/trace.parquet", "report", "search evo", False),
-    ("models/evo/model.safetensors", "perplexity evo", "stitch evo", True),
-    ("models/evo.json", "card evo", "stitch evo", False),
+    ("exports/evo/huggingface/model.safetensors", "perplexity evo", "stitch evo", True),
+    ("exports/evo/huggingface.json", "card evo", "stitch evo", False),
     ("evaluation/dense/hidden_held.safetensors", "perplexity evo", "perplexity_dense", False),
     ("evaluation/evo/perplexity.parquet", "card evo", "perplexity evo", True),
     ("evaluation/even/tasks.parquet", "report", "tasks even", False),
@@ -90,7 +90,7 @@ def test_what_is_damaged_is_named_and_made_again(
     untouched = {name for name in after if not name.endswith(".damaged")} - set(run.job(reader).outputs)
     assert all(after[name] == found[name] for name in untouched)
     assert any(name.endswith(".damaged") for name in after), how
-    for target in ("report.html", "archives/evo.safetensors", "archives/even.safetensors"):
+    for target in ("report.html", "exports/evo/archive.json", "exports/even/archive.json"):
         (run.results / target).unlink(missing_ok=True)  # where a job failed, the next run makes its targets anyway
     jobs = run.checkout.jobs(fault_settings(settings), targets=TARGETS)
     assert {maker, reader} <= {job.name for job in jobs}
@@ -112,17 +112,23 @@ def test_verify_names_all_that_is_damaged_or_missing(whole: Run, dice: random.Ra
     run = whole.copy(tmp_path / "evopress")
     good = verify(run)
     assert good.returncode == 0 and "artifacts are as they were written" in good.stdout, good.stdout + good.stderr
-    paths = [case[0] for case in CASES if not case[0].startswith("model/")] + ["archives/evo.safetensors"]
-    seals = {"hessians/shard_1/block_001.json", "models/evo.json"}  # what these seal is named by them
+    paths = [case[0] for case in CASES if not case[0].startswith("model/")] + [
+        "exports/evo/archive/archive.safetensors"
+    ]
+    seals = {"hessians/shard_1/block_001.json", "exports/evo/huggingface.json"}  # what these seal is named by them
     for path in paths:
         damage(run.results / path, dice, ["bit", "cut", "blank"])
-    lost = ["hessians/shard_0/block_000.safetensors", "variants/gptq/block_000.parquet", "models/even/config.json"]
+    lost = [
+        "hessians/shard_0/block_000.safetensors",
+        "variants/gptq/block_000.parquet",
+        "exports/even/huggingface/config.json",
+    ]
     for path in lost:
         (run.results / path).unlink()
     bad = verify(run)
     assert bad.returncode == 1 and "artifacts are damaged or missing" in bad.stderr
     unnamed = [path for path in [*paths, *lost] if f"results/tiny/{path}: " not in bad.stdout]
-    assert set(unnamed) <= {"models/evo/model.safetensors"}, bad.stdout  # its manifest is damaged, too
+    assert set(unnamed) <= {"exports/evo/huggingface/model.safetensors"}, bad.stdout  # its manifest is damaged, too
     assert seals.isdisjoint(unnamed) and "Traceback" not in bad.stderr
 
 

@@ -12,6 +12,7 @@ from snakemake.logging import logger
 from evopress.artifacts.paths import DENSE, Run, manifest_path
 from evopress.data.held_out import leaks
 from evopress.config.tasks import require_tasks
+from evopress.export.exporters import EXPORTERS
 from evopress.models.block_count import count_blocks
 from evopress.plan.foreseen import require_fit
 from evopress.plan.memory import Memory
@@ -232,7 +233,7 @@ def small_results():
     if any(SETTINGS.variants[name].needs_hessians or SETTINGS.variants[name].sequential for name in searched):
         yield RUN.tokens("calibration")
     yield from map(RUN.configuration, SEARCHES)
-    yield from map(RUN.stitched_manifest, SEARCHES)
+    yield from exported()
     for model in [DENSE, *SEARCHES]:
         yield from [RUN.perplexity(model), RUN.tasks(model)]
 

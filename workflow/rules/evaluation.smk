@@ -5,7 +5,7 @@ DENSE_HIDDEN = [RUN.dense_hidden(dataset) for dataset in EVALUATION_SETS]
 
 def model_of(wildcards):
     """Manifest of the model that a search has made."""
-    return RUN.stitched_manifest(wildcards.search)
+    return RUN.export_manifest(wildcards.search, "huggingface")
 
 
 rule perplexity_dense:

@@ -7,7 +7,7 @@ rule report:
         RUN.layers,
         [RUN.configuration(search) for search in SEARCHES],
         [RUN.trace(search) for search in SEARCHES],
-        [RUN.stitched_manifest(search) for search in SEARCHES],
+        [RUN.export_manifest(search, "huggingface") for search in SEARCHES],
         [RUN.perplexity(search) for search in [DENSE, *SEARCHES]],
         [RUN.tasks(search) for search in [DENSE, *SEARCHES]],
         STUDY_SECTIONS,
@@ -19,10 +19,11 @@ rule report:
     params:
         **SCRIPT,
         searches=SEARCHES,
+        exports=[RUN.export(search, one.exporter) for search in SEARCHES for one in EXPORTS[search]],
         sections=STUDY_SECTIONS,
         key=key(lambda wildcards: KEYS.report()),
     message:
         "Report"
     shell:
         "{params.python:q} scripts/stage.py report {params.common:q} --key {params.key:q}"
-        " --searches {params.searches:q} --extra {params.sections:q} --log {log:q}"
+        " --searches {params.searches:q} --exports {params.exports:q} --sections {params.sections:q} --log {log:q}"

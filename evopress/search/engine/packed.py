@@ -20,7 +20,7 @@ class PackedWeights:
     def __init__(
         self, store: VariantStore, device: torch.device, stored: torch.dtype, dtype: torch.dtype, limit: int
     ) -> None:
-        """Hold nothing yet; weights are rounded to ``stored``, as in the stitched model, and given as ``dtype``."""
+        """Hold nothing yet; weights are rounded to ``stored``, as in the exported model, and given as ``dtype``."""
         self.store, self.device, self.stored, self.dtype = store, device, stored, dtype
         total = int(store.table["bytes"].sum())
         self.held: dict[tuple[int, str, str], dict[str, Tensor]] | None = {} if total <= limit else None

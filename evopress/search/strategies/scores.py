@@ -34,8 +34,8 @@ _WINDOW = (
 )
 _SENTENCES = {
     "cosine": f"chosen by how little their block turns hidden states ([ShortGPT]({_ARXIV}2403.03853))",
-    "window_cosine": _WINDOW,
-    "window_mean_cosine": _WINDOW,
+    "window_cosine": f"{_WINDOW}, by the mean angle",
+    "window_mean_cosine": f"{_WINDOW}, by the mean cosine",
     "norm_ratio": "chosen by how little their block adds to hidden states, relative to what leaves it "
     f"([weight subcloning]({_ARXIV}2312.09299))",
     "l2": "chosen by how little their block changes hidden states",

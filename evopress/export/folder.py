@@ -1,7 +1,12 @@
-"""Weights written as safetensors shards in the hub's layout, with no more than one shard in memory."""
+"""A model folder in the hub's layout: weights as safetensors shards, and what lies beside them.
+
+Weights are written with no more than one shard in memory. What lies beside them (config, tokenizer, chat template,
+license, code) is copied byte by byte.
+"""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,8 +14,42 @@ import torch
 from evopress.artifacts.tensors import save
 from evopress.models.checkpoint import INDEX, SINGLE, Checkpoint
 
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".onnx_data",
+    ".npz",
+    ".index.json",
+)
 Replace = Callable[[str, torch.Tensor], torch.Tensor]
 """Gives the tensor to store under a name, given the one that the dense checkpoint stores there."""
+
+
+def companion_files(folder: Path) -> Iterator[Path]:
+    """Paths, relative to ``folder``, of its files that are neither weights, nor hidden, nor the model card."""
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if path.is_file() and not hidden and not path.name.endswith(_WEIGHTS) and relative != Path("README.md"):
+            yield relative
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy those files, following links, byte by byte.
+
+    Raises:
+        OSError: the disk is full, or a file cannot be read.
+    """
+    for relative in companion_files(source):
+        (target / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / relative, target / relative)
 
 
 def plan_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""The config of a model with fewer blocks, checked to make of each block what it was in the whole model."""
+"""A model folder without some modules: the config of fewer blocks, and checks that what is left is as it was."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evopress.compression.dropped import Dropped
+from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint, read_json
 from evopress.models.input_capture import BlockInputs
 from evopress.models.skeleton import fill_outside, load_config, skeleton_of
@@ -63,6 +65,29 @@ def check_cut_config(source: Path, folder: Path, kept: Sequence[int], *, trust_r
                 "follows from its number by a rule that config.json cannot state otherwise; keep one module of every "
                 "block, by `exclude`"
             )
+
+
+def check_single_modules(folder: Path, dropped: Dropped, *, trust_remote_code: bool = False) -> None:
+    """Run each block that lost one module as it is stored, and without that module: both must give the same.
+
+    Raises:
+        ModelError: the folder cannot be loaded.
+        UnsupportedArchitectureError: something after the module makes other numbers of its zeros.
+    """
+    if not dropped.single:
+        return
+    model = BlockwiseModel.from_folder(folder, torch.device("cpu"), resident=False, trust_remote_code=trust_remote_code)
+    hidden, inputs = model.embed(torch.arange(_TOKENS)[None] % model.vocab_size)
+    for block, kind in dropped.single:
+        number = dropped.kept.index(block)
+        model.load_block(number)
+        stored = model.run_block(number, hidden, inputs)
+        if not torch.equal(stored, model.run_block(number, hidden, inputs, absent={kind})):
+            raise UnsupportedArchitectureError(
+                f"{type(model.model).__name__}: {kind} of block {block} still adds to the hidden states with an output "
+                "projection of zeros; drop whole blocks (unit: block), or exclude it"
+            )
+        model.unload_block(number)
 
 
 def _section(raw: dict[str, Any], config: Any, text: Any) -> dict[str, Any]:

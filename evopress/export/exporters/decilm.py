@@ -8,30 +8,23 @@ stored.
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from evopress.artifacts.atomic import atomic_folder
-from evopress.artifacts.paths import Run
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
-from evopress.artifacts.stitched import file_digests, write_folder_manifest
-from evopress.artifacts.tables import LAYERS, read_table
-from evopress.compression.dropped import Dropped, block_tensors
-from evopress.compression.size import Depth, size_of
-from evopress.export import configuration_decilm
-from evopress.export.card import render_card
-from evopress.export.depth_card import DepthFolder
-from evopress.export.files import copy_companions
-from evopress.export.layout import Layout, depth_layout
-from evopress.export.run import SHARD_BYTES, replacement, stored_choices
-from evopress.export.shards import write_weights
-from evopress.models.checkpoint import Checkpoint
+from pydantic import Field
+
+from evopress.compression.base import Method
+from evopress.compression.families import of_modules
+from evopress.export.base import Exporter
+from evopress.export.exporters.huggingface import SHARD_BYTES
 from evopress.models.modules import ATTENTION, MLP
-from evopress.models.portable import portable_config
-from evopress.models.skeleton import load_config
-from evopress.search.configuration import Configuration
+from evopress.search.base import Strategy
 from evopress.util.errors import ArtifactError, UnsupportedArchitectureError
-from evopress.util.progress import log
+
+if TYPE_CHECKING:
+    from evopress.compression.dropped import Dropped
+    from evopress.config.context import StageContext
 
 _MODEL_TYPES = ("llama", "mistral")
 """Architectures that this model code computes exactly; Mistral without sliding windows."""
@@ -42,50 +35,63 @@ _TENSORS = {
 """Weights of each module, with the norm before it."""
 _MULTIPLE = 256
 """What vLLM rounds the size of an MLP up to."""
+_USAGE = """This folder has the layout of `DeciLMForCausalLM`, which vLLM runs: dropped modules are marked `no_op` in \
+`block_configs`, take neither memory nor time, and their tensors are not stored. The attention of the first block is \
+stored even where it is dropped, since that code needs attention there. vLLM has the model's code, but not the class \
+of its config, which lies here (`configuration_decilm.py`):
+
+```sh
+vllm serve {folder} --trust-remote-code
+```"""
 
 
-def write_decilm(run: Run, search: str, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write ``run.decilm(search)``, the card included, and then its manifest.
+class DeciLm(Exporter):
+    """A Llama that lost modules as vLLM runs it, without their tensors."""
 
-    Raises:
-        ArtifactError: the configuration drops no module, or is missing, damaged or of another model.
-        ModelError: the dense checkpoint is damaged.
-        UnsupportedArchitectureError: the model is no Llama that this layout can describe.
-    """
-    configuration = Configuration.read(run, search).table
-    depth = size_of(run, configuration).depth
-    if depth is None:
-        raise ArtifactError(f"{run.configuration(search)}: drops no modules, which this layout is for")
-    checkpoint, layers = Checkpoint(run.model), read_table(run.layers, LAYERS)
-    config = load_config(run.model)
-    tensors = block_tensors(checkpoint, layers)
-    require_plain_llama(config, {inner for _, inner in tensors.values()})
-    absent = absent_modules(depth.dropped)
-    plain = depth_layout(checkpoint, layers, depth.dropped, config.hidden_size)
-    left_out = {name for name, (block, inner) in tensors.items() if _is_absent(absent, block, inner)}
-    layout = Layout({name: new for name, new in plain.names.items() if name not in left_out}, plain.zeroed - left_out)
-    choices = stored_choices(checkpoint, configuration, run.configuration(search))
-    run.decilm_manifest(search).unlink(missing_ok=True)
-    with atomic_folder(run.decilm(search)) as folder:
-        copy_companions(run.model, folder)
-        _write_config(folder, decilm_config(config, depth.dropped, absent))
-        write_weights(checkpoint, folder, layout.names, replacement(run, choices, layout.zeroed), shard_bytes)
-        _write_card(run, search, folder, depth, absent)
-        files = file_digests(folder)
-    provenance = Provenance("decilm", json.dumps({"shard_bytes": shard_bytes}), read_model_fingerprint(run))
-    write_folder_manifest(run.decilm_manifest(search), search, files, provenance)
-    log.info("%s: %d blocks, %d modules left out", run.decilm(search), len(depth.dropped.kept), len(absent.modules))
+    exporter: Literal["decilm"] = "decilm"
+    shard_bytes: int = Field(SHARD_BYTES, ge=1, description="Bytes of weights that a file holds at most.")
+
+    def problems(self, where: str, method: Method, strategy: Strategy) -> Iterator[str]:
+        """Variants that drop nothing."""
+        if not method.family.takes_modules:
+            yield f"{where}: decilm is for models that lost modules, and {strategy.variants!r} drops none; leave it out"
+
+    def write(self, context: "StageContext", search: str, folder: Path) -> None:
+        """Write weights, config and everything else but the model card."""
+        from evopress.artifacts.tables import LAYERS, read_table
+        from evopress.compression.dropped import block_tensors
+        from evopress.export.compressed import CompressedModel
+        from evopress.export.folder import copy_companions, write_weights
+        from evopress.models.skeleton import load_config
+        from evopress.search.configuration import Configuration
+
+        if not of_modules(Configuration.read(context.run, search).table).any():
+            raise ArtifactError(f"{context.run.configuration(search)}: drops no modules, which this layout is for")
+        model = CompressedModel(context, search)
+        assert model.dropped is not None
+        config = load_config(context.run.model, trust_remote_code=context.trust_remote_code)
+        tensors = block_tensors(model.checkpoint, read_table(context.run.layers, LAYERS))
+        require_plain_llama(config, {inner for _, inner in tensors.values()})
+        absent = self.absent(model.dropped)
+        left_out = {name for name, (block, inner) in tensors.items() if _is_absent(absent, block, inner)}
+        names = {name: stored for name, stored in model.layout.names.items() if name not in left_out}
+        copy_companions(context.run.model, folder)
+        _write_config(folder, decilm_config(config, model.dropped, absent))
+        write_weights(model.checkpoint, folder, names, model.weight, self.shard_bytes)
+
+    def usage(self, folder: str) -> str:
+        """With vLLM."""
+        return _USAGE.format(folder=folder)
+
+    def absent(self, dropped: "Dropped") -> "Dropped":
+        """All that is dropped, but for the attention of the first block that is kept.
+
+        vLLM's code opens the residual stream in the first block's attention: that one stays, with an output of zeros.
+        """
+        return replace(dropped, modules=dropped.modules - {(dropped.kept[0], ATTENTION)})
 
 
-def absent_modules(dropped: Dropped) -> Dropped:
-    """What need not be stored: all that is dropped, but for the attention of the first block that is kept.
-
-    vLLM's code opens the residual stream in the first block's attention, so that one stays, with an output of zeros.
-    """
-    return Dropped(dropped.modules - {(dropped.kept[0], ATTENTION)}, dropped.all_modules)
-
-
-def decilm_config(config: Any, dropped: Dropped, absent: Dropped) -> dict[str, Any]:
+def decilm_config(config: Any, dropped: "Dropped", absent: "Dropped") -> dict[str, Any]:
     """Content of config.json, complete, so that it does not lean on the defaults of another class or version.
 
     Args:
@@ -96,6 +102,8 @@ def decilm_config(config: Any, dropped: Dropped, absent: Dropped) -> dict[str, A
     Raises:
         UnsupportedArchitectureError: vLLM would round the MLP's size to another.
     """
+    from evopress.models.portable import portable_config
+
     content = {
         **config.to_dict(),
         "architectures": ["DeciLMForCausalLM"],
@@ -107,7 +115,7 @@ def decilm_config(config: Any, dropped: Dropped, absent: Dropped) -> dict[str, A
     return portable_config(content)
 
 
-def _block_configs(config: Any, dropped: Dropped, absent: Dropped) -> Iterator[dict[str, dict[str, Any]]]:
+def _block_configs(config: Any, dropped: "Dropped", absent: "Dropped") -> Iterator[dict[str, dict[str, Any]]]:
     """Of each block that is kept; sizes of what is not there are null, as in the published models."""
     group = config.num_attention_heads // config.num_key_value_heads
     multiple = ffn_mult(config.intermediate_size, config.hidden_size)
@@ -134,7 +142,7 @@ def ffn_mult(intermediate_size: int, hidden_size: int) -> float:
     if rounded != intermediate_size:
         raise UnsupportedArchitectureError(
             f"intermediate_size {intermediate_size}: the layout of DeciLM knows multiples of {_MULTIPLE} only, and "
-            f"vLLM would make it {rounded}; use the folder in models/"
+            f"vLLM would make it {rounded}; use the huggingface export"
         )
     return factor
 
@@ -160,11 +168,11 @@ def require_plain_llama(config: Any, inner: set[str]) -> None:
         if holds:
             name = (config.architectures or [config.model_type])[0]
             raise UnsupportedArchitectureError(
-                f"{name}: the layout of DeciLM describes plain Llamas only, and {reason}; use the folder in models/"
+                f"{name}: the layout of DeciLM describes plain Llamas only, and {reason}; use the huggingface export"
             )
 
 
-def _is_absent(absent: Dropped, block: int, inner: str) -> bool:
+def _is_absent(absent: "Dropped", block: int, inner: str) -> bool:
     return any(
         (block, kind) in absent.modules and inner.startswith(tuple(f"{layer}." for layer in layers))
         for kind, layers in _TENSORS.items()
@@ -173,11 +181,5 @@ def _is_absent(absent: Dropped, block: int, inner: str) -> bool:
 
 def _write_config(folder: Path, content: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    code = Path(configuration_decilm.__file__)
+    code = Path(__file__).with_name("configuration_decilm.py")
     shutil.copyfile(code, folder / code.name)
-
-
-def _write_card(run: Run, search: str, folder: Path, depth: Depth, absent: Dropped) -> None:
-    stored = sum(Checkpoint(folder).elements().values())
-    text = render_card(run, search, DepthFolder(depth, absent, stored, decilm=True))
-    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -17,12 +17,15 @@ from finished_run import (
     write_tokens,
 )
 
+from evopress.artifacts.exports import file_digests, write_export_manifest
 from evopress.artifacts.model_facts import model_facts, read_card
+from evopress.artifacts.paths import HUGGINGFACE
 from evopress.artifacts.provenance import Provenance
-from evopress.artifacts.stitched import file_digests, write_stitched_manifest
 from evopress.artifacts.tables import PERPLEXITY, VARIANTS, write_table
 from evopress.compression.size import compressed_size, dense_size
+from evopress.config.context import StageContext
 from evopress.export.card import _chosen_by, levels_table, write_card
+from evopress.export.exporters.huggingface import HuggingFace
 from evopress.export.markdown import escape, markdown_table
 from evopress.models.checkpoint import Checkpoint
 from evopress.search.strategies.dp import DynamicProgramming
@@ -40,10 +43,9 @@ def results(tmp_path):
         VARIANTS,
         provenance({"method": "gptq", "group_size": 64}),
     )
-    results.stitched("evo").mkdir(parents=True)
-    write_stitched_manifest(
-        results, "evo", file_digests(results.stitched("evo")), Provenance("stitch", "{}", FINGERPRINT)
-    )
+    folder = results.export("evo", HUGGINGFACE)
+    folder.mkdir(parents=True)
+    write_export_manifest(results, "evo", HUGGINGFACE, file_digests(folder), Provenance("export", "{}", FINGERPRINT))
     return results
 
 
@@ -59,8 +61,8 @@ def _header(text):
 
 def test_header_names_the_original_and_inherits_its_license(results):
     (results.model / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en]\ntags: [x]\n---\n# Tiny\n")
-    write_card(results, "evo")
-    assert _header(results.card("evo").read_text()) == {
+    write_card(StageContext(results), "evo", HuggingFace())
+    assert _header(results.card("evo", HUGGINGFACE).read_text()) == {
         "base_model": "someone/tiny-llama",
         "base_model_relation": "quantized",
         "library_name": "transformers",
@@ -73,31 +75,31 @@ def test_header_names_the_original_and_inherits_its_license(results):
 
 def test_a_model_that_is_not_from_the_hub_claims_no_base_model(results):
     write_model(results, tiny_model(), {"source": "gguf", "path": "/models/tiny.Q4.gguf"})
-    write_card(results, "evo")
-    text = results.card("evo").read_text()
+    write_card(StageContext(results), "evo", HuggingFace())
+    text = results.card("evo", HUGGINGFACE).read_text()
     assert "base_model" not in _header(text) and "license" not in _header(text)
     assert "# tiny.Q4 at " in text
 
 
 def test_measured_perplexity_is_told_once_it_is_there(results):
-    write_card(results, "evo")
-    assert "Not measured yet." in results.card("evo").read_text()
+    write_card(StageContext(results), "evo", HuggingFace())
+    assert "Not measured yet." in results.card("evo", HUGGINGFACE).read_text()
     _measure(results, "evo", 12.5, 0.25)
     _measure(results, "dense", 10.0, 0.0)
-    write_card(results, "evo")
-    text = results.card("evo").read_text()
+    write_card(StageContext(results), "evo", HuggingFace())
+    text = results.card("evo", HUGGINGFACE).read_text()
     assert "| novels\\|x | 10.0000 | 12.5000 | 0.25000 | 1,234 |" in text and "Not measured" not in text
 
 
 def test_text_that_is_not_held_out_is_named(results):
     _measure(results, "evo", 12.5, 0.25)
     _measure(results, "dense", 10.0, 0.0)
-    write_card(results, "evo")
-    assert "## Held-out text" in results.card("evo").read_text()
+    write_card(StageContext(results), "evo", HuggingFace())
+    assert "## Held-out text" in results.card("evo", HUGGINGFACE).read_text()
     for dataset in ("search", "novels|x"):
         write_tokens(results, dataset, settings={"source": "hub", "id": "someone/novels"})
-    write_card(results, "evo")
-    text = results.card("evo").read_text()
+    write_card(StageContext(results), "evo", HuggingFace())
+    text = results.card("evo", HUGGINGFACE).read_text()
     assert "## Held-out text" not in text and "## Perplexity, on text that is not all held out" in text
     assert "same text as data.search" in text.split("**Warning:**")[1].splitlines()[0]
 
@@ -115,8 +117,8 @@ def test_sizes_follow_from_the_configuration(results):
 
 
 def test_budget_levels_settings_and_versions_are_in_the_card(results):
-    write_card(results, "evo")
-    text = results.card("evo").read_text()
+    write_card(StageContext(results), "evo", HuggingFace())
+    text = results.card("evo", HUGGINGFACE).read_text()
     assert "| bits per weight asked (compressed layers) | 3 |" in text
     assert "strategy: evolution" in text and "group_size: 64" in text and "transformers 5" in text
 
@@ -138,23 +140,23 @@ def test_markdown_cannot_be_broken_by_names():
 def test_hostile_origin_stays_inside_the_header(results):
     evil = "x\n---\nlicense: mit"
     write_model(results, tiny_model(), {"source": "hub", "id": evil, "revision": "main"})
-    write_card(results, "evo")
-    header = _header(results.card("evo").read_text())
+    write_card(StageContext(results), "evo", HuggingFace())
+    header = _header(results.card("evo", HUGGINGFACE).read_text())
     assert header["base_model"] == evil and "license" not in header
 
 
 def test_only_the_card_is_written(results):
     before = {path: path.stat().st_mtime_ns for path in results.root.rglob("*") if path.is_file()}
-    write_card(results, "evo")
+    write_card(StageContext(results), "evo", HuggingFace())
     after = {path: path.stat().st_mtime_ns for path in results.root.rglob("*") if path.is_file()}
-    assert set(after) - set(before) == {results.card("evo")}
+    assert set(after) - set(before) == {results.card("evo", HUGGINGFACE)}
     assert all(after[path] == before[path] for path in before)
 
 
-def test_a_card_needs_a_stitched_model_of_this_model(results):
+def test_a_card_needs_an_export_of_this_model(results):
     results.model_manifest.write_text(json.dumps({"fingerprint": "e" * 64}))
     with pytest.raises(ArtifactError, match="was made for another model"):
-        write_card(results, "evo")
+        write_card(StageContext(results), "evo", HuggingFace())
 
 
 @pytest.mark.parametrize(

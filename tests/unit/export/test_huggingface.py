@@ -1,4 +1,4 @@
-"""The stitched folder: loads anywhere, and holds exactly the weights that the search judged."""
+"""The Hugging Face folder: loads anywhere, and holds exactly the weights that the search judged."""
 
 import json
 import subprocess
@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from evopress.artifacts.paths import Run
-from evopress.artifacts.stitched import read_stitched_manifest
+from evopress.artifacts.exports import read_export_manifest
+from evopress.artifacts.paths import HUGGINGFACE, Run
 from evopress.compression.hessian import accumulate_hessians
 from evopress.compression.methods.gptq import Gptq
 from evopress.compression.stage import make_variants
@@ -22,9 +22,10 @@ from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
 from evopress.config.hessians import HessianSettings
 from evopress.config.model import FolderModel
-from evopress.export import run
-from evopress.export.files import companion_files
-from evopress.export.shards import plan_shards, shard_names
+from evopress.export import compressed
+from evopress.export.exporters.huggingface import SHARD_BYTES, HuggingFace
+from evopress.export.folder import companion_files, plan_shards, shard_names
+from evopress.export.stage import run_export
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.sources import model_fingerprint, prepare_model
@@ -43,6 +44,10 @@ with torch.no_grad():
 """
 
 
+def export(results: Run, search: str, **settings: int) -> None:
+    run_export(StageContext(results), search, HuggingFace(**settings))
+
+
 class RoundedStore:
     """Variants that are the dense weights rounded to a step which the level sets."""
 
@@ -58,7 +63,7 @@ class RoundedStore:
 
 @pytest.fixture
 def rounded(monkeypatch):
-    monkeypatch.setattr(run, "VariantStore", RoundedStore)
+    monkeypatch.setattr(compressed, "VariantStore", RoundedStore)
 
 
 def _logits_elsewhere(folder: Path, tokens: torch.Tensor, scratch: Path) -> torch.Tensor:
@@ -70,12 +75,12 @@ def _logits_elsewhere(folder: Path, tokens: torch.Tensor, scratch: Path) -> torc
     return load_file(scratch / "logits.safetensors")["logits"]
 
 
-@pytest.mark.parametrize("shard_bytes", [run.SHARD_BYTES, 3000])
+@pytest.mark.parametrize("shard_bytes", [SHARD_BYTES, 3000])
 def test_loads_without_our_code_and_gives_the_logits_that_the_search_saw(tmp_path, rounded, shard_bytes):
     results = make_results(tmp_path)
     configuration = write_configuration(results, "evo")
     tokens = write_tokens(results, "search")
-    run.stitch_model(results, "evo", shard_bytes=shard_bytes)
+    export(results, "evo", shard_bytes=shard_bytes)
 
     model = BlockwiseModel.from_folder(results.model, torch.device("cpu"))
     store = RoundedStore(results, "gptq")
@@ -87,7 +92,7 @@ def test_loads_without_our_code_and_gives_the_logits_that_the_search_saw(tmp_pat
         hidden = model.run_block(block, hidden, inputs, weights)
     seen = model.logits(hidden)
 
-    assert torch.equal(_logits_elsewhere(results.stitched("evo"), tokens, tmp_path), seen)
+    assert torch.equal(_logits_elsewhere(results.export("evo", HUGGINGFACE), tokens, tmp_path), seen)
     with torch.no_grad():
         assert not torch.allclose(tiny_model()(tokens).logits, seen, atol=1e-2)
 
@@ -102,9 +107,9 @@ def test_stored_weights_are_those_of_the_real_variants(tmp_path):
     for block in range(BLOCKS):
         make_variants(StageContext(results, ComputeSettings(device="cpu")), "gptq", settings, block)
     configuration = write_configuration(results, "evo", fingerprint=model_fingerprint(results))
-    run.stitch_model(results, "evo")
+    export(results, "evo")
 
-    store, stored = VariantStore(results, "gptq"), Checkpoint(results.stitched("evo"))
+    store, stored = VariantStore(results, "gptq"), Checkpoint(results.export("evo", HUGGINGFACE))
     dense = Checkpoint(results.model)
     for row in configuration.itertuples():
         name = f"{row.unit}.weight"
@@ -118,15 +123,15 @@ def test_stored_weights_are_those_of_the_real_variants(tmp_path):
 def test_keeps_type_ties_and_every_other_tensor(tmp_path, rounded, dtype, tied):
     results = make_results(tmp_path, dtype=dtype, tied=tied)
     configuration = write_configuration(results, "evo")
-    run.stitch_model(results, "evo")
-    before, after = Checkpoint(results.model), Checkpoint(results.stitched("evo"))
+    export(results, "evo")
+    before, after = Checkpoint(results.model), Checkpoint(results.export("evo", HUGGINGFACE))
     assert after.names() == before.names() and ("lm_head.weight" in after.names()) is not tied
     searched = {f"{unit}.weight" for unit in configuration["unit"]}
     old, new = before.read(before.names()), after.read(after.names())
     assert {tensor.dtype for tensor in new.values()} == {dtype}
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed == searched
-    with safe_open(results.stitched("evo") / "model.safetensors", framework="pt") as stream:
+    with safe_open(results.export("evo", HUGGINGFACE) / "model.safetensors", framework="pt") as stream:
         assert stream.metadata() == {"format": "pt"}
 
 
@@ -137,8 +142,8 @@ def test_companions_are_the_same_bytes_and_weights_or_cards_of_the_original_stay
     (results.model / "original").mkdir()
     (results.model / "original" / "consolidated.pth").write_text("pickle")
     write_configuration(results, "evo")
-    run.stitch_model(results, "evo")
-    folder = results.stitched("evo")
+    export(results, "evo")
+    folder = results.export("evo", HUGGINGFACE)
     kept = {path.as_posix() for path in companion_files(results.model)}
     assert kept == {
         "LICENSE",
@@ -161,42 +166,42 @@ def test_a_linked_model_is_copied_not_linked(tmp_path, rounded):
     for path in (tmp_path / "elsewhere").iterdir():
         (results.model / path.name).symlink_to(path)
     write_configuration(results, "evo")
-    run.stitch_model(results, "evo")
-    assert not any(path.is_symlink() for path in results.stitched("evo").rglob("*"))
+    export(results, "evo")
+    assert not any(path.is_symlink() for path in results.export("evo", HUGGINGFACE).rglob("*"))
 
 
 def test_manifest_tells_of_damage_and_of_another_model(tmp_path, rounded):
     results = make_results(tmp_path)
     write_configuration(results, "evo")
-    run.stitch_model(results, "evo")
-    manifest = read_stitched_manifest(results, "evo")
+    export(results, "evo")
+    manifest = read_export_manifest(results, "evo", HUGGINGFACE)
     assert manifest["provenance"]["model"] == FINGERPRINT and "model.safetensors" in manifest["files"]
-    weights = results.stitched("evo") / "model.safetensors"
+    weights = results.export("evo", HUGGINGFACE) / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
     with pytest.raises(ArtifactError, match=r"model\.safetensors: damaged \(holds \d+ bytes instead of \d+\)"):
-        read_stitched_manifest(results, "evo")
+        read_export_manifest(results, "evo", HUGGINGFACE)
     weights.write_bytes(whole)
     results.model_manifest.write_text(json.dumps({"fingerprint": "e" * 64}))
     with pytest.raises(ArtifactError, match="was made for another model"):
-        read_stitched_manifest(results, "evo")
+        read_export_manifest(results, "evo", HUGGINGFACE)
 
 
 def test_a_name_with_dots_keeps_its_own_manifest(tmp_path, rounded):
     results = make_results(tmp_path)
     for search in ("q3.0", "q3.5"):
         write_configuration(results, search)
-        run.stitch_model(results, search)
-    assert read_stitched_manifest(results, "q3.0")["search"] == "q3.0"
-    assert read_stitched_manifest(results, "q3.5")["search"] == "q3.5"
+        export(results, search)
+    assert read_export_manifest(results, "q3.0", HUGGINGFACE)["search"] == "q3.0"
+    assert read_export_manifest(results, "q3.5", HUGGINGFACE)["search"] == "q3.5"
 
 
 def test_configuration_of_another_model_is_refused(tmp_path, rounded):
     results = make_results(tmp_path)
     write_configuration(results, "evo", fingerprint="e" * 64)
     with pytest.raises(ArtifactError, match="was made for another model"):
-        run.stitch_model(results, "evo")
-    assert not results.stitched("evo").exists()
+        export(results, "evo")
+    assert not results.export("evo", HUGGINGFACE).exists()
 
 
 def test_a_failing_variant_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -206,12 +211,12 @@ def test_a_failing_variant_leaves_nothing_behind(tmp_path, monkeypatch):
                 raise ArtifactError("variant is damaged")
             return super().weight(block, layer, level, device, dtype)
 
-    monkeypatch.setattr(run, "VariantStore", Broken)
+    monkeypatch.setattr(compressed, "VariantStore", Broken)
     results = make_results(tmp_path)
     write_configuration(results, "evo")
     with pytest.raises(ArtifactError, match="variant is damaged"):
-        run.stitch_model(results, "evo")
-    assert list((results.root / "models").iterdir()) == []
+        export(results, "evo")
+    assert list((results.root / "exports" / "evo").iterdir()) == []
 
 
 def test_variant_of_another_shape_is_refused(tmp_path, monkeypatch):
@@ -219,11 +224,11 @@ def test_variant_of_another_shape_is_refused(tmp_path, monkeypatch):
         def weight(self, *arguments):
             return super().weight(*arguments)[:-1]
 
-    monkeypatch.setattr(run, "VariantStore", Transposed)
+    monkeypatch.setattr(compressed, "VariantStore", Transposed)
     results = make_results(tmp_path)
     write_configuration(results, "evo")
     with pytest.raises(ArtifactError, match=r"block 0 mlp.down_proj level 2 is \[15, 24\], .*\[16, 24\]"):
-        run.stitch_model(results, "evo")
+        export(results, "evo")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from evopress.artifacts.paths import Run
-from evopress.export.decilm import ffn_mult, write_decilm
+from evopress.config.context import StageContext
+from evopress.export.card import write_card
+from evopress.export.exporters.decilm import DeciLm, ffn_mult
+from evopress.export.stage import run_export
 from evopress.models.checkpoint import Checkpoint
 from evopress.util.errors import ArtifactError, UnsupportedArchitectureError
 
@@ -119,7 +122,7 @@ def _written(tmp_path, model, dropped):
     run = Run(tmp_path / "run")
     write_depth_model(run, model)
     write_depth_configuration(run, "evo", dropped)
-    write_decilm(run, "evo")
+    run_export(StageContext(run), "evo", DeciLm())
     return run
 
 
@@ -131,12 +134,12 @@ def test_gives_the_logits_of_the_whole_model_with_those_modules_silenced(tmp_pat
     ids = tokens()
     with torch.no_grad(), without(model, dropped):
         expected = model(ids, use_cache=False).logits
-        torch.testing.assert_close(DeciReader(run.decilm("evo")).logits(ids), expected, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(DeciReader(run.export("evo", "decilm")).logits(ids), expected, atol=2e-4, rtol=1e-4)
 
 
 def test_tensors_of_dropped_modules_are_not_stored(tmp_path):
     run = _written(tmp_path, _model("llama"), CASES["with-a-block-gone"])
-    names = Checkpoint(run.decilm("evo")).names()
+    names = Checkpoint(run.export("evo", "decilm")).names()
     assert len({name.split(".")[2] for name in names if ".layers." in name}) == 3
     held = {
         number: {name.split(".")[3] for name in names if name.startswith(f"model.layers.{number}.")}
@@ -144,7 +147,7 @@ def test_tensors_of_dropped_modules_are_not_stored(tmp_path):
     }
     attention, mlp = {"input_layernorm", "self_attn"}, {"post_attention_layernorm", "mlp"}
     assert held == {0: attention, 1: mlp, 2: attention}
-    blocks = json.loads((run.decilm("evo") / "config.json").read_text())["block_configs"]
+    blocks = json.loads((run.export("evo", "decilm") / "config.json").read_text())["block_configs"]
     assert [block["attention"]["no_op"] for block in blocks] == [False, True, False]
     assert blocks[1]["attention"]["n_heads_in_group"] is None and blocks[0]["attention"]["n_heads_in_group"] == 2
     assert [block["ffn"]["ffn_mult"] for block in blocks] == [None, 8.0, None]
@@ -153,9 +156,9 @@ def test_tensors_of_dropped_modules_are_not_stored(tmp_path):
 def test_the_config_is_whole_and_survives_saving(tmp_path):
     model = _model("llama3-rope")
     run = _written(tmp_path, model, CASES["single"])
-    config = AutoConfig.from_pretrained(run.decilm("evo"), trust_remote_code=True)
+    config = AutoConfig.from_pretrained(run.export("evo", "decilm"), trust_remote_code=True)
     assert config.rope_parameters == model.config.rope_parameters and config.num_key_value_heads == 2
-    raw = json.loads((run.decilm("evo") / "config.json").read_text())
+    raw = json.loads((run.export("evo", "decilm") / "config.json").read_text())
     assert raw["rope_theta"] == 500.0 and raw["rope_scaling"]["rope_type"] == "llama3"
     config.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["block_configs"] == raw["block_configs"]
@@ -164,10 +167,11 @@ def test_the_config_is_whole_and_survives_saving(tmp_path):
 
 def test_the_card_tells_of_the_layout(tmp_path):
     run = _written(tmp_path, _model("llama"), CASES["first-attention"])
-    text = (run.decilm("evo") / "README.md").read_text()
+    write_card(StageContext(run), "evo", DeciLm())
+    text = run.card("evo", "decilm").read_text()
     assert "vLLM" in text and "`no_op`" in text and "AutoModelForCausalLM" not in text
     assert "| 0 | 0 | dropped (zeros) | kept |" in text and "| 2 | 2 | kept | dropped |" in text
-    stored = sum(Checkpoint(run.decilm("evo")).elements().values())
+    stored = sum(Checkpoint(run.export("evo", "decilm")).elements().values())
     assert f"| parameters stored in this folder | {stored:,} |" in text
 
 
@@ -184,7 +188,7 @@ def test_the_card_tells_of_the_layout(tmp_path):
 def test_what_the_layout_cannot_say_is_refused(tmp_path, name, message):
     with pytest.raises(UnsupportedArchitectureError, match=message):
         _written(tmp_path, build(name), {(1, "attn")})
-    assert not (tmp_path / "run" / "decilm").exists() or not list((tmp_path / "run" / "decilm").iterdir())
+    assert list((tmp_path / "run" / "exports" / "evo").iterdir()) == []
 
 
 def test_a_configuration_that_drops_nothing_of_this_kind_is_refused(tmp_path):
@@ -193,7 +197,7 @@ def test_a_configuration_that_drops_nothing_of_this_kind_is_refused(tmp_path):
     run = make_results(tmp_path)
     write_configuration(run, "evo")
     with pytest.raises(ArtifactError, match="drops no modules"):
-        write_decilm(run, "evo")
+        run_export(StageContext(run), "evo", DeciLm())
 
 
 @pytest.mark.parametrize(

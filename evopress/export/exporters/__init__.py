@@ -1,0 +1,10 @@
+"""The forms in which compressed models are written."""
+
+from evopress.config.plugins import Registry
+from evopress.export.base import Exporter
+from evopress.export.exporters.archive import Archive
+from evopress.export.exporters.decilm import DeciLm
+from evopress.export.exporters.huggingface import HuggingFace
+
+EXPORTERS: Registry[Exporter] = Registry("exporter", Exporter, HuggingFace, Archive, DeciLm)
+"""By `exporter`, or by the name alone, in the `exports` of a search."""

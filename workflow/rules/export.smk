@@ -1,0 +1,76 @@
+# The compressed model of each search, in every form that the search asks for.
+
+EXPORTS = {search: SETTINGS.exports_of(search) for search in SEARCHES}
+
+
+def exporter_of(wildcards):
+    """The exporter of a job, with its settings; as a target of its own, one need not be in the settings."""
+    return SETTINGS.exporter_of(wildcards.search, wildcards.exporter)
+
+
+wildcard_constraints:
+    exporter=any_of(EXPORTERS.names),
+
+
+rule export:
+    input:
+        RUN.model_manifest,
+        RUN.layers,
+        RUN.configuration("{search}"),
+        searched_variants,
+    output:
+        RUN.export_manifest("{search}", "{exporter}"),
+    log:
+        LOGS / "export" / "{search}_{exporter}.log",
+    params:
+        **SCRIPT,
+        settings=lambda wildcards: exporter_of(wildcards).model_dump_json(),
+        key=key(lambda wildcards: KEYS.export(wildcards.search, wildcards.exporter)),
+    message:
+        "Model of {wildcards.search}: {wildcards.exporter}"
+    shell:
+        "{params.python:q} scripts/stage.py export {params.common:q} --key {params.key:q}"
+        " --search {wildcards.search:q} --exporter {params.settings:q} --log {log:q}"
+
+
+rule card:
+    input:
+        RUN.layers,
+        RUN.export_manifest("{search}", "{exporter}"),
+        RUN.configuration("{search}"),
+        RUN.perplexity("{search}"),
+        RUN.perplexity(DENSE),
+    output:
+        RUN.card("{search}", "{exporter}"),
+    log:
+        LOGS / "card" / "{search}_{exporter}.log",
+    params:
+        **SCRIPT,
+        settings=lambda wildcards: exporter_of(wildcards).model_dump_json(),
+        key=key(lambda wildcards: KEYS.card(wildcards.search, wildcards.exporter)),
+    message:
+        "Model card of {wildcards.search}: {wildcards.exporter}"
+    shell:
+        "{params.python:q} scripts/stage.py card {params.common:q} --key {params.key:q}"
+        " --search {wildcards.search:q} --exporter {params.settings:q} --log {log:q}"
+
+
+def exported():
+    """Manifests and cards of all models that the settings ask for."""
+    for search, exporters in EXPORTS.items():
+        for one in exporters:
+            yield RUN.export_manifest(search, one.exporter)
+            if one.has_card:
+                yield RUN.card(search, one.exporter)
+
+
+rule archives:
+    # Opt-in: `snakemake archives` writes every compressed model packed, in one file each.
+    input:
+        [RUN.export_manifest(search, "archive") for search in SEARCHES],
+
+
+rule decilm:
+    # Opt-in: `snakemake decilm` writes every model that lost modules in the layout in which vLLM runs it.
+    input:
+        [RUN.card(search, "decilm") for search in SEARCHES if SETTINGS.searches[search].variants in MODULES],
