@@ -20,6 +20,7 @@ from evopress.search.engine.memory import ACTIVATION_WIDTH, divide_memory, least
 from evopress.search.engine.objectives import make_objective
 from evopress.search.evaluation import draw_minibatch
 from evopress.search.problem import SearchProblem
+from evopress.search.processes.split import new_blocks
 from evopress.search.space import DENSE_LEVEL
 
 
@@ -121,6 +122,7 @@ class SearchPlanner:
                 self.units_of[block].append(number)
         self.unpacked = np.array([0 if unit.modules else unit.parameters * size for unit in self.units])
         self.dense = int(shape.layers["parameters"].sum()) * size - int(self.unpacked.sum())
+        self.block_of = np.array([unit.block for unit in self.units])
         self.drops = problem.family.takes_modules
         self.rng = np.random.Generator(np.random.PCG64(0))
 
@@ -194,14 +196,18 @@ class SearchPlanner:
         return int(self.unpacked @ own.sum(axis=1)) + self.dense * dense
 
     def _pass(self, candidates: NDArray[np.int16]) -> "_Pass":
-        """Blocks that are run for distinct ``candidates`` [C, units]."""
+        """Blocks that are run for distinct ``candidates`` [C, units], in lexicographic order."""
+        if not self.drops:  # no block is skipped: how many states there are says all
+            blocks = self.shape.blocks
+            new = new_blocks(candidates, self.block_of, blocks)
+            after = (new[:, None] >= blocks - np.arange(blocks)).sum(axis=0)
+            most = int(max(np.add(after, [1, *after[:-1]])))
+            return _Pass(int(after.sum()), len(candidates) * blocks, float(after.sum()), most)
         state_of, before, found = np.zeros(len(candidates), dtype=np.int64), 1, _Pass()
         for block, members in enumerate(self.units_of):
             plan = plan_block(state_of, candidates[:, members])
             state_of, after = plan.state_of, len(plan.parents)
-            left = np.ones(after)
-            if self.drops:
-                left = np.array([self._left(block, members, levels) for levels in plan.levels.tolist()])
+            left = np.array([self._left(block, members, levels) for levels in plan.levels.tolist()])
             found.states, before = max(found.states, before + after), after
             found.modules += float(left.sum())
             found.runs += int((left > 0).sum())

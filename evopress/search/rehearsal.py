@@ -14,7 +14,7 @@ from evopress.search.candidates import random_candidate
 from evopress.search.evaluation import Evaluation, Minibatch
 from evopress.search.problem import SearchProblem
 
-ROUNDS = 8
+ROUNDS = 4
 """Rounds that are drawn, at most: the others will be like them."""
 
 
@@ -45,7 +45,7 @@ class Rehearsal:
 
 
 def rehearse(strategy: RoundStrategy, problem: SearchProblem, rng: np.random.Generator) -> list[Request]:
-    """What the first rounds ask for, each of which then stands for as many of all rounds as any other.
+    """What the first rounds ask for; those after the first, which may differ, stand for all that are left.
 
     What searches have found that this one depends on may be unknown: any candidates take their place.
     """
@@ -59,5 +59,5 @@ def rehearse(strategy: RoundStrategy, problem: SearchProblem, rng: np.random.Gen
         state, _ = strategy.next_round(state, problem, evaluator, rng)
         drawn += 1
         rounds += evaluator.take(drawn)
-    times = 1 + strategy.remaining(state, problem) / max(1, drawn)
-    return first + [replace(request, times=times) for request in rounds]
+    times = 1 + strategy.remaining(state, problem) / max(1, drawn - 1)
+    return first + [replace(request, times=times) if request.round > 1 or drawn == 1 else request for request in rounds]
