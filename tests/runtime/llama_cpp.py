@@ -1,7 +1,7 @@
 """llama.cpp itself, through the C API that the library of the wheel `xllamacpp` exports.
 
-A process of its own loads it (`python -m tests.runtime.llama_cpp`), so a crash there fails one test and not all, and
-its threads never meet those of torch. It is told what to do as JSON and answers with a NumPy file.
+A process of its own, which runs this file, loads it: so a crash there fails one test and not all, and its threads never
+meet those of torch. It is told what to do as JSON and answers with a NumPy file.
 """
 
 import ctypes
@@ -51,12 +51,11 @@ def run(path: Path, tokens: Sequence[int] = (), texts: Sequence[str] = ()) -> Ru
         answer = Path(folder) / "answer.npz"
         asked = {"path": str(path), "tokens": list(tokens), "texts": list(texts), "answer": str(answer)}
         done = subprocess.run(
-            [sys.executable, "-m", "tests.runtime.llama_cpp"],
+            [sys.executable, __file__],
             input=json.dumps(asked),
             capture_output=True,
             text=True,
             timeout=_TIMEOUT,
-            cwd=Path(__file__).parents[2],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         if done.returncode:

@@ -31,6 +31,7 @@ _FROM_CARD = {
     "license_link": "general.license.link",
     "language": "general.languages",
 }
+_LARGEST_F16 = float(np.finfo(np.float16).max)
 _ATTENTION = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output")
 _MLP = ("ffn_gate", "ffn_up", "ffn_down")
 
@@ -78,14 +79,15 @@ def write_gguf(
             transformers.
         name: of the model, for people.
         dense: type of the other matrices; those whose rows it does not divide are F16. Vectors are always F32.
-        absent: modules (block, kind) to leave out, where the model of the folder has zeros.
+        absent: modules (block, kind) to leave out, where the model of the folder has an output projection of zeros. The
+            attention of the first block stays, zeros and all: llama.cpp takes the size of heads from it.
 
     Raises:
         UnsupportedArchitectureError: llama.cpp has no code that computes this model; what is in the way is named.
         ModelError: the tokenizer cannot be carried over, or the checkpoint is damaged.
         ValueError: a packed weight is none of the model, or of another shape.
     """
-    config = load_config(model).get_text_config()
+    config, absent = load_config(model).get_text_config(), frozenset(absent) - {(0, ATTENTION)}
     layout, checkpoint = layout_of(config), Checkpoint(model)
     shapes = {key: tuple(value.shape) for key, value in skeleton_of(config, torch.float32).state_dict().items()}
     rows = shapes["model.embed_tokens.weight"][0]
@@ -153,7 +155,10 @@ class _Source:
             shape = (hidden, STAND_IN) if part == "ffn_down" else (STAND_IN, hidden)
             made = np.zeros(shape, np.float16)
             yield _Tensor(
-                f"blk.{block}.{part}.weight", GGMLQuantizationType.F16, shape, lambda made=made: made  # type: ignore[misc]
+                f"blk.{block}.{part}.weight",
+                GGMLQuantizationType.F16,
+                shape,
+                lambda made=made: made,  # type: ignore[misc]
             )
 
     def _packed(self, name: str, key: str) -> _Tensor:
@@ -182,7 +187,7 @@ class _Source:
         if self.layout.norms_plus_one and key.endswith("norm.weight"):
             values = values + 1
         largest = float(np.abs(values).max(initial=0))
-        if kind == GGMLQuantizationType.F16 and largest > np.finfo(np.float16).max:
+        if kind == GGMLQuantizationType.F16 and largest > _LARGEST_F16:
             raise ModelError(f"{name}: holds {largest:g}, which F16 cannot; store it as BF16")
         return gguf.quantize(self._ordered(values, key), kind)
 

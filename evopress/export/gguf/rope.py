@@ -61,8 +61,7 @@ def rope_tensors(config: Any) -> dict[str, NDArray[np.float32]]:
         return {LLAMA3: (plain / frequencies.double()).float().numpy()}
     if rope["rope_type"] == "longrope":
         return {
-            name: np.asarray(rope[key], np.float32)
-            for name, key in ((LONG, "long_factor"), (SHORT, "short_factor"))
+            name: np.asarray(rope[key], np.float32) for name, key in ((LONG, "long_factor"), (SHORT, "short_factor"))
         }
     return {}
 
@@ -74,10 +73,10 @@ def rope_of(config: Any) -> dict[str, Any]:
 
 
 def _scaling(config: Any, rope: dict[str, Any]) -> dict[str, Any]:
-    kind, factor = rope["rope_type"], rope.get("factor")
+    kind = rope["rope_type"]
     found: dict[str, Any] = {"rope.scaling.type": kind}
-    if factor is not None:
-        found["rope.scaling.factor"] = float(factor)
+    if kind != "longrope":  # whose factors are tensors; llama.cpp would divide by this one as well
+        found["rope.scaling.factor"] = float(rope["factor"])
     if kind == "linear":
         return found
     original = rope.get("original_max_position_embeddings") or config.max_position_embeddings

@@ -7,12 +7,12 @@ The name is found by what it does: the pre-tokenizer that cuts texts of all sort
 import json
 import random
 import tempfile
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
+from tokenizers import normalizers
 from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -28,10 +28,29 @@ _IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _UNUSED_SCORE = -1e6
 """Of tokens that no merge makes: lower than that of any merge."""
 _CHARACTERS = [
-    *"aZsßéЖжΩاह中カ한กʰǅ", *"059٣½", *" \n\r\t\u00a0\u3000", *"''.,!?:;-_/\\$+=<>^~|#@*&%()[]{}\"`",
-    *"—…।。¿€©", "😀", "👩‍💻", "\u0301", "\u200b",
-]  # fmt: skip
-_WORDS = ["'s", "'LL", "'d", "Don't", "hello", "WORLD", "CamelCase", "12345", "3.14", "    ", "\n\n", "\r\n", " \n ", "naïve"]
+    *"aZsßéЖжΩ\u0627ه中カ한กʰǅ",
+    *"059٣½",
+    *" \n\r\t\u00a0\u3000",
+    *"''.,!?:;-_/\\$+=<>^~|#@*&%()[]{}\"`",
+    *"\u2014…।。¿€©",
+    *("😀", "👩\u200d💻", "\u0301", "\u200b"),
+]
+_WORDS = [
+    "'s",
+    "'LL",
+    "'d",
+    "Don't",
+    "hello",
+    "WORLD",
+    "CamelCase",
+    "12345",
+    "3.14",
+    "    ",
+    "\n\n",
+    "\r\n",
+    " \n ",
+    "naïve",
+]
 _TEXTS, _PIECES = 5000, 12
 """Random texts by which pre-tokenizers are told apart, and characters or words in each."""
 _MOST = 3000
@@ -85,6 +104,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def check_tokens(path: Path, folder: Path, rows: int) -> None:
     """Read the tokenizer of a GGUF file back, and compare its tokens with those of the model folder it was made from.
 
+    Where a text begins with a space, or goes on after a special token, llama.cpp puts the space of SentencePiece before
+    it in any case; models that do not are used with it all the same, so that is only said in the log.
+
     Raises:
         ModelError: they differ; the message shows where.
     """
@@ -92,9 +114,25 @@ def check_tokens(path: Path, folder: Path, rows: int) -> None:
     with tempfile.TemporaryDirectory() as made:
         save_tokenizer(path, Path(made), rows)
         read = load_tokenizer(Path(made))
-    for text in _texts_of(original):
+    spaced = _cut_as_llama_cpp(read)
+    for text, is_plain in _texts_of(original):
         if original(text)["input_ids"] != read(text)["input_ids"]:
-            raise _refusal(folder, f"what can be carried over cuts {text[:60]!r} into other tokens")
+            if is_plain or not spaced:
+                raise _refusal(folder, f"what can be carried over cuts {text[:60]!r} into other tokens")
+            log.warning("%s: llama.cpp cuts %r into other tokens: it puts a space before it", path.name, text[:60])
+            break
+
+
+def _cut_as_llama_cpp(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Put the space before every text and every part after a special token; returns whether it is of that kind."""
+    backend = tokenizer.backend_tokenizer
+    model = json.loads(backend.to_str())["model"]
+    first = tokenizer.tokenize("a")[:1]
+    if not model.get("byte_fallback") or not first or not first[0].startswith(_SPACE):
+        return False
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
+    backend.pre_tokenizer = None  # type: ignore[assignment]
+    return True
 
 
 def _tokens(tokenizer: PreTrainedTokenizerFast, rows: int, folder: Path) -> list[str]:
@@ -148,15 +186,13 @@ def _random_texts() -> list[str]:
     return ["".join(choice.choices(pieces, k=_PIECES)) for _ in range(_TEXTS)]
 
 
-def _sentencepiece(
-    tokenizer: PreTrainedTokenizerFast, content: Mapping[str, Any], tokens: list[str]
-) -> dict[str, Any]:
+def _sentencepiece(tokenizer: PreTrainedTokenizerFast, content: Mapping[str, Any], tokens: list[str]) -> dict[str, Any]:
     """Scores stand for the order of merges: llama.cpp joins the two neighbours whose union has the highest."""
     scores: dict[str, float] = {}
     for rank, merge in enumerate(content["model"]["merges"]):
         scores.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), -float(rank))
     bytes_ = {f"<0x{value:02X}>" for value in range(256)}
-    first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[:1]
+    first = tokenizer.tokenize("a")[:1]
     return {
         "model": "llama",
         "pre": "default",
@@ -204,14 +240,16 @@ def _chat_templates(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
     return {_TEMPLATE if name == "default" else f"{_TEMPLATE}.{name}": text for name, text in templates.items()}
 
 
-def _texts_of(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Texts that a tokenizer must cut alike: of all sorts, of its own tokens, and with its special tokens."""
+def _texts_of(tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, bool]]:
+    """Texts that must be cut alike, and whether each begins with no space and has no special token in it."""
     vocabulary, special = tokenizer.get_vocab(), set(tokenizer.get_added_vocab())
     step = max(1, len(vocabulary) // _MOST)
     own = [tokenizer.decode([id]) for token, id in sorted(vocabulary.items()) if token not in special]
     words = own[::step]
-    marks = [f"a{token}b" for token in islice(sorted(special), _MOST) if _SPACE not in token]
-    return [*_random_texts()[::10], " ".join(words), "".join(words), *marks]
+    for text in (*_random_texts()[::10], "a" + " ".join(words), "a" + "".join(words)):
+        yield text.lstrip(), True
+    for text in (" a", "  \n a", *(f"a{token}b" for token in sorted(special)[:_MOST] if _SPACE not in token)):
+        yield text, False
 
 
 def _refusal(folder: Path, reason: str) -> ModelError:

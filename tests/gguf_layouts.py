@@ -3,10 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import tokenizers
 import torch
 import transformers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from gguf import GGMLQuantizationType
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from evopress.export.gguf.file import Packed
 
 SIZES: dict[str, Any] = {
     "hidden_size": 256,  # a block of K types
@@ -87,6 +92,34 @@ def tiny(name: str, **values: Any) -> transformers.PreTrainedModel:
         if parameter.ndim == 1:  # norms and biases start as ones and zeros, which would hide a mix-up
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
+
+
+def tokens() -> list[int]:
+    """A sequence longer than the narrowest window and the shortest original length."""
+    return torch.randint(3, 300, (24,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def packed_weights(model: transformers.PreTrainedModel, kind: GGMLQuantizationType) -> dict[str, Packed]:
+    """Blocks for the linear layers that can have the type; the model gets the weights that they stand for."""
+    packed, random = {}, np.random.default_rng(0)
+    for name, parameter in model.named_parameters():
+        whole_blocks = parameter.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
+        if parameter.ndim == 2 and ".layers." in name and whole_blocks:
+            blocks = _blocks(parameter.numpy(), kind, random)
+            parameter.copy_(torch.from_numpy(gguf.dequantize(blocks, kind)))
+            packed[name] = Packed(blocks, kind)
+    return packed
+
+
+def _blocks(weight: np.ndarray, kind: GGMLQuantizationType, random: np.random.Generator) -> np.ndarray:
+    """Of `weight`, or, where the library cannot quantize to the type, any with weights of its size."""
+    if kind != GGMLQuantizationType.Q4_K:
+        return gguf.quantize(weight, kind)
+    shape = gguf.quant_shape_to_byte_shape(weight.shape, kind)
+    blocks = random.integers(0, 256, shape, np.uint8).reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
+    scales = (np.array([0.005, 0.0375]) * weight.std()).astype(np.float16)  # of the steps, and of the minima
+    blocks[:, :4] = scales.view(np.uint8)
+    return blocks.reshape(shape)
 
 
 def folder_of(
