@@ -30,7 +30,8 @@ class GgufExporter(Section):
         "f16", description="Type of matrices that no search has compressed, such as the embedding."
     )
     dequantize: bool = Field(
-        False, description="Write layers compressed to what is no GGUF type as dense matrices, instead of refusing them."
+        False,
+        description="Write layers compressed to what is no GGUF type as dense matrices, instead of refusing them.",
     )
 
     def write(self, context: StageContext, search: str, folder: Path) -> None:
@@ -45,7 +46,7 @@ class GgufExporter(Section):
         """
         from gguf import GGMLQuantizationType
 
-        from evopress.artifacts.model_facts import model_facts
+        from evopress.artifacts.model_facts import read_model_facts
         from evopress.export.gguf.file import write_gguf
         from evopress.export.run import read_dropped
         from evopress.search.configuration import read_configuration
@@ -57,7 +58,7 @@ class GgufExporter(Section):
             run.stitched(search),
             folder / f"{search}.gguf",
             dict(self._packed(run, configuration, dropped)),
-            name=f"{model_facts(run).name} {search}",
+            name=f"{read_model_facts(run).name} {search}",
             dense=GGMLQuantizationType[self.dense.upper()],
             absent=_absent(run.stitched(search), dropped),
         )

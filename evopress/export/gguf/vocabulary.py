@@ -28,7 +28,7 @@ _IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _UNUSED_SCORE = -1e6
 """Of tokens that no merge makes: lower than that of any merge."""
 _CHARACTERS = [
-    *"aZsßéЖжΩ\u0627ه中カ한กʰǅ",
+    *"aZsßéЖжΩ\u0627\u0647中カ한กʰǅ",
     *"059٣½",
     *" \n\r\t\u00a0\u3000",
     *"''.,!?:;-_/\\$+=<>^~|#@*&%()[]{}\"`",
@@ -131,7 +131,7 @@ def _cut_as_llama_cpp(tokenizer: PreTrainedTokenizerFast) -> bool:
     if not model.get("byte_fallback") or not first or not first[0].startswith(_SPACE):
         return False
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
-    backend.pre_tokenizer = None  # type: ignore[assignment]
+    backend.pre_tokenizer = None
     return True
 
 
@@ -244,8 +244,8 @@ def _texts_of(tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, bool]]:
     """Texts that must be cut alike, and whether each begins with no space and has no special token in it."""
     vocabulary, special = tokenizer.get_vocab(), set(tokenizer.get_added_vocab())
     step = max(1, len(vocabulary) // _MOST)
-    own = [tokenizer.decode([id]) for token, id in sorted(vocabulary.items()) if token not in special]
-    words = own[::step]
+    own = [id for token, id in sorted(vocabulary.items()) if token not in special]
+    words = [str(tokenizer.decode([id])) for id in own[::step]]
     for text in (*_random_texts()[::10], "a" + " ".join(words), "a" + "".join(words)):
         yield text.lstrip(), True
     for text in (" a", "  \n a", *(f"a{token}b" for token in sorted(special)[:_MOST] if _SPACE not in token)):
