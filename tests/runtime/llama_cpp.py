@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_THREADS = 2
+_THREADS = 1
 _TIMEOUT = 600
 
 

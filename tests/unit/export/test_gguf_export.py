@@ -218,9 +218,11 @@ def test_tokens_are_told_by_kind(tmp_path: Path) -> None:
     assert "padding_token_id" not in found
 
 
-@pytest.mark.parametrize("prefix", [True, False])
-def test_sentencepiece_is_carried_over(prefix: bool, tmp_path: Path) -> None:
-    model, tokenizer = tiny("llama"), sentencepiece(prefix=prefix)
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("llama", True), ("llama", False), ("phi3", True), ("gemma2", False), ("gemma3", False)]
+)
+def test_sentencepiece_is_carried_over(name: str, prefix: bool, tmp_path: Path) -> None:
+    model, tokenizer = tiny(name), sentencepiece(prefix=prefix)
     folder = folder_of(model, tmp_path / "model", tokenizer)
     write_gguf(folder, tmp_path / "x.gguf", {}, name="tiny")  # compares tokens with those of the original
     found = read_gguf_header(tmp_path / "x.gguf", whole="tokenizer.").metadata
