@@ -73,7 +73,7 @@ def write_gguf(
 
     Args:
         model: folder with config.json, tokenizer and safetensors.
-        path: the file.
+        path: the file; what is there after an error is no whole file.
         packed: weights that are packed already, by their name in transformers, as in
             `model.layers.0.mlp.up_proj.weight`. One whose rows llama.cpp wants in another order is given in that of
             transformers.
@@ -135,9 +135,15 @@ class _Source:
         """Name in the file of each parameter that is stored."""
         wanted = [name for name in self.shapes if not (name == "lm_head.weight" and self.config.tie_word_embeddings)]
         names = stored_names(wanted, self.layout.architecture, self.config.num_hidden_layers)
-        if lost := sorted(set(wanted) - set(names)):
+        lost = set(wanted) - set(names)
+        lost |= {
+            name
+            for name, key in names.items()
+            if key.endswith(".bias") and key.split(".")[-2] not in self.layout.biases
+        }
+        if lost:
             raise UnsupportedArchitectureError(
-                f"{self.config.model_type}: cannot be written as GGUF: llama.cpp has no place for {lost[0]}"
+                f"{self.config.model_type}: cannot be written as GGUF: llama.cpp has no place for {min(lost)}"
             )
         return names
 
@@ -224,11 +230,9 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def _write(writer: gguf.GGUFWriter, tensors: list[_Tensor]) -> None:
+    unused = np.dtype(np.float32)  # where the kind is given, and the shape in numbers
     for tensor in tensors:
-        shape, as_float = tensor.shape, tensor.kind == _F32
-        writer.add_tensor_info(
-            tensor.name, shape, np.dtype(np.float32 if as_float else np.float16), tensor.bytes, tensor.kind
-        )
+        writer.add_tensor_info(tensor.name, tensor.shape, unused, tensor.bytes, tensor.kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -42,6 +42,8 @@ class Layout:
     """Whether norms are stored as what they multiply by, which is one more than transformers stores."""
     windows: bool = False
     """Whether its code has sliding windows."""
+    biases: tuple[str, ...] = ()
+    """Layers, as GGUF names them, whose biases its code adds."""
 
 
 def layout_of(config: Any) -> Layout:
@@ -168,8 +170,8 @@ def _gemma3(config: Any) -> dict[str, Any]:
 
 def _gemma(config: Any, period: int) -> dict[str, Any]:
     """What Gemma 2 and 3 share; ``period`` is that of their windows where the file does not say."""
-    if config.attention_bias or config.use_bidirectional_attention:
-        raise _refusal(config, "llama.cpp computes Gemma without biases, and every token sees those before it only")
+    if config.use_bidirectional_attention:
+        raise _refusal(config, "in llama.cpp every token of Gemma sees those before it only")
     largest = config.num_hidden_layers == _LARGEST[_gguf_name(config)]
     scale = config.hidden_size // config.num_attention_heads if largest else config.head_dim
     if config.query_pre_attn_scalar != scale:
@@ -200,13 +202,20 @@ def _refusal(config: Any, reason: str) -> UnsupportedArchitectureError:
     return UnsupportedArchitectureError(f"{config.model_type}: cannot be written as GGUF: {reason}")
 
 
-_LLAMA = Layout("llama", _plain, ("default", "linear", "yarn", "llama3", "longrope"), interleaved=True)
+_QKV = ("attn_q", "attn_k", "attn_v")
+_LLAMA = Layout(
+    "llama",
+    _plain,
+    ("default", "linear", "yarn", "llama3", "longrope"),
+    interleaved=True,
+    biases=(*_QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
+)
 _GELU = "gelu_pytorch_tanh"
 LAYOUTS: Mapping[str, Layout] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "phi3": Layout("phi3", _phi3, ("default", "longrope")),
-    "qwen2": Layout("qwen2", _plain),
+    "qwen2": Layout("qwen2", _plain, biases=_QKV),
     "qwen3": Layout("qwen3", _plain),
     "gemma2": Layout("gemma2", _gemma2, ("default", "linear"), _GELU, norms_plus_one=True, windows=True),
     "gemma3_text": Layout("gemma3", _gemma3, ("default", "linear"), _GELU, norms_plus_one=True, windows=True),

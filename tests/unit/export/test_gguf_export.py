@@ -142,9 +142,6 @@ def test_one_module_missing_makes_a_llama_deci(tmp_path: Path) -> None:
     assert down.shape == (256, 32) and not down.any()
 
 
-GEMMA = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
-
-
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
@@ -156,6 +153,7 @@ GEMMA = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
             "rope_parameters.mscale",
         ),
         ("gemma3", {"query_pre_attn_scalar": 7}, "its attention is scaled by 7, and llama.cpp takes 32"),
+        ("qwen3", {"attention_bias": True}, r"no place for model\.layers\.0\.self_attn\.k_proj\.bias"),
         ("gemma2", {"final_logit_softcapping": None}, "has no such cap"),
         (
             "gemma2",
