@@ -170,6 +170,8 @@ class Method(Section):
     family: ClassVar[Family]
     per_block: ClassVar[bool] = False
     """Whether there is a job and a file for each block; else one table for the whole model."""
+    formats: ClassVar[str] = ""
+    """How the names of the formats of all its variants begin, where an exporter asks for a certain kind."""
 
     method: str = ""
     exclude: tuple[str, ...] = Field((), description="Patterns of names that stay dense, as in `*.down_proj`.")

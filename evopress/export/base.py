@@ -34,6 +34,9 @@ class Exporter(Section):
     relation: ClassVar[str | None] = "quantized"
     """To the original, in the words of the hub's model cards; None where the hub has no word."""
 
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Other exports of the same search that must be there before."""
+
     exporter: str = ""
 
     def problems(self, where: str, method: Method, strategy: Strategy) -> Iterator[str]:

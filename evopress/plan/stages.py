@@ -15,7 +15,7 @@ from evopress.compression.hessian import TOKENS_AT_ONCE
 from evopress.config.data import TextSettings
 from evopress.config.model import FolderModel, HubModel
 from evopress.evaluation.perplexity import LOGITS, RUN_TOKENS
-from evopress.export.run import SHARD_BYTES
+from evopress.export.exporters.huggingface import SHARD_BYTES
 from evopress.plan.searches import SearchWork
 from evopress.plan.shape import ModelShape
 from evopress.search.engine.memory import ACTIVATION_WIDTH, score_bytes

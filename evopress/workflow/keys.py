@@ -73,7 +73,8 @@ class Keys:
     def export(self, search: str, exporter: str) -> str:
         """Of the model that a search chose, as an exporter writes it."""
         own = self.settings.exporter_of(search, exporter)
-        return self._key("export", own.model_dump_json(), self.search(search), plugins=[own])
+        before = [self.search(search), *(self.export(search, one) for one in own.reads)]
+        return self._key("export", own.model_dump_json(), *before, plugins=[own])
 
     def evaluation(self, stage: str, model: str) -> str:
         """Of a measurement (``perplexity`` or ``tasks``) of a search's model, or of the dense one."""

@@ -18,6 +18,7 @@ rule export:
         RUN.layers,
         RUN.configuration("{search}"),
         searched_variants,
+        lambda wildcards: [RUN.export_manifest(wildcards.search, one) for one in exporter_of(wildcards).reads],
     output:
         RUN.export_manifest("{search}", "{exporter}"),
     log:

@@ -30,6 +30,7 @@ class Gguf(LayerMethod):
     """Types of GGUF files, which llama.cpp runs."""
 
     family = BITS
+    formats = "gguf-"
     method: Literal["gguf"] = "gguf"
     types: tuple[str, ...] = Field(
         ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "IQ4_NL", "Q5_K", "Q5_0", "Q6_K", "Q8_0"),
