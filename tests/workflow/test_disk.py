@@ -28,11 +28,11 @@ STAGES = [
     "variants gptq 001",
     "variants_sequential chain 001",
     "search evo",
-    "stitch evo",
-    "archive evo",
+    "export evo huggingface",
+    "export evo archive",
     "perplexity_dense",
     "tasks evo",
-    "card evo",
+    "card evo huggingface",
     "report",
 ]
 PAGE = 4096

@@ -9,7 +9,14 @@ import pytest
 import yaml
 from planning import Checkout
 
-IMPORTED = {"search mine", "stitch mine", "card mine", "perplexity mine", "tasks mine", "report"}
+IMPORTED = {
+    "search mine",
+    "export mine huggingface",
+    "card mine huggingface",
+    "perplexity mine",
+    "tasks mine",
+    "report",
+}
 
 
 def evopress(checkout: Checkout, *arguments: str) -> str:

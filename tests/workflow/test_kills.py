@@ -33,22 +33,27 @@ STAGES = [
     "variants_sequential chain 001",
     "search evo",
     "search even",
-    "stitch evo",
-    "archive evo",
+    "export evo huggingface",
+    "export evo archive",
     "perplexity_dense",
     "perplexity evo",
     "tasks_dense",
     "tasks evo",
-    "card evo",
+    "card evo huggingface",
     "report",
 ]
 KILLS_PER_STAGE = 3
 KILLS_OF_SNAKEMAKE = 5
 
 
+def exported(job: Job) -> str:
+    """Folder of an export, in the folder of the run."""
+    return f"exports/{job.wildcards.get('search')}/{job.wildcards.get('exporter')}/"
+
+
 def made_by(job: Job) -> tuple[str, ...]:
     """Beginnings of the paths of all that a job writes, in the folder of the run."""
-    folders = {"model": ["model/"], "stitch": [f"models/{job.wildcards.get('search')}/"]}
+    folders = {"model": ["model/"], "export": [exported(job)]}
     declared = [output.removeprefix("results/tiny/") for output in job.outputs]
     return (*declared, *folders.get(job.rule, []))
 
@@ -75,7 +80,7 @@ def test_a_killed_job_leaves_nothing_that_looks_done_and_ends_the_same_when_rest
     ended = run.start(job)
     assert ended.code == 0, ended.output
     after = run.contents()
-    lost = {"exports/evo/huggingface/README.md"} if job.rule == "stitch" else set()  # the card's job writes it anew
+    lost = {f"{exported(job)}README.md"} if job.rule == "export" else set()  # the card's job writes it anew
     assert set(after) | lost == set(expected) | lost
     assert [path for path in after if after[path] != expected[path]] == []
     assert run.identities(without=set(expected) - set(others)) == before, "finished artifacts were made again"
@@ -162,7 +167,7 @@ def check_damage_is_mended(run: Run, expected: dict[str, Any]) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    failed = command(run.checkout, "--cores", "2", "--forcerun", "stitch")
+    failed = command(run.checkout, "--cores", "2", "--forcerun", "export")
     assert failed.returncode == 1
     assert "search/evo/configuration.parquet: damaged (differs from its checksum" in failed.stderr
     mended = command(run.checkout, "--cores", "2")

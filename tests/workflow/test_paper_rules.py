@@ -23,7 +23,7 @@ def test_all_families_of_a_model_are_one_run(checkout: Checkout, name: str, tmp_
     jobs = Counter(job.split()[0] for job in checkout.plan(settings))
     searches = len(settings["searches"])
     assert searches == 3 + 9 + 8
-    assert jobs["search"] == jobs["stitch"] == jobs["perplexity"] == jobs["tasks"] == searches
+    assert jobs["search"] == jobs["export"] == jobs["perplexity"] == jobs["tasks"] == searches
     assert jobs["variants"] == 4 and jobs["variants_modules"] == 2 and jobs["tokens"] == 5
     assert jobs["hessians"] == 1 and jobs["hessian_sum"] == 1  # of each block, for all families
 

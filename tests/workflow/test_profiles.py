@@ -63,7 +63,7 @@ def test_stages_ask_for_a_gpu_each_and_a_search_for_one_per_process(settings: di
     even = {"strategy": "uniform", "variants": "gptq", "target": 3.0}
 
     jobs = asked(settings | {"compute": {"processes": 4}})
-    assert jobs.keys() - with_gpus == {"model", "tokens", "stitch", "card", "report"}
+    assert jobs.keys() - with_gpus == {"model", "tokens", "export", "card", "report"}
     assert {rule: job["gpu"] for rule, job in jobs.items() if job.get("gpu")} == dict.fromkeys(with_gpus, 1) | {
         "search": 4
     }

@@ -39,12 +39,12 @@ CASES = [
         "variants_sequential chain 000",
         False,
     ),
-    ("search/evo/configuration.parquet", "stitch evo", "search evo", False),
+    ("search/evo/configuration.parquet", "export evo huggingface", "search evo", False),
     ("search/evo/trace.parquet", "report", "search evo", False),
-    ("exports/evo/huggingface/model.safetensors", "perplexity evo", "stitch evo", True),
-    ("exports/evo/huggingface.json", "card evo", "stitch evo", False),
+    ("exports/evo/huggingface/model.safetensors", "perplexity evo", "export evo huggingface", True),
+    ("exports/evo/huggingface.json", "card evo huggingface", "export evo huggingface", False),
     ("evaluation/dense/hidden_held.safetensors", "perplexity evo", "perplexity_dense", False),
-    ("evaluation/evo/perplexity.parquet", "card evo", "perplexity evo", True),
+    ("evaluation/evo/perplexity.parquet", "card evo huggingface", "perplexity evo", True),
     ("evaluation/even/tasks.parquet", "report", "tasks even", False),
 ]
 
@@ -134,7 +134,10 @@ def test_verify_names_all_that_is_damaged_or_missing(whole: Run, dice: random.Ra
 
 @pytest.mark.parametrize(
     ("path", "reader"),
-    [("model/model.safetensors", "stitch evo"), ("variants/gptq/block_001.safetensors", "stitch evo")],
+    [
+        ("model/model.safetensors", "export evo huggingface"),
+        ("variants/gptq/block_001.safetensors", "export evo huggingface"),
+    ],
 )
 def test_an_export_holds_no_damaged_tensor(whole: Run, tmp_path: Path, path: str, reader: str) -> None:
     run = whole.copy(tmp_path / "evopress")
