@@ -29,6 +29,7 @@ def built_on_meta(config: Any, parameters: int | None = None, *, trust_remote_co
     Args:
         config: of the model.
         parameters: numbers that its file holds, if they are known: the model may not have twice as many.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
         UnsupportedArchitectureError: it has not, or transformers cannot build it.

@@ -63,8 +63,9 @@ def search_curve(trace: pd.DataFrame, name: str, fitness: str) -> str:
 
 
 def parent_curve(trace: pd.DataFrame) -> pd.DataFrame:
-    """One row a generation: generation, fitness of the accepted candidate in the last step, tokens spent up to its
-    end, and the running median of the fitness.
+    """One row a generation: its fitness, the tokens spent up to its end, and the running median of the fitness.
+
+    The fitness is that of the accepted candidate in the last step.
     """
     accepted = trace[trace["accepted"]].sort_values(["generation", "step"]).groupby("generation").tail(1)
     spent = trace.groupby("generation")["tokens"].sum().cumsum()

@@ -115,8 +115,10 @@ class ResumeFolder:
         return finished
 
     def _open(self) -> int:
-        """Descriptor of the log, which is held open: should another job that was let loose on this search end first and
-        remove the log, this one still has it."""
+        """Descriptor of the log, which is held open.
+
+        Should another job that was let loose on this search end first and remove the log, this one still has it.
+        """
         if self._held is None:
             self._held = self.log.open("r+b", buffering=0)
         return self._held.fileno()

@@ -95,3 +95,10 @@ def whole(settings: dict[str, Any], zygote: Zygote, tmp_path_factory: pytest.Tem
     """A run with a job of every kind, undisturbed; tests of faults spoil copies of it and compare them with it."""
     checkout = Checkout.make(tmp_path_factory.mktemp("whole") / "evopress")
     return make_run(checkout, fault_settings(settings), zygote, TARGETS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all tests of this folder: they start Snakemake, or ask it what it would run."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("workflow")

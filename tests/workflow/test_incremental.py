@@ -27,18 +27,9 @@ SEARCH_TEXT = {"tokens search"} | SEARCH
 HELD_OUT = {"tokens held", "perplexity_dense", "perplexity evo", "card evo huggingface"} | REPORT
 MODEL = {"model"} | CALIBRATION | SEARCH_TEXT | HELD_OUT | TASKS
 CHAIN = {"variants_sequential gptq"} | SEARCH
-OTHER_SEARCH = {
-    "search other",
-    "export other huggingface",
-    "card other huggingface",
-    "perplexity other",
-    "tasks other",
-} | REPORT
-SEEDS = (
-    {job.replace("evo", f"evo-seed{seed}") for job in SEARCH - REPORT for seed in (0, 1)}
-    | {"study_comparison", "study_report"}
-    | REPORT
-)
+OTHER_SEARCH = {job.replace("evo", "other") for job in SEARCH - REPORT} | REPORT
+SEEDS = {job.replace("evo", f"evo-seed{seed}") for job in SEARCH - REPORT for seed in (0, 1)}
+SEEDS |= {"study_comparison", "study_report"} | REPORT
 
 # Setting, another value, and what must run again. A setting of a kind that the run does not have is changed together
 # with the kind; its own part in the slice is checked in tests/unit/test_config.py.

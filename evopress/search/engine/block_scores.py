@@ -31,8 +31,10 @@ def cosine(x: Tensor, y: Tensor) -> Tensor:
 
 
 def angle(x: Tensor, y: Tensor) -> Tensor:
-    """Angular distance, arccos(cos(x, y)) / pi, of "The Unreasonable Ineffectiveness of the Deeper Layers"
-    (arXiv 2403.17887); there for the last token of each sequence, here for all.
+    """Angular distance, arccos(cos(x, y)) / pi.
+
+    Of "The Unreasonable Ineffectiveness of the Deeper Layers" (arXiv 2403.17887); there for the last token of each
+    sequence, here for all.
     """
     return cosine_similarity(x, y, dim=-1).clamp(-1, 1).acos() / torch.pi
 
