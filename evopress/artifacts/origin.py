@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from evopress.util.errors import ArtifactError
 
@@ -25,7 +26,7 @@ def require_settings(expected: Iterable[tuple[Path, str]], root: Path) -> None:
             )
 
 
-def _recorded(path: Path) -> dict:
+def _recorded(path: Path) -> dict[str, Any]:
     """Settings in the provenance of a table or a manifest."""
     try:
         if path.suffix == ".json":
@@ -37,7 +38,7 @@ def _recorded(path: Path) -> dict:
     return json.loads(read_provenance(path).settings)
 
 
-def _differences(recorded: dict, asked: dict) -> list[str]:
+def _differences(recorded: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """Settings that differ; those that one side does not know (another version of evopress) are passed over."""
     return [
         f"{key}: {json.dumps(recorded[key])}, now {json.dumps(value)}"

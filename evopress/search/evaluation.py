@@ -6,7 +6,7 @@ The search knows nothing else of models, tokens or bits.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -124,7 +124,7 @@ class TraceRow:
         """What was found."""
         return Evaluation(self.fitness, self.fitness_by_sequence)
 
-    def record(self) -> dict:
+    def record(self) -> dict[str, Any]:
         """Columns of the TRACE schema, as JSON values."""
         return {
             "generation": self.generation,
@@ -156,12 +156,12 @@ class SearchResult:
     """The chosen candidate, and how it was found."""
 
     candidate: Candidate
-    records: list[dict] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
     """Evaluations, as records of the TRACE schema."""
     effort: Effort = field(default_factory=Effort)
 
 
-def trace_table(records: Sequence[dict]) -> pd.DataFrame:
+def trace_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Table with the TRACE schema."""
     return pd.DataFrame(list(records), columns=TRACE.names)
 

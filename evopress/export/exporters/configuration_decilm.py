@@ -8,7 +8,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 
-class Section(dict):
+class Section(dict[str, Any]):
     """A mapping whose entries are attributes too, as vLLM reads them; being a dict, it is saved as JSON."""
 
     def __getattr__(self, name: str) -> Any:
