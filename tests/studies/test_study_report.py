@@ -40,8 +40,9 @@ def run(tmp_path: Path) -> Run:
         effort = pd.DataFrame([(2000 * number, 1.5)], columns=EFFORT.names)
         write_table(effort, run.effort(search), EFFORT, provenance())
         measure(run, search, 20.0 - 4 * number, 0.5 - 0.1 * number, 0.6)
-    compare_searches(run, GROUPS)
-    measure_convergence(run, ConvergenceSettings(units=(4, 6), kept=(0.5,), offspring=(1, 2), runs=2))
+    context = StageContext(run)
+    compare_searches(context, ReportedStudies(groups=GROUPS))
+    measure_convergence(context, ConvergenceSettings(units=(4, 6), kept=(0.5,), offspring=(1, 2), runs=2))
     _write_monotonicity(run)
     return run
 
@@ -69,7 +70,7 @@ def test_comparison_of_a_run_has_mean_spread_and_effort(run: Run) -> None:
 
 
 def test_report_shows_every_study(run: Run) -> None:
-    write_sections(run, STUDIES)
+    write_sections(StageContext(run), STUDIES)
     write_report(StageContext(run), SEARCHES, sections=[sections_path(run)])
     text = run.report.read_text()
     page = Page(text)
@@ -108,4 +109,4 @@ def test_a_study_of_another_model_is_refused(run: Run) -> None:
     table = read_table(comparison_path(run), COMPARISON)
     write_table(table, comparison_path(run), COMPARISON, other)
     with pytest.raises(ArtifactError, match=r"comparison\.parquet: was made for another model"):
-        write_sections(run, STUDIES)
+        write_sections(StageContext(run), STUDIES)

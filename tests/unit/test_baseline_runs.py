@@ -176,8 +176,17 @@ BY_HAND: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "window_cosine": lambda x, y: (
         torch.acos((x / x.norm(dim=-1, keepdim=True) * (y / y.norm(dim=-1, keepdim=True))).sum(-1)) / torch.pi
     ),
+    "window_mean_cosine": lambda x, y: (
+        1 - (x / x.norm(dim=-1, keepdim=True) * (y / y.norm(dim=-1, keepdim=True))).sum(-1)
+    ),
     "norm_ratio": lambda x, y: ((y - x).square().sum(-1) / y.square().sum(-1)).sqrt(),
     "l2": lambda x, y: (y - x).square().sum(-1).sqrt(),
+    "l2_normalized": lambda x, y: (
+        (y / y.square().sum(-1, keepdim=True).sqrt() - x / x.square().sum(-1, keepdim=True).sqrt())
+        .square()
+        .sum(-1)
+        .sqrt()
+    ),
     "normalized_l2": lambda x, y: ((y - x).square().sum(-1) / x.square().sum(-1)).sqrt(),
 }
 

@@ -186,7 +186,8 @@ def test_an_enumeration_finds_the_best_and_the_fitness_of_each(tmp_path, part, m
 
 
 @pytest.mark.parametrize("strategy", ["random", "greedy", "enumeration"])
-def test_a_search_that_was_cut_short_ends_as_one_that_was_not(tmp_path, strategy):
+def test_a_search_that_was_cut_short_ends_as_one_that_was_not(tmp_path, strategy, monkeypatch):
+    monkeypatch.setattr(Listed, "part", 10)
     space, weights = depth_of(8, 4), -(np.arange(8.0) ** 2)
     rounds = {
         "random": RandomSearch(**STEPS),

@@ -370,7 +370,7 @@ def test_packed_parts_that_do_not_fit_are_refused_before_memory_is_taken(data: A
     if change == "drop":
         del parts[name]
     elif change != "none":
-        parts[name] = parts[name].flatten()[:-1] if change == "cut" else parts[name].float()
+        parts[name] = parts[name].flatten()[:-1] if change == "cut" else parts[name].double()
     right = shape == (4, 16) and format == "int3-g8" and change == "none"
     try:
         assert decode(format, parts, shape, torch.float32).shape == shape
