@@ -82,7 +82,7 @@ def test_stages_ask_for_a_gpu_each_and_a_search_for_one_per_process(settings: di
 def test_memory_follows_from_tokens_and_processes(settings: dict[str, Any], asked: Asked) -> None:
     """The tiny model has 32 numbers of hidden state."""
     calibration, search = (settings["data"][role] | {"tokens": 1 << 26} for role in ("calibration", "search"))
-    chain = settings["variants"]["gptq"] | {"propagation": "compressed", "propagation_level": "3"}
+    chain = settings["variants"]["gptq"] | {"propagation": "sequential", "propagation_level": "3"}
     many = settings | {
         "model": settings["model"] | {"dtype": "bfloat16"},
         "data": settings["data"] | {"calibration": calibration, "search": search},

@@ -52,7 +52,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "scores": {"target": 2, "score": "kl", "tokens": 128, "seed": 1},
     "brute": {"target": 2, "tokens": 128, "fitness": "perplexity", "top_k": 7, "max_candidates": 99, "seed": 1},
 }
-ELSEWHERE = {"strategy", "variants", "seeds"}
+ELSEWHERE = {"strategy", "variants", "seeds", "exports"}
 """Settings whose rows are in test_incremental.py; they are the same for every strategy."""
 
 
