@@ -79,16 +79,19 @@ def test_stages_ask_for_a_gpu_each_and_a_search_for_one_per_process(settings: di
 
 
 @pytest.mark.skipif(not find_spec("snakemake_executor_plugin_slurm"), reason="needs evopress[slurm]")
-def test_memory_follows_from_tokens_and_processes(settings: dict[str, Any], asked: Asked) -> None:
+def test_memory_follows_from_tokens_and_processes(settings: dict[str, Any], asked: Asked, tmp_path: Path) -> None:
     """The tiny model has 32 numbers of hidden state."""
-    calibration, search = (settings["data"][role] | {"tokens": 1 << 26} for role in ("calibration", "search"))
+    text = tmp_path / "long.txt"
+    text.write_text("a line of text\n" * (1 << 18))
+    more = {"path": str(text), "tokens": 1 << 20}
+    calibration, search = (settings["data"][role] | more for role in ("calibration", "search"))
     chain = settings["variants"]["gptq"] | {"propagation": "sequential", "propagation_level": "3"}
     many = settings | {
         "model": settings["model"] | {"dtype": "bfloat16"},
         "data": settings["data"] | {"calibration": calibration, "search": search},
         "variants": {"gptq": chain},
     }
-    states = (1 << 26) * 32 * 2 // 1_000_000
+    states = (1 << 20) * 32 * 2 // 1_000_000
     one, two = asked(many), asked(many | {"compute": {"processes": 2, "memory_gb": 10}})
     assert one["variants_sequential"]["mem_mb"] == 16_000 + states
     assert one["search"]["mem_mb"] == 48_000 + 16_000 + states
