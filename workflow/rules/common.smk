@@ -69,6 +69,7 @@ KEYS = Keys(SETTINGS)
 MEMORY = Memory(SETTINGS, MODEL_CONFIG)
 LOGS = RUN.root / "logs"
 SEARCHES = list(SETTINGS.searches)
+EXPORTS = {search: SETTINGS.exports_of(search) for search in SEARCHES}
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
 MODULES = [name for name, method in SETTINGS.variants.items() if not method.per_block]
 SEQUENTIAL = [name for name, method in SETTINGS.variants.items() if method.sequential]
@@ -220,6 +221,30 @@ def all_blocks(variants):
     # Asking for what only a sequence leaves makes it run where another propagation has made the variants before.
     states = [manifest_path(RUN.chain_state(variants, block)) for block in BLOCKS if variants in SEQUENTIAL]
     return [*with_manifest(*tensors), *tables, *states]
+
+
+def exporter_of(wildcards):
+    """The exporter of a job, with its settings; as a target of its own, one need not be in the settings."""
+    return SETTINGS.exporter_of(wildcards.search, wildcards.exporter)
+
+
+def exports_read(wildcards):
+    """Inputs that stand for the other exports of a search that one is made of."""
+    return [RUN.export_manifest(wildcards.search, one) for one in exporter_of(wildcards).reads]
+
+
+def exported():
+    """Manifests and cards of all models that the settings ask for."""
+    for search, exporters in EXPORTS.items():
+        for one in exporters:
+            yield RUN.export_manifest(search, one.exporter)
+            if one.has_card:
+                yield RUN.card(search, one.exporter)
+
+
+def model_of(wildcards):
+    """Manifest of the model that a search has made."""
+    return RUN.export_manifest(wildcards.search, "huggingface")
 
 
 def small_results():

@@ -3,11 +3,6 @@
 DENSE_HIDDEN = [RUN.dense_hidden(dataset) for dataset in EVALUATION_SETS]
 
 
-def model_of(wildcards):
-    """Manifest of the model that a search has made."""
-    return RUN.export_manifest(wildcards.search, "huggingface")
-
-
 rule perplexity_dense:
     input:
         RUN.model_manifest,

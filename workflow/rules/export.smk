@@ -1,12 +1,5 @@
 # The compressed model of each search, in every form that the search asks for.
 
-EXPORTS = {search: SETTINGS.exports_of(search) for search in SEARCHES}
-
-
-def exporter_of(wildcards):
-    """The exporter of a job, with its settings; as a target of its own, one need not be in the settings."""
-    return SETTINGS.exporter_of(wildcards.search, wildcards.exporter)
-
 
 wildcard_constraints:
     exporter=any_of(EXPORTERS.names),
@@ -18,7 +11,7 @@ rule export:
         RUN.layers,
         RUN.configuration("{search}"),
         searched_variants,
-        lambda wildcards: [RUN.export_manifest(wildcards.search, one) for one in exporter_of(wildcards).reads],
+        exports_read,
     output:
         RUN.export_manifest("{search}", "{exporter}"),
     log:
@@ -54,15 +47,6 @@ rule card:
     shell:
         "{params.python:q} scripts/stage.py card {params.common:q} --key {params.key:q}"
         " --search {wildcards.search:q} --exporter {params.settings:q} --log {log:q}"
-
-
-def exported():
-    """Manifests and cards of all models that the settings ask for."""
-    for search, exporters in EXPORTS.items():
-        for one in exporters:
-            yield RUN.export_manifest(search, one.exporter)
-            if one.has_card:
-                yield RUN.card(search, one.exporter)
 
 
 rule archives:
