@@ -9,6 +9,10 @@ HUGGINGFACE = "huggingface"
 """The exporter whose folder is evaluated, so that every search has it."""
 
 
+EMBEDDING = "embedding"
+"""Stands for a block where artifacts are of the input embedding and the head."""
+
+
 def block_name(block: int | str) -> str:
     """Name of a block in file names: three digits, so that listings sort."""
     return f"block_{block:03d}" if isinstance(block, int) else f"block_{block}"
@@ -44,11 +48,11 @@ class Run:
         return self.root / "hessians" / f"shard_{shard}" / f"{block_name(block)}.safetensors"
 
     def hessian(self, block: int | str) -> Path:
-        """Hessians of one block from all calibration tokens."""
+        """Hessians of one block, or (`EMBEDDING`) of the head's input, from all calibration tokens."""
         return self.root / "hessians" / f"{block_name(block)}.safetensors"
 
     def variant_tensors(self, variants: str, block: int | str) -> Path:
-        """Packed variants of one block."""
+        """Packed variants of one block, or (`EMBEDDING`) of the input embedding and the head."""
         return self.root / "variants" / variants / f"{block_name(block)}.safetensors"
 
     def variant_table(self, variants: str, block: int | str) -> Path:

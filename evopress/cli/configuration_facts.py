@@ -5,9 +5,10 @@ from collections import Counter
 from evopress.plan.text import amount
 from evopress.search.problem import SearchProblem
 from evopress.search.space import Candidate
+from evopress.search.target import SizeTarget, target_text
 
 
-def facts_of(problem: SearchProblem, candidate: Candidate, target: float) -> list[str]:
+def facts_of(problem: SearchProblem, candidate: Candidate, target: float | SizeTarget) -> list[str]:
     """What the units come to and the target; then how many of them have each level.
 
     Args:
@@ -16,7 +17,7 @@ def facts_of(problem: SearchProblem, candidate: Candidate, target: float) -> lis
         target: of the search.
     """
     units = problem.space.units
-    facts = problem.family.facts(units, candidate.tolist(), target)
+    facts = problem.family.facts(units, candidate.tolist(), target_text(target))
     if problem.family.takes_modules:
         return [facts]
     levels = [unit.levels[level] for unit, level in zip(units, candidate, strict=True)]

@@ -74,9 +74,9 @@ def _facts(settings: Settings, name: str, path: Path, configs: Sequence[Path]) -
             "model: its layers are known only once it has been fetched; fetch it and check again:\n"
             f"    {snakemake_command(results.model_manifest, configs)}"
         )
-    table = settings.variants[search.variants].table(shape.layers, shape.itemsize, f"variants.{search.variants}")
+    table = shape.table(settings.variants[search.variants], f"variants.{search.variants}")
     where = f"searches.{name}.file: {path}"
-    problem = problem_of(table, search.variants, search.target, "none", f"searches.{name}")
+    problem = problem_of(table, search.variants, search.target, "none", f"searches.{name}", shape.file)
     candidate = parse_candidate(text, problem.space, shape.blocks, where)
     require_budget(problem, candidate, search.target, where)
     return facts_of(problem, candidate, search.target)

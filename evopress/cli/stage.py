@@ -32,6 +32,7 @@ from evopress.search.strategies import STRATEGIES
 from evopress.util.errors import INTERRUPTED, DamagedError, EvopressError
 from evopress.util.leases import leased
 from evopress.util.progress import log, setup_logging
+from evopress.workflow.searches import with_file
 from evopress.workflow.stages import STAGES, Stage
 
 PLUGINS: dict[type[Section], Registry[Any]] = {Method: METHODS, Strategy: STRATEGIES, Exporter: EXPORTERS}
@@ -130,7 +131,8 @@ def _settings(kind: Any, text: str, where: str) -> Any:
     """Settings of a kind: of a plug-in, of a section, or of a union of sections."""
     for base, registry in PLUGINS.items():
         if isinstance(kind, type) and issubclass(kind, base):
-            return parse_json(registry, text, where)
+            parsed = parse_json(registry, text, where)
+            return with_file(parsed, f"{where}.target.file") if isinstance(parsed, Strategy) else parsed
     return parse_json(kind, text, where)
 
 

@@ -152,7 +152,7 @@ class Family(ABC):
         """What a choice of ``levels`` (indices, one per unit) comes to, in the words of the log."""
 
     @abstractmethod
-    def facts(self, units: Sequence[Unit], levels: Sequence[int], target: float) -> str:
+    def facts(self, units: Sequence[Unit], levels: Sequence[int], target: str) -> str:
         """The same beside the target, in the words of the command line."""
 
     @abstractmethod
@@ -184,6 +184,11 @@ class Method(Section):
     @property
     def needs_hessians(self) -> bool:
         """Whether the variants are made from the Hessians of the dense model."""
+        return False
+
+    @property
+    def compresses_embedding(self) -> bool:
+        """Whether the input embedding and the head have levels, too."""
         return False
 
     def labels(self) -> list[str]:

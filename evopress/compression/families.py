@@ -100,11 +100,11 @@ class LayerFamily(Family):
         cost = sum(unit.levels[level].cost for unit, level in zip(units, levels, strict=True))
         return f"{len(units)} units, {self.name} {self.average(cost, _parameters(units)):.4f} on average"
 
-    def facts(self, units: Sequence[Unit], levels: Sequence[int], target: float) -> str:
+    def facts(self, units: Sequence[Unit], levels: Sequence[int], target: str) -> str:
         """Number of layers and their average."""
         cost = sum(unit.levels[level].cost for unit, level in zip(units, levels, strict=True))
         average = self.average(cost, _parameters(units))
-        return f"{len(units)} layers, {average:.6g} {self.unit} on average (target {target:g})"
+        return f"{len(units)} layers, {average:.6g} {self.unit} on average (target {target})"
 
     def excess(self, cost: int, units: Sequence[Unit], target: float) -> str:
         """As an average."""
@@ -276,7 +276,7 @@ class Modules(Family):
         dropped = sum(len(unit.modules) for unit, level in zip(units, levels, strict=True) if not level)
         return f"{dropped} of {total} modules dropped"
 
-    def facts(self, units: Sequence[Unit], levels: Sequence[int], target: float) -> str:
+    def facts(self, units: Sequence[Unit], levels: Sequence[int], target: str) -> str:
         """How many modules of each kind go, and how many blocks lose both."""
         dropped = [
             module
@@ -288,7 +288,7 @@ class Modules(Family):
         whole = sum(count == len(KINDS) for count in Counter(block for block, _ in dropped).values())
         return (
             f"drops {kinds[ATTENTION]} attention and {kinds[MLP]} MLP modules, {whole} blocks whole; the target is "
-            f"{target:g} blocks"
+            f"{target} blocks"
         )
 
     def excess(self, cost: int, units: Sequence[Unit], target: float) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from evopress.artifacts.paths import Run
+from evopress.artifacts.paths import EMBEDDING, Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import LAYERS, read_provenance, read_table
 from evopress.artifacts.tensors import read_manifest, read_tensors, write_tensors
@@ -22,6 +22,7 @@ from evopress.config.context import StageContext
 from evopress.config.hessians import HessianSettings
 from evopress.data.tokens import read_tokens
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
+from evopress.models.modules import HEAD
 from evopress.models.verify import check_model
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 from evopress.util.progress import log, progress
@@ -53,6 +54,8 @@ def symmetrize(hessian: Tensor) -> Tensor:
 def accumulate_hessians(context: StageContext, settings: HessianSettings, shard: int) -> None:
     """Accumulate the Hessians of all blocks over one shard of the calibration tokens, and write each block's when done.
 
+    That of the head's input comes last.
+
     With a single shard the files are those that the variants read; otherwise `sum_hessians` adds the shards up.
 
     Raises:
@@ -75,7 +78,7 @@ def accumulate_hessians(context: StageContext, settings: HessianSettings, shard:
     made_by = json.dumps({"calibration": text, "hessians": own}, sort_keys=True)
     provenance = Provenance("hessians", made_by, read_model_fingerprint(run))
     facts = {"tokens": tokens.numel(), "sequences": len(tokens)}
-    with progress("Hessians", len(model.blocks), "blocks") as bar:
+    with progress("Hessians", len(model.blocks) + 1, "blocks") as bar:
         for block, hessians in propagate(model, tokens, layers):
             path = run.hessian(block) if settings.shards == 1 else run.hessian_shard(shard, block)
             write_tensors(hessians, path, provenance, facts)
@@ -94,8 +97,12 @@ def shard_of(tokens: Tensor, shard: int, shards: int) -> Tensor:
     return tokens.tensor_split(shards)[shard]
 
 
-def propagate(model: BlockwiseModel, tokens: Tensor, layers: pd.DataFrame) -> Iterator[tuple[int, dict[str, Tensor]]]:
+def propagate(
+    model: BlockwiseModel, tokens: Tensor, layers: pd.DataFrame
+) -> Iterator[tuple[int | str, dict[str, Tensor]]]:
     """Run ``tokens`` [S, L] through the dense model; after each block, yield its index and its Hessians by input group.
+
+    At the end, yield `EMBEDDING` and the Hessian of the head's input.
 
     Hidden states wait on the host in the model's dtype; one block's weights are loaded at a time.
 
@@ -105,9 +112,9 @@ def propagate(model: BlockwiseModel, tokens: Tensor, layers: pd.DataFrame) -> It
     hidden, inputs = embed(model, tokens)
     for block in range(len(model.blocks)):
         model.load_block(block)
-        last = block + 1 == len(model.blocks)
-        yield block, observe_block(model, block, hidden, inputs, layers[layers["block"] == block], outputs=not last)
+        yield block, observe_block(model, block, hidden, inputs, layers[layers["block"] == block])
         model.unload_block(block)
+    yield EMBEDDING, {HEAD: observe_head(model, hidden)}
 
 
 def embed(model: BlockwiseModel, tokens: Tensor) -> tuple[Tensor, BlockInputs]:
@@ -131,7 +138,7 @@ def observe_block(
     inputs: BlockInputs,
     layers: pd.DataFrame,
     *,
-    outputs: bool,
+    outputs: bool = True,
 ) -> dict[str, Tensor]:
     """Run hidden states through a loaded block and return its Hessians by input group, on the host.
 
@@ -156,6 +163,18 @@ def observe_block(
                 if outputs:
                     part.copy_(output)
     return {name: _finished(hessian, model.block_names[block], name) for name, hessian in hessians.items()}
+
+
+def observe_head(model: BlockwiseModel, hidden: Tensor) -> Tensor:
+    """Hessian [H, H] of the head's input, on the host, from hidden states [S, L, H] after the last block.
+
+    Raises:
+        CompressionError: an input is not finite.
+    """
+    hessian = torch.zeros(model.hidden_size, model.hidden_size, device=model.device)
+    for part in hidden.split(batch_size(hidden)):
+        accumulate(hessian, model.head_inputs(part.to(model.device)))
+    return _finished(hessian, type(model.model).__name__, HEAD)
 
 
 class _AllSeen(Exception):  # noqa: N818 (not an error)
@@ -195,8 +214,8 @@ def _finished(hessian: Tensor, block: str, layer: str) -> Tensor:
     return symmetrize(hessian).cpu()
 
 
-def sum_hessians(run: Run, block: int, shards: int) -> None:
-    """Add up the Hessians of one block over all shards.
+def sum_hessians(run: Run, block: str, shards: int) -> None:
+    """Add up the Hessians of one block (its number, or `EMBEDDING`) over all shards.
 
     Raises:
         ArtifactError: a shard is missing, damaged, or made by other settings than the first.

@@ -1,4 +1,7 @@
-"""The variants stage: all levels of all linear layers of one block, from its Hessians and its weights."""
+"""The variants stage: all levels of all linear layers of one block, from its Hessians and its weights.
+
+Input embedding and head are compressed by a job of their own (`make_embedding_variants`).
+"""
 
 import json
 import time
@@ -9,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from evopress.artifacts.paths import Run
+from evopress.artifacts.paths import EMBEDDING, Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import check_tensors, read_tensors, write_tensors
@@ -17,6 +20,9 @@ from evopress.compression.base import LayerMethod, Variant, layer_shapes
 from evopress.compression.store import tensor_name
 from evopress.config.context import StageContext
 from evopress.models.checkpoint import Checkpoint
+from evopress.models.modules import HEAD
+from evopress.models.skeleton import load_config, skeleton_of
+from evopress.models.structure import outer_table
 from evopress.models.verify import check_model
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 from evopress.util.progress import log, progress
@@ -50,6 +56,56 @@ def make_variants(context: StageContext, name: str, method: LayerMethod, block: 
     write_variants(run, name, block, variants, table, variants_provenance(context, method), facts)
 
 
+def make_embedding_variants(context: StageContext, name: str, method: LayerMethod) -> None:
+    """Compress the input embedding and the head to every level.
+
+    They are rounded to nearest, with the squares of the head's inputs as importance of the columns of a head, and of an
+    embedding that is tied to it: what other columns could make up for in the logits would spoil the embedding. The
+    columns of an embedding of its own are alike. How often a token occurs changes nothing in how its row is rounded.
+
+    Raises:
+        ArtifactError: the Hessian is missing, damaged or of another model; the disk is full.
+        CompressionError: they cannot be compressed as asked; the message names which.
+        ConfigError: the device is not there.
+        ModelError: a weight cannot be read.
+    """
+    run = context.run
+    check_model(run)
+    manifest = check_tensors(run.hessian(EMBEDDING))
+    calibrated = Provenance(**manifest["provenance"])
+    require_same_model(run, calibrated, run.hessian(EMBEDDING))
+    layers = outer_layers(context)
+    layers = layers[[not method.excludes(layer) for layer in layers["name"]]]
+    shapes = layer_shapes(layers, itemsize=0)
+    method.check(shapes, shapes)
+    columns = dict(zip(layers["input_group"], layers["columns"], strict=True))
+
+    def importance(group: str) -> Tensor:
+        """A diagonal Hessian, so that nothing is made up for between columns."""
+        if group == HEAD:
+            return torch.diag(read_tensors(run.hessian(EMBEDDING), [HEAD])[HEAD].diagonal())
+        return torch.eye(columns[group])
+
+    variants = compress_layers(context, f"variants {name}, embedding", method, layers, importance)
+    facts = {
+        "hessians": json.loads(calibrated.settings),
+        "tokens": manifest["facts"].get("tokens"),
+        "shapes": {layer.layer: [layer.rows, layer.columns] for layer in shapes},
+    }
+    blocks = dict(zip(layers["layer"], layers["block"], strict=True))
+    table = variant_table(variants, layers, method, 0)
+    table["block"] = table["layer"].map(blocks)
+    write_variants(run, name, EMBEDDING, variants, table, variants_provenance(context, method), facts)
+
+
+def outer_layers(context: StageContext) -> pd.DataFrame:
+    """Input embedding and head of the run's model (`outer_table`), from its config alone."""
+    config = load_config(context.run.model, trust_remote_code=context.trust_remote_code)
+    model = skeleton_of(config, torch.float32, trust_remote_code=context.trust_remote_code)
+    model.tie_weights()
+    return outer_table(model)
+
+
 def variants_provenance(context: StageContext, method: LayerMethod) -> Provenance:
     """What makes the variants of all blocks."""
     return Provenance("variants", method.model_dump_json(), read_model_fingerprint(context.run), key=context.key)
@@ -67,8 +123,9 @@ def included_layers(run: Run, name: str, method: LayerMethod, block: int) -> pd.
     layers = read_table(run.layers, LAYERS)
     if block not in set(layers["block"]):
         raise ArtifactError(f"{run.layers}: has no block {block}; the model has {layers['block'].max() + 1} blocks")
+    outer = ["model.embed_tokens", "lm_head"] if method.compresses_embedding else []
     for pattern in method.exclude:
-        if not any(fnmatchcase(layer, pattern) for layer in layers["name"]):
+        if not any(fnmatchcase(layer, pattern) for layer in [*layers["name"], *outer]):
             raise ConfigError(
                 f"variants.{name}.exclude: {pattern!r} matches no layer; names look like {layers['name'].iloc[0]!r}"
             )
@@ -155,7 +212,7 @@ def _compress(
 def write_variants(
     run: Run,
     name: str,
-    block: int,
+    block: int | str,
     variants: list[Variant],
     table: pd.DataFrame,
     provenance: Provenance,

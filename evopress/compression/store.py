@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from evopress.artifacts.manifest import damaged
-from evopress.artifacts.paths import Run, manifest_path
+from evopress.artifacts.paths import EMBEDDING, Run, manifest_path
 from evopress.artifacts.provenance import Provenance, require_same_model
-from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table
+from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, settings_of
 from evopress.artifacts.tensors import check_tensors, differing, tensor_digest, unreadable
 from evopress.compression.formats import decode
 from evopress.util.errors import ArtifactError
@@ -46,16 +46,25 @@ class VariantStore:
         self.run, self.variants, self.verify = run, variants, verify
         layers = read_table(run.layers, LAYERS)
         blocks = sorted(int(block) for block in layers["block"].unique())
-        tables = [read_table(run.variant_table(variants, block), VARIANTS) for block in blocks]
+        self.parts: list[int | str] = [*blocks, *_of_embedding(run.variant_table(variants, blocks[0]))]
+        """What files there are: of blocks, and of `EMBEDDING` where it is compressed."""
+        tables = [read_table(run.variant_table(variants, part), VARIANTS) for part in self.parts]
         self.table: pd.DataFrame = pd.concat(tables, ignore_index=True)
         """Rows of the VARIANTS schema, in the order of blocks; layers that stay dense are absent."""
-        self._digests = self._check(blocks)
+        self._blocks = range(len(blocks))
+        manifests = self._check()
+        self._digests = {part: manifest["tensors"] for part, manifest in manifests.items()}
         keys = zip(self.table["block"], self.table["layer"], self.table["level"], strict=True)
         self._formats: dict[tuple[int, str, str], str] = dict(zip(keys, self.table["format"], strict=True))
         shapes = zip(layers["block"], layers["layer"], layers["rows"], layers["columns"], strict=True)
         self._shapes = {(block, layer): (int(rows), int(columns)) for block, layer, rows, columns in shapes}
-        self._open: dict[int, tuple[Any, dict[tuple[str, str], list[str]]]] = {}
-        self._ahead: dict[int, ReadAhead] = {}
+        if EMBEDDING in manifests:
+            outer = manifests[EMBEDDING]["facts"]["shapes"]
+            places = self.table[~self.table["block"].isin(self._blocks)].drop_duplicates("layer")
+            for block, layer in zip(places["block"], places["layer"], strict=True):
+                self._shapes[block, layer] = outer[layer][0], outer[layer][1]
+        self._open: dict[int | str, tuple[Any, dict[tuple[str, str], list[str]]]] = {}
+        self._ahead: dict[int | str, ReadAhead] = {}
 
     def packed(self, block: int, layer: str, level: str) -> dict[str, Tensor]:
         """Packed parts of a layer at a level, mapped from the file.
@@ -65,14 +74,14 @@ class VariantStore:
         """
         self._require(block, layer, level)
         stream, parts = self._stream(block)
-        path = self.run.variant_tensors(self.variants, block)
+        path = self.run.variant_tensors(self.variants, self._file(block))
         try:
             tensors = {part: stream.get_tensor(tensor_name(layer, level, part)) for part in parts[layer, level]}
         except (KeyError, SafetensorError) as error:
             raise ArtifactError(f"{path}: lacks {layer} at level {level} ({error}); delete it and run again") from error
         if self.verify:
             named = {tensor_name(layer, level, part): tensor for part, tensor in tensors.items()}
-            digests = self._digests[block]
+            digests = self._digests[self._file(block)]
             if reason := differing(name for name, tensor in named.items() if tensor_digest(tensor) != digests[name]):
                 raise damaged(path, reason, path, manifest_path(path))
         return tensors
@@ -107,12 +116,16 @@ class VariantStore:
         Raises:
             ArtifactError: there is no such variant, or the file cannot be read.
         """
-        parts = self._stream(block)[1]
-        if block not in self._ahead:
-            self._ahead[block] = ReadAhead(self.run.variant_tensors(self.variants, block))
+        parts, file = self._stream(block)[1], self._file(block)
+        if file not in self._ahead:
+            self._ahead[file] = ReadAhead(self.run.variant_tensors(self.variants, file))
         for layer, level in variants:
             self._require(block, layer, level)
-            self._ahead[block].ask([tensor_name(layer, level, part) for part in parts[layer, level]])
+            self._ahead[file].ask([tensor_name(layer, level, part) for part in parts[layer, level]])
+
+    def _file(self, block: int) -> int | str:
+        """What the file is of that holds the variants of a block."""
+        return block if block in self._blocks else EMBEDDING
 
     def _require(self, block: int, layer: str, level: str) -> None:
         if (block, layer, level) not in self._formats:
@@ -124,8 +137,9 @@ class VariantStore:
 
     def _stream(self, block: int) -> tuple[Any, dict[tuple[str, str], list[str]]]:
         """The open file of a block, and the names of each variant's parts."""
-        if block not in self._open:
-            path = self.run.variant_tensors(self.variants, block)
+        file = self._file(block)
+        if file not in self._open:
+            path = self.run.variant_tensors(self.variants, file)
             try:
                 stream = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
@@ -134,31 +148,37 @@ class VariantStore:
             for name in stream.keys():  # noqa: SIM118 (not a mapping)
                 layer, level, part = name.rsplit("/", 2)
                 parts.setdefault((layer, level), []).append(part)
-            self._open[block] = stream, parts
-        return self._open[block]
+            self._open[file] = stream, parts
+        return self._open[file]
 
-    def _check(self, blocks: Sequence[int]) -> dict[int, dict[str, str]]:
-        """Check that all blocks are there, made alike and for the model in the run's folder; returns their digests."""
-        digests: dict[int, dict[str, str]] = {}
-        made_by: dict[int, tuple[str, str]] = {}
-        for block in blocks:
+    def _check(self) -> dict[int | str, dict[str, Any]]:
+        """Check that all parts are there, made alike and for the model in the run's folder; returns their manifests."""
+        manifests: dict[int | str, dict[str, Any]] = {}
+        made_by: dict[int | str, tuple[str, str]] = {}
+        for block in self.parts:
             path = self.run.variant_tensors(self.variants, block)
             table = self.run.variant_table(self.variants, block)
-            manifest = check_tensors(path)
-            digests[block] = manifest["tensors"]
+            manifest = manifests[block] = check_tensors(path)
             provenance = Provenance(**manifest["provenance"])
             require_same_model(self.run, provenance, path)
             if read_provenance(table) != provenance:
                 raise ArtifactError(f"{table}: made by other settings than {path}; delete both and run again")
             made_by[block] = provenance.settings, str(manifest["facts"].get("hessians"))
         usual = Counter(made_by.values()).most_common(1)[0][0]
-        odd = [str(block) for block in blocks if made_by[block] != usual]
+        if EMBEDDING in made_by:  # it has one Hessian, the dense model's, whatever the blocks were calibrated on
+            made_by[EMBEDDING] = made_by[EMBEDDING][0], usual[1]
+        odd = [str(block) for block in self.parts if made_by[block] != usual]
         if odd:
             raise ArtifactError(
                 f"variants {self.variants!r}: blocks {', '.join(odd)} were made by other settings than the others; "
-                f"delete {self.run.variant_tensors(self.variants, blocks[0]).parent} and run again"
+                f"delete {self.run.variant_tensors(self.variants, 0).parent} and run again"
             )
-        return digests
+        return manifests
+
+
+def _of_embedding(table: Path) -> list[str]:
+    """`EMBEDDING` if the settings that a table of variants records ask for its levels, too."""
+    return [EMBEDDING] if settings_of(table).get("embedding") else []
 
 
 class ReadAhead:

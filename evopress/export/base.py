@@ -7,7 +7,7 @@ one, write a file in `exporters/` and name it in the registry there (docs/extend
 Snakemake imports this module while it parses, so whatever takes long to import is imported inside functions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +17,7 @@ from evopress.config.base import Section
 from evopress.search.base import Strategy
 
 if TYPE_CHECKING:
+    from evopress.artifacts.paths import Run
     from evopress.compression.dropped import Dropped
     from evopress.config.context import StageContext
 
@@ -52,6 +53,22 @@ class Exporter(Section):
     def ties(self, layers: Sequence[LayerShape]) -> list[list[str]]:
         """Groups of names of layers that must share a level for this exporter to write them."""
         return []
+
+    has_size: ClassVar[bool] = False
+    """Whether its file is what the target of a search may be the size of."""
+
+    def fixed_bytes(self, run: "Run", searched: Collection[str]) -> int:
+        """Bytes of its file beside the weights named ``searched``, whose levels are yet to be chosen.
+
+        Raises:
+            ModelError: the dense checkpoint, or the tokenizer, cannot be read.
+            UnsupportedArchitectureError: it cannot hold a model like this one.
+        """
+        raise NotImplementedError
+
+    def stored_bytes(self, size: int) -> int:
+        """What its file takes for a weight that is packed in ``size`` bytes."""
+        return size
 
     def allows(self, level: Level) -> bool:
         """Whether it can write layers at this level."""

@@ -24,8 +24,10 @@ from evopress.export.base import Exporter
 from evopress.export.depth_card import DepthFolder, depth_introduction, depth_size_rows, depth_title, modules_table
 from evopress.export.markdown import escape, fenced, markdown_table
 from evopress.models.checkpoint import Checkpoint
+from evopress.models.modules import OUTER
 from evopress.search.configuration import Configuration
 from evopress.search.strategies import STRATEGIES
+from evopress.search.target import target_text
 from evopress.util.errors import ConfigError
 from evopress.util.versions import versions
 from evopress.util.yaml_text import to_yaml
@@ -106,8 +108,9 @@ def header(facts: ModelFacts, library: str = "transformers", relation: str | Non
 
 def levels_table(configuration: pd.DataFrame) -> str:
     """Markdown table of levels, one row a block, one column a layer."""
-    levels = configuration.pivot(index="block", columns="layer", values="level")
-    levels = levels[list(dict.fromkeys(configuration["layer"]))]
+    inside = configuration[~configuration["layer"].isin(OUTER)]
+    levels = inside.pivot(index="block", columns="layer", values="level")
+    levels = levels[list(dict.fromkeys(inside["layer"]))]
     rows = [[str(block), *("-" if pd.isna(level) else str(level) for level in row)] for block, row in levels.iterrows()]
     return markdown_table(["block", *levels.columns], rows)
 
@@ -127,6 +130,9 @@ def _levels_sections(configuration: pd.DataFrame, size: Size, lost: DepthFolder 
     if size.family:
         sections += ["## Levels", f"The level of each linear layer ({size.family.labels}), by block."]
         sections += [levels_table(configuration[~of_modules(configuration)])]
+        outer = configuration[configuration["layer"].isin(OUTER)].to_dict("records")
+        told = ", ".join(f"`{row['unit']}` {row['level']}" for row in outer)
+        sections += [f"Outside of the blocks: {told}."] if told else []
     return sections
 
 
@@ -155,7 +161,7 @@ def _introduction(
 
 
 def _size_section(size: Size, dense: Size, settings: dict[str, Any], lost: DepthFolder | None) -> str:
-    asked = f"{settings['target']:g}" if isinstance(settings.get("target"), int | float) else "not stated"
+    asked = target_text(settings.get("target"))
     rows: list[list[str]] = depth_size_rows(lost) if lost else []
     if size.family:
         rows += [

@@ -4,7 +4,8 @@ Nothing here knows an architecture. The model's own forward code prepares what b
 and what follows the last block (norm, head, soft-capping), while the blocks between are stood in for.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,22 @@ from evopress.models.trace import few_inputs
 from evopress.util.device import working_dtype
 
 __all__ = ["BlockInputs", "BlockwiseModel"]
+
+
+class _HeadReached(Exception):  # noqa: N818 (not an error)
+    """The head's input is known; its product is not wanted."""
+
+
+@contextmanager
+def replaced_weight(module: nn.Module, weight: Tensor | None) -> Iterator[None]:
+    """Enclose calls of a module with another weight; None leaves its own. What is tied to it keeps that."""
+    own = module.weight
+    if weight is not None:
+        module.weight = nn.Parameter(weight, requires_grad=False)
+    try:
+        yield
+    finally:
+        module.weight = own
 
 
 @dataclass
@@ -90,6 +107,12 @@ class BlockwiseModel:
         return self.config.hidden_size
 
     @property
+    def is_tied(self) -> bool:
+        """Whether the head has the weight of the input embedding."""
+        head = self.model.get_output_embeddings()
+        return head is not None and head.weight is self.model.get_input_embeddings().weight
+
+    @property
     def vocab_size(self) -> int:
         """Logits per token."""
         return self.config.vocab_size
@@ -111,11 +134,16 @@ class BlockwiseModel:
                 module.register_parameter(name, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
     @torch.no_grad()
-    def embed(self, input_ids: Tensor) -> tuple[Tensor, BlockInputs]:
+    def embed(self, input_ids: Tensor, weight: Tensor | None = None) -> tuple[Tensor, BlockInputs]:
         """Hidden states [S, L, H] that the first block gets for ``input_ids`` [S, L], and the inputs of every block.
 
-        The inputs are made for one sequence, so they serve any number of sequences of length L.
+        The inputs are made for one sequence, so they serve any number of sequences of length L. ``weight`` [V, H] takes
+        the place of that of the input embedding.
         """
+        with replaced_weight(self.model.get_input_embeddings(), weight):
+            return self._embed(input_ids)
+
+    def _embed(self, input_ids: Tensor) -> tuple[Tensor, BlockInputs]:
         input_ids = input_ids.to(self.device)
         inputs = self.around.inputs(input_ids[:1])[1]
         # Row by row: in one batch, the model would make masks [S, 1, L, L] only for them to be thrown away.
@@ -178,9 +206,30 @@ class BlockwiseModel:
         return self._absences[index, kind]
 
     @torch.no_grad()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [N, L, V] of final hidden states [N, L, H]; each position on its own, so L may be any chunk."""
-        return self.around.logits(hidden)
+    def logits(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Logits [N, L, V] of final hidden states [N, L, H]; each position on its own, so L may be any chunk.
+
+        ``weight`` [V, H] takes the place of that of the head, and of none else that is tied to it.
+        """
+        with replaced_weight(self.model.get_output_embeddings(), weight):
+            return self.around.logits(hidden)
+
+    @torch.no_grad()
+    def head_inputs(self, hidden: Tensor) -> Tensor:
+        """What the head gets for final hidden states [N, L, H], [N, L, H]: they, after the last norm."""
+        seen: list[Tensor] = []
+
+        def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen.append(args[0].reshape(hidden.shape))
+            raise _HeadReached
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(observe)
+        try:
+            with suppress(_HeadReached):
+                self.around.logits(hidden)
+        finally:
+            handle.remove()
+        return seen[0]
 
     def _replacements(self, index: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         layers = linear_layers(self.blocks[index]) if weights else {}

@@ -3,9 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from evopress.artifacts.paths import EMBEDDING
+
 ATTENTION, MLP = "attn", "mlp"
 KINDS = (ATTENTION, MLP)
 """Kinds of modules, in the order in which a block runs them."""
+HEAD = "head"
+"""Layer and input group of the head; the input embedding is the layer `EMBEDDING`."""
+OUTER = (EMBEDDING, HEAD)
+"""Layers outside of the blocks."""
 _MIXERS = ("attn", "attention", "conv", "mamba", "temporal")
 """Words in the names of attention modules, and of those that stand in their place in hybrid models."""
 

@@ -1,6 +1,7 @@
 """Blocks and linear layers of a model, found from its module tree and from one run, not from class names."""
 
 from collections import Counter
+from typing import Any
 
 import pandas as pd
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from evopress.models.input_capture import Surroundings
-from evopress.models.modules import module_kind
+from evopress.models.modules import EMBEDDING, HEAD, module_kind
 from evopress.models.trace import check_chain, input_groups, surroundings
 from evopress.util.errors import UnsupportedArchitectureError
 
@@ -58,6 +59,38 @@ def surroundings_of(model: PreTrainedModel) -> tuple[str, Surroundings]:
     """
     name, blocks = find_blocks(model)
     return name, surroundings(model, list(blocks), lambda reason: unsupported(model, reason))
+
+
+def outer_table(model: PreTrainedModel) -> pd.DataFrame:
+    """Table (``artifacts.tables.LAYERS``) of the input embedding and the head, whose blocks are -1 and one too many.
+
+    Tied ones are one row, the embedding's, whose input group is the head: its columns are what the head multiplies with
+    final hidden states. An embedding of its own has no inputs, and is its own group. The model may be on the meta
+    device.
+    """
+    blocks = find_blocks(model)[1]
+    names = {id(module): name for name, module in model.named_modules()}
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    rows = [_outer_row(-1, EMBEDDING, names[id(embedding)], HEAD if tied else EMBEDDING, embedding.weight)]
+    if isinstance(head, nn.Linear) and not tied:
+        rows.append(_outer_row(len(blocks), HEAD, names[id(head)], HEAD, head.weight))
+    return pd.DataFrame(rows)
+
+
+def _outer_row(block: int, layer: str, name: str, group: str, weight: torch.Tensor) -> dict[str, object]:
+    return {
+        "block": block,
+        "layer": layer,
+        "name": name,
+        "kind": layer,
+        "module": layer,
+        "input_group": group,
+        "rows": weight.shape[0],
+        "columns": weight.shape[1],
+        "parameters": weight.numel(),
+    }
 
 
 def layer_table(model: PreTrainedModel) -> pd.DataFrame:

@@ -42,9 +42,7 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
     if shape is None:
         advice = snakemake_command(run.model_manifest, configs)
         return "\n\n".join([*_warnings(settings), _without_shape(settings, advice)])
-    variants = {
-        name: made.table(shape.layers, shape.itemsize, f"variants.{name}") for name, made in settings.variants.items()
-    }
+    variants = {name: shape.table(made, f"variants.{name}") for name, made in settings.variants.items()}
     device, memory_gb = _device_type(settings.compute.device), settings.compute.memory_gb
     here = shape.on(device)
     places = [(f"memory_gb {memory_gb:g}", here, memory_gb, device)]
@@ -52,7 +50,7 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
     works: dict[str, dict[str, SearchWork]] = {}
     for name, search in settings.searches.items():
         table, where = variants[search.variants], f"searches.{name}"
-        problem = problem_of(table, search.variants, search.target, search.grouping(), where)
+        problem = problem_of(table, search.variants, search.target, search.grouping(), where, shape.file)
         asked = requests_of(search, problem)
         works[name] = {
             place: SearchPlanner(there, problem, settings.data.search, budget, kind).plan(search, asked)

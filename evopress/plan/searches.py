@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from evopress.compression.families import DROP
 from evopress.config.data import TextSettings
+from evopress.models.modules import OUTER
 from evopress.plan.shape import ModelShape
 from evopress.search.base import Request, Strategy
 from evopress.search.engine.forward import plan_block
@@ -118,11 +119,12 @@ class SearchPlanner:
         self.memory = divide_memory(memory_gb, shape.outside * size, shape.hidden_size, shape.vocab_size, size, device)
         self.units_of: list[list[int]] = [[] for _ in range(shape.blocks)]
         for number, unit in enumerate(self.units):
-            for block in unit.blocks:
+            for block in unit.blocks if unit.layer not in OUTER else ():
                 self.units_of[block].append(number)
         self.unpacked = np.array([0 if unit.modules else unit.parameters * size for unit in self.units])
-        self.dense = int(shape.layers["parameters"].sum()) * size - int(self.unpacked.sum())
-        self.block_of = np.array([unit.block for unit in self.units])
+        inside = [unit.layer not in OUTER for unit in self.units]
+        self.dense = int(shape.layers["parameters"].sum()) * size - int(self.unpacked[inside].sum())
+        self.block_of = np.array([unit.block for unit in self.units]).clip(min=0)
         self.drops = problem.family.takes_modules
         self.rng = np.random.Generator(np.random.PCG64(0))
 

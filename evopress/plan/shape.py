@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from evopress.artifacts.paths import Run
+from evopress.compression.base import Method, Unit
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings
 from evopress.models.block_count import hub_config
 from evopress.models.buildable import built_on_meta
 from evopress.models.gguf_config import read_config
 from evopress.models.skeleton import load_config, skeleton_of
-from evopress.models.structure import find_blocks, layer_table
+from evopress.models.structure import find_blocks, layer_table, outer_table
+from evopress.search.target import FileFacts
 from evopress.util.device import working_dtype
 
 _FEW = 8
@@ -31,6 +33,8 @@ class ModelShape:
     architecture: str
     layers: pd.DataFrame
     """Linear layers, with the LAYERS schema."""
+    outer: pd.DataFrame
+    """Input embedding and head, as `outer_table` has them."""
     blocks: int
     hidden_size: int
     vocab_size: int
@@ -56,6 +60,17 @@ class ModelShape:
     def on(self, device: str) -> "ModelShape":
         """As a device of this type works with it."""
         return replace(self, dtype=working_dtype(self.dtype, torch.device(device)))
+
+    def table(self, method: Method, where: str) -> pd.DataFrame:
+        """`Method.table` of the layers that ``method`` compresses; ``where`` is the dotted path of its settings."""
+        layers = pd.concat([self.layers, self.outer]) if method.compresses_embedding else self.layers
+        return method.table(layers, self.itemsize, where)
+
+    def file(self, units: Sequence[Unit]) -> FileFacts:
+        """About what a file holds beside ``units``, which are searched: header and tokenizer are left out."""
+        searched = sum(unit.parameters for unit in units)
+        parameters = self.outside + self.inside
+        return FileFacts((parameters - searched) * self.itemsize, self.bytes, parameters)
 
     @property
     def itemsize(self) -> int:
@@ -109,10 +124,11 @@ def shape_from_config(config: Any, dtype: torch.dtype, *, trust_remote_code: boo
     """
     text = config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    architecture, blocks, total, inside = _sizes(config, trust_remote_code)
+    architecture, blocks, total, inside, outer = _sizes(config, trust_remote_code)
     return ModelShape(
         architecture=architecture,
         layers=_layers(config, dtype, trust_remote_code),
+        outer=outer,
         blocks=blocks,
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
@@ -124,12 +140,12 @@ def shape_from_config(config: Any, dtype: torch.dtype, *, trust_remote_code: boo
     )
 
 
-def _sizes(config: Any, trust_remote_code: bool) -> tuple[str, int, int, int]:
-    """Architecture, blocks, parameters and those inside the blocks: the model's modules are not kept for more."""
+def _sizes(config: Any, trust_remote_code: bool) -> tuple[str, int, int, int, pd.DataFrame]:
+    """Architecture, blocks, parameters, those inside the blocks, and what is outside: the modules are not kept."""
     model = built_on_meta(config, trust_remote_code=trust_remote_code)
     model.tie_weights()
     _, blocks = find_blocks(model)
-    return type(model).__name__, len(blocks), _parameters([model]), _parameters(blocks)
+    return type(model).__name__, len(blocks), _parameters([model]), _parameters(blocks), outer_table(model)
 
 
 def _config(settings: ModelSettings, run: Run) -> Any:

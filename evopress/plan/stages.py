@@ -117,7 +117,8 @@ def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFr
     method, text = settings.variants[name], settings.data.calibration
     if not method.per_block:
         return Stage(f"variants {name}", 1, note="only a list")
-    own = table[table["block"] == table["block"].min()]
+    inside = table[table["block"] >= 0]
+    own = inside[inside["block"] == inside["block"].min()]
     layers = shape.layers[shape.layers["name"].isin(own["name"])]
     groups = [layer_shapes(members, shape.itemsize) for _, members in layers.groupby("input_group", sort=False)]
     peaks = [method.peak_bytes(group, settings.compute.memory_gb * 1e9) for group in groups]

@@ -17,10 +17,11 @@ from evopress.compression.families import family_of, of_modules
 from evopress.config.context import StageContext
 from evopress.data.held_out import recorded_leaks
 from evopress.report.comparison import compare
-from evopress.report.plots import FITNESS, level_map, search_curve
+from evopress.report.plots import FITNESS, level_map, outer_levels, search_curve
 from evopress.report.sections import environment, read_sections
 from evopress.report.summary import summary
 from evopress.search.configuration import Configuration
+from evopress.search.target import target_text
 from evopress.util.versions import versions
 from evopress.util.yaml_text import to_yaml
 
@@ -124,7 +125,7 @@ def _section(
     return SearchSection(
         name=search,
         strategy=str(settings.get("strategy", "unknown")),
-        caption=family.level_map,
+        caption=family.level_map + outer_levels(configuration),
         budget=_budget(settings.get("target"), configuration, family),
         generations=int(trace["generation"].max()) if len(trace) else 0,
         curve=curve,
@@ -135,6 +136,8 @@ def _section(
 
 
 def _budget(target: object, configuration: pd.DataFrame, family: Family) -> str:
-    asked = f"{target:g}" if isinstance(target, int | float) else "unknown"
+    asked = target_text(target)
     rows = configuration[of_modules(configuration) == family.takes_modules]
+    if isinstance(target, Mapping):
+        return f"a file of {asked} {family.reached(rows)} in {family.asked}"
     return f"{asked} {family.asked} {family.reached(rows)}"

@@ -13,6 +13,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 
+from evopress.models.modules import OUTER
+
 INK = "#010203"
 """Stands for the page's text colour: no figure uses it otherwise, and it becomes `currentColor`."""
 ACCENT = "#e07a2f"
@@ -83,6 +85,7 @@ def level_map(configuration: pd.DataFrame, name: str, values: list[float]) -> st
         name: of the search; makes the SVG's internal names unique.
         values: all values of levels in the run, so that the maps of several searches share their colours.
     """
+    configuration = configuration[~configuration["layer"].isin(OUTER)]
     order = list(dict.fromkeys(configuration["layer"]))
     grid = configuration.pivot(index="layer", columns="block", values="value").loc[order]
     labels = configuration.pivot(index="layer", columns="block", values="level").loc[order]
@@ -109,6 +112,13 @@ def level_map(configuration: pd.DataFrame, name: str, values: list[float]) -> st
         bar.ax.set_yticklabels([f"{value:.3g}" for value in ticks])
         bar.outline.set_visible(False)
         return to_svg(figure)
+
+
+def outer_levels(configuration: pd.DataFrame) -> str:
+    """A sentence on the levels of input embedding and head, which are in no block; empty where they have none."""
+    rows = configuration[configuration["layer"].isin(OUTER)]
+    told = ", ".join(f"{layer} {level}" for layer, level in zip(rows["layer"], rows["level"], strict=True))
+    return f" Outside of the blocks: {told}." if told else ""
 
 
 def to_svg(figure: Figure) -> str:

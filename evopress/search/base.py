@@ -16,6 +16,8 @@ from pydantic import Field, model_validator
 
 from evopress.compression.base import Family, GroupRule, Method
 from evopress.config.base import Name, Section
+from evopress.search.target import SizeTarget, Target
+from evopress.util.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,11 +69,10 @@ class Strategy(Section):
     strategy: str = ""
 
     variants: Name = Field(description="Which section of `variants` the levels come from.")
-    target: float = Field(
-        gt=0,
-        allow_inf_nan=False,
+    target: Target = Field(
         description="Budget over what is searched: average bits per weight at most, average sparsity at least, or, "
-        "with `method: drop`, how many blocks' worth of modules go.",
+        "with `method: drop`, how many blocks' worth of modules go. Or the size of the file: a section, as in "
+        "`{bytes: 95 MB}`, `{fraction: 0.35}` of the dense model, or `{bpw: 3.5}` over all parameters.",
     )
 
     exports: tuple[Any, ...] = Field(
@@ -91,12 +92,28 @@ class Strategy(Section):
         """
         raise NotImplementedError
 
+    @property
+    def share(self) -> float:
+        """The target as an average over what is searched.
+
+        Raises:
+            ConfigError: it is the size of a file.
+        """
+        if isinstance(self.target, SizeTarget):
+            raise ConfigError(f"target: {self.strategy} needs an average, not the size of a file")
+        return self.target
+
     def problems(self, where: str, method: Method) -> Iterator[str]:
         """Why it cannot pick from variants that ``method`` makes; ``where`` is the dotted path of these settings."""
         if not isinstance(method.family, self.families):
             yield (
                 f"{where}.strategy: {self.strategy} cannot choose from {self.variants!r}, whose levels are "
                 f"{method.family.name}; name other variants, or use another strategy"
+            )
+        if isinstance(self.target, SizeTarget) and method.family.takes_modules:
+            yield (
+                f"{where}.target: a search over dropped modules has no size of a file as its target; say how many "
+                "blocks are to go"
             )
 
     def grouping(self) -> GroupRule:

@@ -4,12 +4,11 @@ The only move is the level switch (arXiv 2410.14649, section 3.2): it raises one
 the budget holds by construction and no penalty is needed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evopress.compression.base import Unit
 from evopress.search.budget import Units, at_random, brought_to_budget, fill_budget, repair
 from evopress.search.space import Candidate, Space
 
@@ -28,13 +27,14 @@ def uniform_start(space: Space) -> Candidate:
     for members, budget in zip(space.members, space.group_budgets, strict=True):
         parameters = sum(space.units[unit].parameters for unit in members)
         for unit in members:
-            candidate[unit] = _level_of_share(space.units[unit], budget * space.units[unit].parameters, parameters)
+            costs = space.costs[unit, : space.top[unit] + 1].tolist()
+            candidate[unit] = _level_of_share(costs, budget * space.units[unit].parameters, parameters)
     return candidate
 
 
-def _level_of_share(unit: Unit, share: int, scale: int) -> int:
+def _level_of_share(prices: Sequence[int], share: int, scale: int) -> int:
     """Index of the level whose cost equals share / scale (within rounding); otherwise the next more expensive one."""
-    costs = [level.cost * scale for level in unit.levels]  # scaled instead of divided: exact
+    costs = [price * scale for price in prices]  # scaled instead of divided: exact
     near = [index for index, cost in enumerate(costs) if abs(cost - share) < scale]
     if len(near) == 1:
         return near[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evopress.artifacts.paths import Run
+from evopress.artifacts.paths import EMBEDDING, Run
 from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, read_provenance, read_table
 from evopress.compression.base import Unit
@@ -21,6 +21,7 @@ from evopress.compression.families import DROP, KEEP, family_of
 from evopress.search.candidates import uniform_start
 from evopress.search.problem import SearchProblem
 from evopress.search.space import Candidate, Space
+from evopress.search.target import SizeTarget, megabytes
 from evopress.search.text_format import LayerLine, format_drops, format_levels, parse_drops, parse_levels, shown
 from evopress.util.errors import ArtifactError, ConfigError
 
@@ -114,7 +115,8 @@ class Configuration:
             if family_of(rows).takes_modules:
                 yield str(name), run.module_table(str(name))
             else:
-                yield str(name), run.variant_table(str(name), int(rows["block"].min()))
+                blocks = sorted(int(block) for block in rows["block"] if block >= 0)
+                yield str(name), run.variant_table(str(name), blocks[0] if blocks else EMBEDDING)
 
     def _dropped(self) -> Iterator[tuple[int, str]]:
         """Modules that are dropped, as (block, kind)."""
@@ -122,7 +124,7 @@ class Configuration:
         return zip(rows["block"].tolist(), rows["layer"].tolist(), strict=True)
 
 
-def require_budget(problem: SearchProblem, candidate: Candidate, target: float, where: str) -> None:
+def require_budget(problem: SearchProblem, candidate: Candidate, target: float | SizeTarget, where: str) -> None:
     """Refuse a candidate that costs more than the target allows; who may trade with whom does not matter.
 
     Raises:
@@ -130,7 +132,10 @@ def require_budget(problem: SearchProblem, candidate: Candidate, target: float, 
     """
     excess = problem.space.cost_of(candidate) - problem.space.budget
     if excess > 0:
-        how_much = problem.family.excess(excess, problem.space.units, target)
+        if isinstance(target, SizeTarget):
+            how_much = f"{megabytes(excess)} above the target of {target}"
+        else:
+            how_much = problem.family.excess(excess, problem.space.units, target)
         raise ConfigError(f"{where}: {how_much}; set another target, or choose another file")
 
 

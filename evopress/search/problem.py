@@ -1,22 +1,25 @@
 """The problem that a search solves, and what it is given to solve it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 
-from evopress.artifacts.manifest import sha256
-from evopress.artifacts.paths import Run, manifest_path
+from evopress.artifacts.manifest import load_manifest, sha256
+from evopress.artifacts.paths import EMBEDDING, Run, manifest_path
 from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import MODULES, read_provenance, read_table
-from evopress.compression.base import Family, GroupRule
+from evopress.compression.base import Family, GroupRule, Level, Unit
 from evopress.compression.families import family_of
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
+from evopress.models.checkpoint import Checkpoint
 from evopress.search.base import Strategy
 from evopress.search.processes.ranks import Ranks
 from evopress.search.resume import ResumeFolder
 from evopress.search.space import Candidate, Space, make_space
+from evopress.search.target import FileFacts, SizeTarget
 from evopress.util.errors import ConfigError
 
 
@@ -62,12 +65,22 @@ def open_problem(run: Run, strategy: Strategy, where: str) -> SearchProblem:
     """
     from evopress.search.configuration import Configuration  # which knows problems
 
-    problem = open_variants(run, strategy.variants, strategy.target, strategy.grouping(), where)
+    target, file = strategy.target, None
+    if isinstance(target, SizeTarget):
+        file = lambda units: file_facts(run, target, units)  # noqa: E731
+    problem = open_variants(run, strategy.variants, target, strategy.grouping(), where, file)
     found = {name: Configuration.read(run, name).nearest(problem.space) for name in strategy.depends_on()}
     return replace(problem, earlier=found)
 
 
-def open_variants(run: Run, variants: str, target: float, group_rule: GroupRule, where: str) -> SearchProblem:
+def open_variants(
+    run: Run,
+    variants: str,
+    target: float | SizeTarget,
+    group_rule: GroupRule,
+    where: str,
+    file: Callable[[Sequence[Unit]], FileFacts] | None = None,
+) -> SearchProblem:
     """Open variants as a problem.
 
     Args:
@@ -76,6 +89,7 @@ def open_variants(run: Run, variants: str, target: float, group_rule: GroupRule,
         target: of the search.
         group_rule: who may trade levels.
         where: dotted path of the search's settings, for messages.
+        file: gives what is known of the file of which the target is the size.
 
     Raises:
         ConfigError: the target and the levels do not allow the search.
@@ -88,13 +102,21 @@ def open_variants(run: Run, variants: str, target: float, group_rule: GroupRule,
         digests = [sha256(path)]
     else:
         store, modules = VariantStore(run, variants), None
-        table, blocks = store.table, sorted(int(block) for block in store.table["block"].unique())
-        digests = [sha256(manifest_path(run.variant_tensors(variants, block))) for block in blocks]
-    problem = problem_of(table, variants, target, group_rule, where)
+        table = store.table
+        held = [part for part in store.parts if part == EMBEDDING or part in set(table["block"])]
+        digests = [sha256(manifest_path(run.variant_tensors(variants, part))) for part in held]
+    problem = problem_of(table, variants, target, group_rule, where, file)
     return replace(problem, store=store, modules=modules, digests=tuple(digests))
 
 
-def problem_of(table: pd.DataFrame, variants: str, target: float, group_rule: GroupRule, where: str) -> SearchProblem:
+def problem_of(
+    table: pd.DataFrame,
+    variants: str,
+    target: float | SizeTarget,
+    group_rule: GroupRule,
+    where: str,
+    file: Callable[[Sequence[Unit]], FileFacts] | None = None,
+) -> SearchProblem:
     """The problem that a table of variants (VARIANTS or MODULES schema, or `Method.table`) makes; without weights.
 
     Raises:
@@ -103,5 +125,34 @@ def problem_of(table: pd.DataFrame, variants: str, target: float, group_rule: Gr
     if table.empty:
         raise ConfigError(f"{where}.variants: holds nothing to choose from; exclude fewer")
     family = family_of(table)
-    space = make_space(family, family.units(table, group_rule), target, where)
-    return SearchProblem(space, family, variants, where)
+    units = family.units(table, group_rule)
+    facts = None
+    if isinstance(target, SizeTarget):
+        assert file is not None
+        if target.file is not None:
+            units = tuple(replace(unit, levels=_as_stored(unit, target.file)) for unit in units)
+        facts = file(units)
+    return SearchProblem(make_space(family, units, target, where, facts), family, variants, where)
+
+
+def _as_stored(unit: Unit, exporter: Any) -> tuple[Level, ...]:
+    """Levels with the bytes that a file of the exporter takes for them."""
+    return tuple(replace(level, bytes=exporter.stored_bytes(level.bytes)) for level in unit.levels)
+
+
+def file_facts(run: Run, target: SizeTarget, units: Sequence[Unit]) -> FileFacts:
+    """What is known of the file whose size is the target, once the model is there.
+
+    Raises:
+        ArtifactError: the model is missing or damaged.
+        UnsupportedArchitectureError: the exporter cannot write such a model.
+    """
+    checkpoint = Checkpoint(run.model)
+    sizes, searched = checkpoint.sizes(), [f"{unit.name}.weight" for unit in units]
+    if target.file is None:
+        stored = {checkpoint.stored_name(name) for name in searched}
+        fixed = sum(size for name, size in sizes.items() if name not in stored)
+    else:
+        fixed = target.file.fixed_bytes(run, searched)
+    origin = load_manifest(run.model_manifest, "model").get("origin", {})
+    return FileFacts(fixed, sum(sizes.values()), sum(checkpoint.elements().values()), origin.get("gguf_bytes"))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evopress.compression.base import Family, Unit
+from evopress.search.target import FileFacts, SizeTarget, size_budgets
 
 Candidate = NDArray[np.int16]
 """One level index per unit, [units]."""
@@ -25,6 +26,8 @@ class Space:
 
     units: tuple[Unit, ...]
     group_budgets: tuple[int, ...]
+    in_bytes: bool = False
+    """Whether budgets count the bytes of levels, and not their costs."""
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
@@ -51,7 +54,7 @@ class Space:
     def costs(self) -> NDArray[np.int64]:
         """Cost of each level, [units, most levels]; rows with fewer levels repeat their last."""
         width = int(self.top.max()) + 1
-        rows = [[level.cost for level in unit.levels] for unit in self.units]
+        rows = [[level.bytes if self.in_bytes else level.cost for level in unit.levels] for unit in self.units]
         return np.array([row + row[-1:] * (width - len(row)) for row in rows], dtype=np.int64)
 
     @property
@@ -74,7 +77,9 @@ class Space:
         return bool((self.slacks(candidate) >= 0).all())
 
 
-def make_space(family: Family, units: Sequence[Unit], target: float, where: str) -> Space:
+def make_space(
+    family: Family, units: Sequence[Unit], target: float | SizeTarget, where: str, file: FileFacts | None = None
+) -> Space:
     """Space whose budgets are what the target allows.
 
     Args:
@@ -82,8 +87,12 @@ def make_space(family: Family, units: Sequence[Unit], target: float, where: str)
         units: what is searched, ordered by block.
         target: as the user wrote it; need not be a level.
         where: dotted path of the search's settings, for messages.
+        file: where the target is the size of a file.
 
     Raises:
         ConfigError: there is nothing to search, or no choice of levels can meet the target.
     """
+    if isinstance(target, SizeTarget):
+        assert file is not None
+        return Space(tuple(units), size_budgets(units, target, file, f"{where}.target"), in_bytes=True)
     return Space(tuple(units), family.budgets(units, target, where))

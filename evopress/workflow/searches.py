@@ -13,6 +13,7 @@ from evopress.config.base import safe_name
 from evopress.export.base import Exporter
 from evopress.export.exporters import EXPORTERS
 from evopress.search.base import Strategy
+from evopress.search.target import SizeTarget
 from evopress.util.errors import ConfigError
 
 
@@ -34,6 +35,45 @@ def repeated(searches: Mapping[str, Strategy]) -> dict[str, Strategy]:
     return expanded
 
 
+def with_files(searches: Mapping[str, Strategy]) -> dict[str, Strategy]:
+    """Put the exporter into every target that is the size of a file: the one that it names, or the first of `exports`.
+
+    Raises:
+        ValueError: it names none that the search asks for, or one whose file has no size of its own.
+    """
+    found = dict(searches)
+    for name, search in searches.items():
+        try:
+            found[name] = with_file(search, f"{name}.target.file")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+    return found
+
+
+def with_file(search: Strategy, where: str) -> Strategy:
+    """The same search, whose target knows the file that it is the size of; ``where`` is the path of `target.file`.
+
+    Raises:
+        ConfigError: there is no such export.
+    """
+    target = search.target
+    if not isinstance(target, SizeTarget) or isinstance(target.file, Exporter):
+        return search
+    if isinstance(target.file, Mapping):
+        exporter = EXPORTERS.parse(target.file, where)
+    else:
+        asked = {one.exporter: one for one in exporters_of(search, where.replace("target.file", "exports"))}
+        sized = [one for one in asked.values() if one.has_size]
+        if target.file is None and not sized:
+            return search
+        if target.file is not None and target.file not in asked:
+            raise ConfigError(f"{where}: {target.file!r} is none of the exports of this search; add it to them")
+        exporter = sized[0] if target.file is None else asked[target.file]
+    if not exporter.has_size:
+        raise ConfigError(f"{where}: {exporter.exporter} is the same size whatever the levels; name another export")
+    return search.model_copy(update={"target": target.model_copy(update={"file": exporter})})
+
+
 def written_name(name: str, search: Strategy) -> str:
     """Name that the settings file gives a search: for a repetition, that of the search with `seeds`."""
     return name.removesuffix(f"-seed{getattr(search, 'seed', '')}") if _seeds(search) else name
@@ -51,7 +91,9 @@ def _seeds(search: Strategy) -> tuple[int, ...]:
     return getattr(search, "seeds", None) or ()
 
 
-def variants_problems(where: str, name: str, target: float, variants: Mapping[str, Method]) -> Iterator[str]:
+def variants_problems(
+    where: str, name: str, target: float | SizeTarget, variants: Mapping[str, Method]
+) -> Iterator[str]:
     """Why variants cannot be picked from, whatever does it.
 
     Args:
@@ -61,7 +103,8 @@ def variants_problems(where: str, name: str, target: float, variants: Mapping[st
         variants: all there are, by name.
     """
     if name in variants:
-        yield from variants[name].target_problems(target, where)
+        if not isinstance(target, SizeTarget):  # of which only the whole model tells
+            yield from variants[name].target_problems(target, where)
         return
     near = get_close_matches(name, variants, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(variants) or 'none'}"

@@ -28,6 +28,7 @@ from evopress.workflow.searches import (
     exporters_of,
     repeated,
     strategy_problems,
+    with_files,
     written_name,
 )
 
@@ -50,8 +51,8 @@ class Settings(Section):
     variants: dict[Name, SerializeAsAny[Method]] = Field(
         {}, description="Databases of compressed layers, by name; null removes an entry."
     )
-    searches: Annotated[dict[Name, SerializeAsAny[Strategy]], AfterValidator(repeated)] = Field(
-        {}, description="Ways to choose levels, by name; null removes an entry."
+    searches: Annotated[dict[Name, SerializeAsAny[Strategy]], AfterValidator(repeated), AfterValidator(with_files)] = (
+        Field({}, description="Ways to choose levels, by name; null removes an entry.")
     )
     evaluation: EvaluationSettings = EvaluationSettings()
     studies: Any = Field({}, description="Experiments on the method, for workflow/studies: its own code checks them.")

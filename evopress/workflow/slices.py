@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from evopress.artifacts.paths import DENSE, Run, manifest_path
+from evopress.artifacts.paths import DENSE, EMBEDDING, Run, manifest_path
 from evopress.config.data import TextSettings
 from evopress.export.exporters import EXPORTERS
 from evopress.workflow.settings import Settings
@@ -70,6 +70,8 @@ def expected_slices(settings: Settings, run: Run, blocks: Sequence[str]) -> Iter
             if settings.variants[variants].per_block:
                 yield run.variant_table(variants, block), variants_slice(settings, variants)
     for variants, made in settings.variants.items():
+        if made.compresses_embedding:
+            yield run.variant_table(variants, EMBEDDING), variants_slice(settings, variants)
         if not made.per_block:
             yield run.module_table(variants), variants_slice(settings, variants)
     for search in settings.searches:

@@ -19,6 +19,7 @@ STAGES = {
     "hessians": Stage("evopress.compression.hessian", "accumulate_hessians", gpu=True),
     "hessian_sum": Stage("evopress.compression.hessian", "sum_hessians"),
     "variants": Stage("evopress.compression.stage", "make_variants", gpu=True),
+    "variants_embedding": Stage("evopress.compression.stage", "make_embedding_variants", gpu=True),
     "variants_sequential": Stage("evopress.compression.sequential", "make_sequential_variants", gpu=True),
     "variants_modules": Stage("evopress.compression.methods.drop", "make_module_table"),
     "search": Stage("evopress.search.run", "run_search", gpu=True),

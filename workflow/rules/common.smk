@@ -9,7 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from evopress.artifacts.paths import DENSE, Run, manifest_path
+from evopress.artifacts.paths import DENSE, EMBEDDING, Run, manifest_path
 from evopress.data.held_out import leaks
 from evopress.config.tasks import require_tasks
 from evopress.export.exporters import EXPORTERS
@@ -81,7 +81,7 @@ def any_of(names):
 
 
 wildcard_constraints:
-    block=r"\d+",
+    block=rf"\d+|{EMBEDDING}",
     shard=r"\d+",
     dataset=any_of(TEXT_FILES),
     variants=any_of(SETTINGS.variants),
@@ -203,21 +203,27 @@ def variants_input(variants):
     """Inputs that stand for all blocks of some variants. Where Hessians have been removed after use and others need
     them again, Snakemake would make anew all that was ever made of them: finished variants are taken as they are.
     """
-    paths = all_blocks(variants)
-    gone = not SETTINGS.hessians.keep and not all(RUN.hessian(block).exists() for block in BLOCKS)
+    paths, parts = all_blocks(variants), parts_of(variants)
+    gone = not SETTINGS.hessians.keep and not all(RUN.hessian(part).exists() for part in parts)
     if gone and workflow.is_main_process and SETTINGS.variants[variants].needs_hessians:
         read = {RUN.model_manifest: MODEL_FILES, RUN.tokens("calibration"): TEXT_FILES["calibration"]}
-        if finished_variants(RUN, variants, BLOCKS, KEYS, read):
+        if finished_variants(RUN, variants, parts, KEYS, read):
             return [before_update(path) for path in paths]
     return paths
+
+
+def parts_of(variants):
+    """Blocks, and what stands for one where embedding and head are compressed as well."""
+    return [*BLOCKS, EMBEDDING] if SETTINGS.variants[variants].compresses_embedding else BLOCKS
 
 
 def all_blocks(variants):
     """Inputs that stand for all blocks of some variants."""
     if variants in MODULES:
         return [RUN.module_table(variants)]
-    tensors = [RUN.variant_tensors(variants, block) for block in BLOCKS]
-    tables = [RUN.variant_table(variants, block) for block in BLOCKS]
+    parts = parts_of(variants)
+    tensors = [RUN.variant_tensors(variants, part) for part in parts]
+    tables = [RUN.variant_table(variants, part) for part in parts]
     # Asking for what only a sequence leaves makes it run where another propagation has made the variants before.
     states = [manifest_path(RUN.chain_state(variants, block)) for block in BLOCKS if variants in SEQUENTIAL]
     return [*with_manifest(*tensors), *tables, *states]

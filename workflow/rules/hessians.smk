@@ -11,7 +11,7 @@ rule hessians:
         RUN.layers,
         RUN.tokens("calibration"),
     output:
-        [(KEPT if SHARDS == 1 else removed_after_use)(HESSIAN_FILES(block)) for block in BLOCKS],
+        [(KEPT if SHARDS == 1 else removed_after_use)(HESSIAN_FILES(block)) for block in [*BLOCKS, EMBEDDING]],
     log:
         LOGS / "hessians" / ("shard_0.log" if SHARDS == 1 else "shard_{shard}.log"),
     threads: MANY_THREADS

@@ -13,6 +13,7 @@ rule variants:
     log:
         LOGS / "variants" / "{variants}" / "block_{block}.log",
     wildcard_constraints:
+        block=r"\d+",
         variants=any_of(set(SETTINGS.variants) - set(SEQUENTIAL) - set(MODULES)),
     resources:
         gpu=gpus,
@@ -25,6 +26,28 @@ rule variants:
     shell:
         "{params.python:q} scripts/stage.py variants {params.common:q} --key {params.key:q}"
         " --name {wildcards.variants:q} --block {wildcards.block} --method {params.settings:q} --log {log:q}"
+
+
+rule variants_embedding:
+    input:
+        RUN.model_manifest,
+        with_manifest(RUN.hessian(EMBEDDING)),
+    output:
+        kept(RUN.variant_tensors("{variants}", EMBEDDING)),
+        RUN.variant_table("{variants}", EMBEDDING),
+    log:
+        LOGS / "variants" / "{variants}" / "embedding.log",
+    resources:
+        gpu=gpus,
+    params:
+        **SCRIPT,
+        settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
+        key=key(lambda wildcards: KEYS.variants(wildcards.variants)),
+    message:
+        "Variants {wildcards.variants}: embedding and head"
+    shell:
+        "{params.python:q} scripts/stage.py variants_embedding {params.common:q} --key {params.key:q}"
+        " --name {wildcards.variants:q} --method {params.settings:q} --log {log:q}"
 
 
 rule variants_sequential:
@@ -41,6 +64,7 @@ rule variants_sequential:
     log:
         LOGS / "variants" / "{variants}" / "block_{block}.log",
     wildcard_constraints:
+        block=r"\d+",
         variants=any_of(SEQUENTIAL),
     threads: MANY_THREADS
     resources:

@@ -43,6 +43,11 @@ class Gguf(LayerMethod):
         description="`gptq` makes up for the error of each column in the others. `rtn` rounds to nearest as llama.cpp "
         "does, with the Hessian's diagonal as importance; it needs `libgguf`, and has the types with codebooks, too.",
     )
+    embedding: bool = Field(
+        True,
+        description="Whether the input embedding and the head have types as well; one that is tied to the other is one "
+        "unit. They are rounded to nearest, with the head's inputs as importance.",
+    )
     activation_order: bool = Field(True, description="With `gptq`, round columns by decreasing Hessian diagonal.")
     damping: float = Field(0.01, gt=0, lt=1, description="Share of the mean Hessian diagonal added to the diagonal.")
     block_size: int = Field(128, ge=1, description="Columns between two lazy updates of the remaining ones.")
@@ -71,6 +76,11 @@ class Gguf(LayerMethod):
                 "them out, or choose `rounding: rtn`"
             )
         return self
+
+    @property
+    def compresses_embedding(self) -> bool:
+        """As the settings say."""
+        return self.embedding
 
     def labels(self) -> list[str]:
         """Types."""

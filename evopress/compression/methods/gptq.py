@@ -28,6 +28,11 @@ class Gptq(LayerMethod):
     bits: tuple[int, ...] = Field((2, 3, 4, 5, 6), min_length=1, description="Bit-widths to offer, from 2 to 8.")
     group_size: int | None = Field(64, ge=1, description="Inputs that share a scale; null is one scale per channel.")
     symmetric: bool = Field(False, description="Grid symmetric about zero, without a zero point.")
+    embedding: bool = Field(
+        False,
+        description="Whether the input embedding and the head have levels as well; one that is tied to the other is "
+        "one unit. They are rounded to nearest, with the head's inputs as importance.",
+    )
     activation_order: bool = Field(True, description="Quantize columns by decreasing Hessian diagonal.")
     clip_search: bool = Field(True, description="Clip each group's range where that rounds with less error.")
     damping: float = Field(0.01, gt=0, lt=1, description="Share of the mean Hessian diagonal added to the diagonal.")
@@ -41,6 +46,11 @@ class Gptq(LayerMethod):
         if len(set(bits)) != len(bits):
             raise ValueError(f"a bit-width is named twice in {list(bits)}")
         return tuple(sorted(bits))
+
+    @property
+    def compresses_embedding(self) -> bool:
+        """As the settings say."""
+        return self.embedding
 
     def labels(self) -> list[str]:
         """Bit-widths."""

@@ -1,6 +1,6 @@
 """A GGUF file: the blocks that the search judged, byte for byte, and the rest as the settings say."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -14,6 +14,7 @@ from evopress.util.errors import ArtifactError
 from evopress.util.progress import log
 
 if TYPE_CHECKING:
+    from evopress.artifacts.paths import Run
     from evopress.compression.dropped import Dropped
     from evopress.config.context import StageContext
     from evopress.export.compressed import CompressedModel
@@ -27,6 +28,7 @@ class GgufFile(Exporter):
     """A GGUF file, which llama.cpp and what is built on it run."""
 
     library: ClassVar[str] = "gguf"
+    has_size: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("huggingface",)
 
     exporter: Literal["gguf"] = "gguf"
@@ -68,10 +70,26 @@ class GgufFile(Exporter):
             source,
             folder / f"{search}.gguf",
             dict(self._packed(model)),
-            name=f"{read_model_facts(run).name} {search}",
+            name=read_model_facts(run).name,
             dense=GGMLQuantizationType[self.dense.upper()],
             absent=_absent(source, model.dropped),
         )
+
+    def fixed_bytes(self, run: "Run", searched: Collection[str]) -> int:
+        """Header, tokenizer and all tensors that have no levels."""
+        from gguf import GGMLQuantizationType
+
+        from evopress.artifacts.model_facts import read_model_facts
+        from evopress.export.gguf.file import fixed_bytes
+
+        dense = GGMLQuantizationType[self.dense.upper()]
+        return fixed_bytes(run.model, searched, name=read_model_facts(run).name, dense=dense)
+
+    def stored_bytes(self, size: int) -> int:
+        """Filled up to where the next tensor may begin."""
+        from evopress.export.gguf.file import stored_bytes
+
+        return stored_bytes(size)
 
     def usage(self, folder: str) -> str:
         """With llama.cpp's own program."""

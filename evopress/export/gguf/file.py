@@ -1,14 +1,15 @@
 """A whole GGUF file: header, tokenizer and tensors, of which no more than one is in memory at a time."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
 from evopress.artifacts.model_facts import CARD, read_card
@@ -87,21 +88,67 @@ def write_gguf(
         ModelError: the tokenizer cannot be carried over, or the checkpoint is damaged.
         ValueError: a packed weight is none of the model, or of another shape.
     """
-    config, absent = load_config(model).get_text_config(), frozenset(absent) - {(0, ATTENTION)}
-    layout, checkpoint = layout_of(config), Checkpoint(model)
-    shapes = {key: tuple(value.shape) for key, value in skeleton_of(config, torch.float32).state_dict().items()}
-    rows = shapes["model.embed_tokens.weight"][0]
-    source = _Source(checkpoint, config, layout, shapes, packed, dense, absent)
+    source = _open(model, packed, dense, absent)
     tensors = list(source.tensors())
-    writer = gguf.GGUFWriter(path, architecture_of(layout, absent))
+    writer = _begin(path, model, source, tensors, name)
+    for tensor in tensors:
+        writer.write_tensor_data(np.ascontiguousarray(tensor.make()))
+    writer.close()
+    check_tokens(path, model, source.rows)
+    log.info("%s: %d tensors, %.1f MB", path, len(tensors), path.stat().st_size / 1e6)
+
+
+def fixed_bytes(
+    model: Path, searched: Collection[str], *, name: str, dense: GGMLQuantizationType = GGMLQuantizationType.F16
+) -> int:
+    """Bytes of the file that `write_gguf` makes, beside the data of the weights named ``searched``, which are packed.
+
+    Raises:
+        UnsupportedArchitectureError: llama.cpp has no code that computes this model.
+        ModelError: the tokenizer cannot be carried over, or the checkpoint is damaged.
+    """
+    source = _open(model, {}, dense, ())
+    places = {key for weight, key in source.names().items() if weight in searched}
+    tensors = list(source.tensors())
+    # What a tensor is packed in takes the same place in the header; that something is packed is told there, once.
+    told = [replace(each, kind=GGMLQuantizationType.Q8_0) if each.name in places else each for each in tensors]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "header.gguf"
+        _begin(path, model, source, told, name).close()
+        header = stored_bytes(path.stat().st_size)
+    return header + sum(stored_bytes(tensor.bytes) for tensor in tensors if tensor.name not in places)
+
+
+def stored_bytes(size: int) -> int:
+    """What a tensor of ``size`` bytes takes in a file: the next begins at a multiple of 32."""
+    return GGUFWriter.ggml_pad(size, gguf.GGUF_DEFAULT_ALIGNMENT)
+
+
+def _open(
+    model: Path, packed: Mapping[str, Packed], dense: GGMLQuantizationType, absent: Iterable[tuple[int, str]]
+) -> "_Source":
+    """The tensors of a model folder as a file will hold them."""
+    config, absent = load_config(model).get_text_config(), frozenset(absent) - {(0, ATTENTION)}
+    shapes = {key: tuple(value.shape) for key, value in skeleton_of(config, torch.float32).state_dict().items()}
+    return _Source(Checkpoint(model), config, layout_of(config), shapes, packed, dense, absent)
+
+
+def _begin(path: Path, model: Path, source: "_Source", tensors: Sequence["_Tensor"], name: str) -> GGUFWriter:
+    """Write everything that comes before the data of the tensors; whoever gets the writer closes it."""
+    writer, rows = GGUFWriter(path, architecture_of(source.layout, source.absent)), source.rows
     header = {"general.type": "model", "general.name": name, **_from_card(model)}
     if any(tensor.kind not in DENSE[:3] for tensor in tensors):
         header["general.quantization_version"] = gguf.GGML_QUANT_VERSION
-    for key, value in {**header, **header_keys(config, layout, rows, absent), **tokenizer_keys(model, rows)}.items():
+    keys = header_keys(source.config, source.layout, rows, source.absent)
+    for key, value in {**header, **keys, **tokenizer_keys(model, rows)}.items():
         _add(writer, key, value)
-    _write(writer, tensors)
-    check_tokens(path, model, rows)
-    log.info("%s: %d tensors, %.1f MB", path, len(tensors), path.stat().st_size / 1e6)
+    unused = np.dtype(np.float32)  # where the kind is given, and the shape in numbers
+    for tensor in tensors:
+        writer.add_tensor_info(tensor.name, tensor.shape, unused, tensor.bytes, tensor.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer
 
 
 @dataclass(frozen=True)
@@ -117,9 +164,14 @@ class _Source:
     dense: GGMLQuantizationType
     absent: Absent
 
+    @property
+    def rows(self) -> int:
+        """Of the input embedding: tokens that there is room for."""
+        return self.shapes["model.embed_tokens.weight"][0]
+
     def tensors(self) -> Iterator[_Tensor]:
         """Every tensor of the file."""
-        names = self._names()
+        names = self.names()
         if strange := sorted(set(self.packed) - set(names)):
             raise ValueError(f"{strange[0]}: is packed, and the file has no place for it")
         for tensor, values in rope_tensors(self.config).items():
@@ -131,7 +183,7 @@ class _Source:
             if kind == MLP:
                 yield from self._stand_in(block)
 
-    def _names(self) -> dict[str, str]:
+    def names(self) -> dict[str, str]:
         """Name in the file of each parameter that is stored."""
         wanted = [name for name in self.shapes if not (name == "lm_head.weight" and self.config.tie_word_embeddings)]
         names = stored_names(wanted, self.layout.architecture, self.config.num_hidden_layers)
@@ -215,7 +267,7 @@ def _from_card(model: Path) -> dict[str, Any]:
     return told
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
     """Add a key with the type that llama.cpp expects of such a value."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
@@ -227,15 +279,3 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_string(key, value)
     else:
         writer.add_array(key, value)
-
-
-def _write(writer: gguf.GGUFWriter, tensors: list[_Tensor]) -> None:
-    unused = np.dtype(np.float32)  # where the kind is given, and the shape in numbers
-    for tensor in tensors:
-        writer.add_tensor_info(tensor.name, tensor.shape, unused, tensor.bytes, tensor.kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in tensors:
-        writer.write_tensor_data(np.ascontiguousarray(tensor.make()))
-    writer.close()

@@ -90,7 +90,7 @@ class ModelEvaluator:
                 ids = self.tokens[rows, :length].to(model.device)
                 run_tokens, check = self.memory.run_tokens, self.check
                 finals = advance(self.blocks, distinct[part], ids, run_tokens, self.counters, check, bar.advance)
-                sums[:, part, sequences] = self._score(finals, ids, rows)
+                sums[:, part, sequences] = self._score(finals, distinct[part], ids, rows)
                 bar.advance()
         return sums
 
@@ -99,7 +99,7 @@ class ModelEvaluator:
         units, model = self.blocks.units, self.blocks.model
         of_block = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
         head = model.hidden_size * model.vocab_size / (sum(of_block) / len(of_block))  # by weights
-        block_of = np.array([unit.block for unit in units])
+        block_of = np.array([unit.block for unit in units]).clip(min=0)  # the embedding comes before the first
         shares = share_out(distinct, block_of, len(model.blocks), head, minibatch.lengths, self.ranks.count)
         share = shares[self.ranks.rank]
         part = Minibatch(minibatch.sequences[share.sequences], minibatch.lengths[share.sequences])
@@ -126,7 +126,9 @@ class ModelEvaluator:
         parts = zip(minibatch.sequences, minibatch.lengths, strict=True)
         return np.array([int(self.counted[row, : length - lost].sum()) for row, length in parts])
 
-    def _score(self, finals: list[Tensor], ids: Tensor, rows: Tensor) -> NDArray[np.float64]:
+    def _score(
+        self, finals: list[Tensor], candidates: NDArray[np.int16], ids: Tensor, rows: Tensor
+    ) -> NDArray[np.float64]:
         """Sums over the positions that count, [2, C, S]; the dense logits are made once for all candidates."""
         model, (sequences, length) = self.blocks.model, ids.shape
         flat = [final.flatten(0, 1) for final in finals]
@@ -138,7 +140,7 @@ class ModelEvaluator:
             prepared = self.objective.prepare(targets.new_empty(0) if near is None else head(near), targets[tokens])
             for index, hidden in enumerate(flat):
                 self.check()
-                scores[0, index, tokens] = self.objective.score(prepared, head(hidden[tokens]))
+                scores[0, index, tokens] = self.objective.score(prepared, head(hidden[tokens], candidates[index]))
                 if near is not None:
                     scores[1, index, tokens] = hidden_error(near, hidden[tokens])
         if self.objective.reads_logits:
@@ -146,9 +148,11 @@ class ModelEvaluator:
         scores[:, :, ~self.counted[rows, :length].flatten().to(model.device)] = 0.0
         return scores.double().unflatten(2, (sequences, length)).sum(-1).cpu().numpy()
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        """What the objective reads of final hidden states [T, H]."""
-        return self.blocks.model.logits(hidden[None])[0] if self.objective.reads_logits else hidden
+    def _head(self, hidden: Tensor, candidate: NDArray[np.int16] | None = None) -> Tensor:
+        """What the objective reads of final hidden states [T, H] of a candidate, or of the dense model."""
+        if not self.objective.reads_logits:
+            return hidden
+        return self.blocks.model.logits(hidden[None], None if candidate is None else self.blocks.head(candidate))[0]
 
 
 def even_slices(total: int, most: int) -> list[slice]:

@@ -75,11 +75,9 @@ def advance(
     Returns:
         C tensors [S, L, H].
     """
-    hidden, inputs = blocks.model.embed(ids)
-    states: list[Tensor | None] = [hidden]
-    size = hidden.nbytes
-    del hidden  # the list alone holds states, so that one is freed after its last use
-    state_of = np.zeros(len(candidates), dtype=np.int64)
+    states: list[Tensor | None]  # alone holds them, so that one is freed after its last use
+    states, state_of, inputs = blocks.embed(candidates, ids)  # type: ignore[assignment]
+    size = _present(states[0]).nbytes
     for block, units in enumerate(blocks.units_of):
         plan = plan_block(state_of, candidates[:, units])
         before = len(states)

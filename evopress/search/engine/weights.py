@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evopress.compression.families import DROP
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
-from evopress.models.modules import module_kind
+from evopress.models.modules import EMBEDDING, HEAD, OUTER, module_kind
 from evopress.models.structure import linear_layers
 from evopress.search.space import DENSE_LEVEL, Unit
 
@@ -208,15 +208,22 @@ class VariantBlocks:
         """
         self.model, self.units, self.unpack, self.read_ahead = model, units, unpack, read_ahead
         self.units_of: list[list[int]] = [[] for _ in model.blocks]
+        self.outer: dict[str, int] = {}
+        """Units outside of the blocks, by layer (`EMBEDDING`, `HEAD`)."""
         for index, unit in enumerate(units):
+            if unit.layer in OUTER:
+                self.outer[unit.layer] = index
+                continue
             for block in unit.blocks:
                 self.units_of[block].append(index)
+        self.tied = model.is_tied
         shapes = [{name: layer.weight.shape for name, layer in linear_layers(block).items()} for block in model.blocks]
         self.layers = [list(block) for block in shapes]
         self.stream = SideStream(model.device)
 
         def size(key: Key) -> int:
-            return shapes[key[0]][key[1]].numel() * model.dtype.itemsize
+            shape = torch.Size([model.vocab_size, model.hidden_size]) if key[1] in OUTER else shapes[key[0]][key[1]]
+            return shape.numel() * model.dtype.itemsize
 
         self.cache = WeightCache(self._load, size, limit, counters, self.stream)
         for block in range(len(model.blocks)):
@@ -233,6 +240,31 @@ class VariantBlocks:
         if self.stream.overlaps:
             self.stream.keep_pace()
             self.cache.prefetch(following, in_use=self._needed(block, candidates))
+
+    def embed(self, levels: NDArray[np.int16], ids: Tensor) -> tuple[list[Tensor], NDArray[np.int64], BlockInputs]:
+        """Hidden states before the first block of candidates with ``levels`` [C, units].
+
+        Returns:
+            States [S, L, H], the state of each candidate, [C], and what the blocks get beside them.
+        """
+        if EMBEDDING not in self.outer:
+            hidden, inputs = self.model.embed(ids)
+            return [hidden], np.zeros(len(levels), dtype=np.int64), inputs
+        distinct, state_of = np.unique(levels[:, self.outer[EMBEDDING]], return_inverse=True)
+        states = []
+        for level in distinct.tolist():
+            hidden, inputs = self.model.embed(ids, self._outer_weight(EMBEDDING, level))
+            states.append(hidden)
+        return states, state_of.reshape(-1), inputs
+
+    def head(self, candidate: NDArray[np.int16]) -> Tensor | None:
+        """Weight [V, H] of a candidate's head; None where it is the dense model's."""
+        layer = EMBEDDING if self.tied else HEAD
+        return self._outer_weight(layer, int(candidate[self.outer[layer]])) if layer in self.outer else None
+
+    def _outer_weight(self, layer: str, level: int) -> Tensor | None:
+        unit = self.units[self.outer[layer]]
+        return None if level == DENSE_LEVEL else self.cache.weight((unit.block, layer, unit.levels[level].label))
 
     def run(self, block: int, levels: Sequence[int], hidden: Tensor, inputs: BlockInputs) -> Tensor:
         """Hidden states [N, L, H] after a block whose units are at ``levels``."""

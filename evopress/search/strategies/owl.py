@@ -54,7 +54,7 @@ class Owl(Strategy):
             for block in blocks:
                 ratios.append(outlier_ratio(_block_scores(context, space, block), self.owl_m))
                 bar.advance()
-        densities = block_densities(np.array(ratios), self.target, self.owl_lambda)
+        densities = block_densities(np.array(ratios), self.share, self.owl_lambda)
         by_block = dict(zip(blocks, densities, strict=True))
         wanted = np.array([by_block[unit.block] * unit.parameters for unit in space.units])
         return SearchResult(nearest_candidate(space, wanted, problem.where))

@@ -78,7 +78,7 @@ class BlockScores(Enumeration):
         """Drop the blocks of least score."""
         from evopress.search.evaluation import Effort, SearchResult
 
-        space, whole, count = problem.space, whole_blocks(problem.space), int(self.target)
+        space, whole, count = problem.space, whole_blocks(problem.space), int(self.share)
         if len(whole) < count:
             raise ConfigError(
                 f"{problem.where}.target: {count} whole blocks are to be dropped, but only {len(whole)} may be; lower "

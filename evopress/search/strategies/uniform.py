@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from evopress.compression.base import Family, Method, Unit
 from evopress.compression.families import Bits, LayerFamily
 from evopress.search.base import Strategy
+from evopress.search.target import SizeTarget
 from evopress.util.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from evopress.search.evaluation import SearchResult
     from evopress.search.problem import SearchContext, SearchProblem
     from evopress.search.space import Candidate, Space
@@ -25,7 +29,9 @@ class Uniform(Strategy):
         """Take the target as the level of each unit."""
         from evopress.search.evaluation import SearchResult
 
-        return SearchResult(uniform_candidate(problem.space, self.target, f"{problem.where}.target"))
+        if problem.space.in_bytes:
+            return SearchResult(uniform_of_size(problem.space))
+        return SearchResult(uniform_candidate(problem.space, self.share, f"{problem.where}.target"))
 
     def problems(self, where: str, method: Method) -> Iterator[str]:
         """Modules are not at a level; and bit-widths that are not made cannot be had."""
@@ -35,7 +41,8 @@ class Uniform(Strategy):
                 f"modules; use `scores`, `greedy` or `evolution`"
             )
         elif (
-            isinstance(method.family, Bits)
+            not isinstance(self.target, SizeTarget)
+            and isinstance(method.family, Bits)
             and f"{self.target:g}" not in method.labels()
             and not any(method.target_problems(self.target, where))
         ):
@@ -47,6 +54,35 @@ class Uniform(Strategy):
     def sentence(self) -> str:
         """End of a sentence on levels."""
         return "the same for every layer"
+
+
+def uniform_of_size(space: "Space") -> "Candidate":
+    """The highest value of a level that fits everywhere, and the rest of the bytes spent from the first unit on.
+
+    A unit that has no level of this value takes the next below, or its lowest. While bytes are left, units go up by a
+    level each, in their order, as far as the bytes go.
+    """
+    import numpy as np
+
+    from evopress.search.budget import fill_budget
+
+    values = sorted({level.value for unit in space.units for level in unit.levels})
+    found = np.zeros(len(space.units), dtype=np.int16)
+    for value in values:
+        counts = [sum(level.value <= value for level in unit.levels) for unit in space.units]
+        candidate = np.array([max(0, count - 1) for count in counts], dtype=np.int16)
+        if not space.fits(candidate):
+            break
+        found = candidate
+    start = found.copy()
+
+    def first_untouched(units: "NDArray[np.int64]", slack: int) -> int | None:
+        untouched = units[found[units] == start[units]]
+        return int(untouched[0]) if len(untouched) else None
+
+    for members, slack in zip(space.members, space.slacks(found).tolist(), strict=True):
+        fill_budget(found, space, members, slack, first_untouched)
+    return found
 
 
 def uniform_candidate(space: "Space", target: float, where: str) -> "Candidate":

@@ -1,0 +1,151 @@
+"""Targets in bytes: what the file of the compressed model may hold, and the budgets that follow from it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Discriminator, Field, SerializeAsAny, Tag, model_validator
+
+from evopress.compression.base import Unit
+from evopress.compression.families import share_out
+from evopress.config.base import Section
+from evopress.util.errors import ConfigError
+
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def _bytes(value: Any) -> Any:
+    """Bytes of `95 MB` and the like; what is no such text is for pydantic to check."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*([\d_]*\.?\d+)\s*([a-zA-Z]+)\s*", value)
+    if found is None or found[2].lower() not in _UNITS:
+        raise ValueError(f"{value!r} is no size; write it as in `95 MB`, `1.5 GB`, `4 GiB`, or as a number of bytes")
+    return round(float(found[1]) * _UNITS[found[2].lower()])
+
+
+class SizeTarget(Section):
+    """The size of the file that comes out: in bytes, as a fraction of the dense model, or in bits per parameter."""
+
+    bytes: Annotated[int, BeforeValidator(_bytes)] | None = Field(
+        None, gt=0, description="Most that the file may hold, as in `95 MB`, `4 GiB`, or as a number."
+    )
+    fraction: float | None = Field(
+        None, gt=0, lt=1, description="The same as a fraction of the bytes of the dense model's weights."
+    )
+    bpw: float | None = Field(
+        None, gt=0, lt=64, description="The same as bits of the file for each parameter of the model, all counted."
+    )
+    file: SerializeAsAny[Any] = Field(
+        None,
+        description="Which export is meant, where the search asks for several beside `huggingface`: its name, or the "
+        "section of its settings. If it asks for none, the packed size of the whole model is.",
+    )
+    above_source: bool = Field(
+        False,
+        description="Allow a size that is not below that of the quantized file that the model comes from. Such a "
+        "model is larger than what it was made of, and cannot be better.",
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> "SizeTarget":
+        given = [name for name in ("bytes", "fraction", "bpw") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of bytes, fraction and bpw; got {' and '.join(given) or 'none'}")
+        return self
+
+    def limit(self, dense: int, parameters: int) -> int:
+        """Most bytes of the file.
+
+        Args:
+            dense: bytes of the dense model's weights.
+            parameters: of the model.
+        """
+        if self.bytes is not None:
+            return self.bytes
+        return int(self.fraction * dense if self.fraction is not None else (self.bpw or 0) * parameters / 8)
+
+    def __str__(self) -> str:
+        if self.bytes is not None:
+            return megabytes(self.bytes)
+        return (
+            f"{self.fraction:g} of the dense model" if self.fraction is not None else f"{self.bpw:g} bits a parameter"
+        )
+
+
+def _kind(value: Any) -> str:
+    return "size" if isinstance(value, Mapping | SizeTarget) else "number"
+
+
+Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Target = Annotated[Annotated[Number, Tag("number")] | Annotated[SizeTarget, Tag("size")], Discriminator(_kind)]
+
+
+def target_text(target: Any) -> str:
+    """A target as people read it, from settings or from what a table records of them."""
+    if isinstance(target, Mapping):
+        target = SizeTarget.model_validate(target)
+    if isinstance(target, SizeTarget):
+        return str(target)
+    return f"{target:g}" if isinstance(target, int | float) else "not stated"
+
+
+def megabytes(size: float) -> str:
+    """As in `95.2 MB`; with all digits that make a difference of a thousand bytes."""
+    return f"{size / 1e6:,.3f}".rstrip("0").rstrip(".") + " MB"
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What decides how many bytes are left for the levels."""
+
+    fixed: int
+    """Bytes of the file beside the searched layers: header, tokenizer, norms, whatever has no levels."""
+    dense: int
+    """Bytes of the dense model's weights."""
+    parameters: int
+    source: int | None = None
+    """Bytes of the quantized file that the model comes from."""
+
+
+def size_budgets(units: Sequence[Unit], target: SizeTarget, facts: FileFacts, where: str) -> tuple[int, ...]:
+    """Most bytes that each group of units may take (groups in order of first appearance).
+
+    Args:
+        units: what is searched; bytes of their levels are those in the file.
+        target: of the search.
+        facts: of the file.
+        where: dotted path of the target, for messages.
+
+    Raises:
+        ConfigError: no choice of levels gives such a file, or the source is not larger.
+    """
+    limit = target.limit(facts.dense, facts.parameters)
+    if facts.source is not None and limit >= facts.source and not target.above_source:
+        raise ConfigError(
+            f"{where}: {megabytes(limit)} is not below the quantized file that the model comes from "
+            f"({megabytes(facts.source)}), which is the dense model here: nothing larger can be better; lower it, or "
+            "set `above_source: true`"
+        )
+    groups: dict[str, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(unit.group, []).append(unit)
+    limits = [(_bytes_of(members, min), _bytes_of(members, max)) for members in groups.values()]
+    lowest, highest = (facts.fixed + sum(ends) for ends in zip(*limits, strict=True))
+    if not lowest <= limit <= highest:
+        side, end = ("below", f"smallest file ({megabytes(lowest)})")
+        if limit > highest:
+            side, end = ("above", f"largest file ({megabytes(highest)})")
+        raise ConfigError(
+            f"{where}: {megabytes(limit)} is {side} the {end} that the levels of these layers allow; choose another "
+            "size, or offer other levels"
+        )
+    parameters = [sum(unit.parameters for unit in members) for members in groups.values()]
+    free = limit - facts.fixed
+    wanted = [free * count // sum(parameters) for count in parameters]
+    return share_out(free, wanted, limits)
+
+
+def _bytes_of(units: Sequence[Unit], end: Any) -> int:
+    return sum(end(level.bytes for level in unit.levels) for unit in units)
