@@ -51,10 +51,11 @@ def model_facts(source: dict[str, Any], card: dict[str, Any]) -> ModelFacts:
     if kind == "hub":
         revision = source.get("commit", source["revision"])
         return ModelFacts(_stem(source["id"]), f"{source['id']} at {revision}", source["id"], inherited)
+    size = f", {source['gguf_bytes'] / 1e6:,.1f} MB" if "gguf_bytes" in source else ""
     if kind == "pypi":
-        origin = f"{source['file']} in {source['package']} {source['version']} (PyPI)"
+        origin = f"{source['file']} in {source['package']} {source['version']} (PyPI){size}"
         return ModelFacts(_stem(source["file"]), origin, None, inherited)
-    return ModelFacts(_stem(source["path"]), f"{kind} {source['path']}", None, inherited)
+    return ModelFacts(_stem(source["path"]), f"{kind} {source['path']}{size}", None, inherited)
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
+from evopress.artifacts.exports import read_export_manifest
 from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import PERPLEXITY, TASKS, read_provenance, read_table
 from evopress.compression.size import dense_size, size_of
+from evopress.export.exporters import EXPORTERS
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import KINDS
 from evopress.search.configuration import Configuration
@@ -79,10 +81,17 @@ DROPPED = {kind: Column("dropped", f"{kind} modules", 0) for kind in KINDS}
 PARAMETERS = Column("parameters", "millions, in use", 1)
 BITS = Column("bits", "per weight", 2)
 SIZE = Column("packed size", "MB", 1)
+FILE = Column("file", "MB", 1)
+FILE_BITS = Column("file", "bits/parameter", 2)
 
 
-def compare(run: Run, searches: Sequence[str]) -> Comparison:
+def compare(run: Run, searches: Sequence[str], exports: Sequence[Path] = ()) -> Comparison:
     """Read what was measured of the dense model and of each search.
+
+    Args:
+        run: the run.
+        searches: to compare.
+        exports: folders of their models; the sizes of those are told whose size follows from the levels.
 
     Raises:
         ArtifactError: an artifact is missing, damaged, or of another model.
@@ -90,6 +99,7 @@ def compare(run: Run, searches: Sequence[str]) -> Comparison:
     comparison = Comparison()
     configurations = {search: Configuration.read(run, search).table for search in searches}
     _put_sizes(comparison, run, configurations)
+    _put_files(comparison, run, exports)
     models = [DENSE, *searches]
     tables = {model: _checked(run, run.perplexity(model), PERPLEXITY) for model in models}
     for title, key, digits in (("perplexity", "perplexity", 2), ("KL", "kl", 4)):
@@ -118,6 +128,18 @@ def _put_sizes(comparison: Comparison, run: Run, configurations: Mapping[str, pd
         comparison.put(model, SIZE, Cell(size.total_bytes / 1e6))
     if PARAMETERS in comparison.columns:
         comparison.put(DENSE, PARAMETERS, Cell(sum(checkpoint.elements().values()) / 1e6))
+
+
+def _put_files(comparison: Comparison, run: Run, exports: Sequence[Path]) -> None:
+    """Sizes of files as they are, of the first export of each search whose size follows from the levels."""
+    sized = {EXPORTERS.name_of(exporter) for exporter in EXPORTERS.plugins if exporter.has_size}
+    parameters = sum(Checkpoint(run.model).elements().values())
+    for folder in exports:
+        search, exporter = folder.parent.name, folder.name
+        if exporter in sized and FILE not in comparison.rows[search]:
+            size = sum(int(facts["bytes"]) for facts in read_export_manifest(run, search, exporter)["files"].values())
+            comparison.put(search, FILE, Cell(size / 1e6))
+            comparison.put(search, FILE_BITS, Cell(8 * size / parameters))
 
 
 def _put_tasks(comparison: Comparison, run: Run, model: str) -> None:

@@ -63,7 +63,7 @@ def write_report(
     """
     results = context.run
     facts = read_model_facts(results)
-    comparison = compare(results, searches)
+    comparison = compare(results, searches, exports)
     seen = recorded_leaks(results, read_table(results.perplexity(DENSE), PERPLEXITY)["dataset"])
     configurations = {search: Configuration.read(results, search).table for search in searches}
     values: dict[str, set[float]] = {}
@@ -84,7 +84,7 @@ def write_report(
         versions=versions(),
     )
     write_text(results.report, html)
-    title = f"{facts.name}, compressed ({results.root})"
+    title = f"{facts.name}, compressed ({results.root})\nfrom {facts.origin}"
     write_text(results.summary, summary(comparison, results, title, exports, seen))
 
 

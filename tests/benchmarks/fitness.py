@@ -2,7 +2,7 @@
 
     python tests/benchmarks/fitness.py
 
-fetches the model and the search text of config/config.yaml into results/benchmark (once), then judges offspring of a
+fetches the model and the search text of config/smollm2-3bit.yaml into results/benchmark (once), then judges offspring of a
 uniform 3-bit parent (real mutation, 1 to 3 switches) with both, by turns. Variants are rounded to nearest instead of by
 GPTQ, in the same packed format, which costs the same to unpack and seconds instead of minutes to make.
 
@@ -80,7 +80,7 @@ def main() -> None:
 
 def prepare(results: Run) -> None:
     """Model and search tokens of the embedded default, unless they are there."""
-    settings = Settings.load(yaml.safe_load(Path("config/config.yaml").read_text(encoding="utf-8")))
+    settings = Settings.load(yaml.safe_load(Path("config/smollm2-3bit.yaml").read_text(encoding="utf-8")))
     if not results.model_manifest.exists():
         prepare_model(settings.model, results)
     if not results.tokens("search").exists():

@@ -13,7 +13,7 @@ from studies.run import StudiedSettings, reported_studies, studied_slices
 from studies.settings import MonotonicitySettings, require_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DEFAULT = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
+DEFAULT = yaml.safe_load((REPOSITORY / "config/smollm2-3bit.yaml").read_text())
 PAIRS = {"variants": "gptq", "target": 3, "confirm_tokens": 4096}
 
 

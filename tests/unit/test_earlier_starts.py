@@ -154,7 +154,7 @@ def _killed(*_: object) -> None:
 
 
 def _settings(**searches: object) -> Settings:
-    base = read_yaml(REPOSITORY / "config/config.yaml")
+    base = read_yaml(REPOSITORY / "config/smollm2-3bit.yaml")
     extra = {"variants": {"modules": {"method": "drop"}}, "searches": searches}
     return Settings.load(lay_over(base, extra))
 

@@ -7,7 +7,7 @@ rule report:
         RUN.layers,
         [RUN.configuration(search) for search in SEARCHES],
         [RUN.trace(search) for search in SEARCHES],
-        [RUN.export_manifest(search, "huggingface") for search in SEARCHES],
+        [RUN.export_manifest(search, one.exporter) for search in SEARCHES for one in EXPORTS[search]],
         [RUN.perplexity(search) for search in [DENSE, *SEARCHES]],
         [RUN.tasks(search) for search in [DENSE, *SEARCHES]],
         STUDY_SECTIONS,
