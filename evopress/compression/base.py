@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+INTEGERS = "int"
+"""How the names of formats begin that hold integers with a scale for a group of inputs of each row."""
 GroupRule = Literal["size", "name", "none"]
 """Who may trade levels: layers of the same ``size``, of the same ``name`` (q_proj), or all (``none``)."""
 
