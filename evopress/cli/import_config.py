@@ -76,7 +76,7 @@ def _facts(settings: Settings, name: str, path: Path, configs: Sequence[Path]) -
         )
     table = settings.variants[search.variants].table(shape.layers, shape.itemsize, f"variants.{search.variants}")
     where = f"searches.{name}.file: {path}"
-    problem = problem_of(table, search.variants, search.target, "none", f"searches.{name}")
+    problem = problem_of(table, search.variants, search.target, "none", f"searches.{name}", search.tied, search.levels)
     candidate = parse_candidate(text, problem.space, shape.blocks, where)
     require_budget(problem, candidate, search.target, where)
     return facts_of(problem, candidate, search.target)

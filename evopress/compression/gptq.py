@@ -168,7 +168,12 @@ class _Sweep:
         damped = self.losses.double()
         errors = (damped - self.factor.shift * self.panel.square_().sum(0).double()).clamp(min=0.0)
         codes = self.codes if self.order is None else self.codes[torch.argsort(self.order)]
-        return _inputs_last(codes), _inputs_last(self.scales.to(self.scale_dtype)), _inputs_last(self.zeros.byte()), errors
+        return (
+            _inputs_last(codes),
+            _inputs_last(self.scales.to(self.scale_dtype)),
+            _inputs_last(self.zeros.byte()),
+            errors,
+        )
 
     def _visit(self, start: int, stop: int, chunks: Sequence[int]) -> None:
         """Quantize columns ``start`` to ``stop``, to which all columns before ``start`` have contributed."""

@@ -1,9 +1,9 @@
 """Min-max quantization grids, fitted for several bit-widths at once.
 
 A grid is a scale and an integer zero point per group of inputs and output row; code ``q`` stands for the weight
-``(q - zero) * scale``. Scales are rounded to the type that stores them *before* anything is quantized with them, so that
-unpacked weights are the very weights whose errors GPTQ has compensated. That is float16, or bfloat16 for runtimes that
-hold scales in the type of a bfloat16 model: there, a float16 scale would be rounded once more.
+``(q - zero) * scale``. Scales are rounded to the type that stores them *before* anything is quantized with them, so
+that unpacked weights are the very weights whose errors GPTQ has compensated. That is float16, or bfloat16 for runtimes
+that hold scales in the type of a bfloat16 model: there, a float16 scale would be rounded once more.
 
 Layers whose weights are in other units (tiny, where the norm before them is large) would have scales that float16
 does not hold. They are quantized times a power of two, which changes no code, and their scales stored in float32.

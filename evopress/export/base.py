@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from evopress.compression.base import LayerShape, Level, Method
+from evopress.compression.base import LayerShape, Method
 from evopress.compression.families import LayerFamily
 from evopress.config.base import Section
 from evopress.search.base import Strategy
@@ -49,13 +49,27 @@ class Exporter(Section):
         """
         yield from ()
 
-    def ties(self, layers: Sequence[LayerShape]) -> list[list[str]]:
-        """Groups of names of layers that must share a level for this exporter to write them."""
-        return []
+    def unfit(self, where: str, method: Method, layers: Sequence[LayerShape], dtype: str | None) -> Iterator[str]:
+        """Say why it cannot write this model, as far as that is known from the model's config.
 
-    def allows(self, level: Level) -> bool:
-        """Whether it can write layers at this level."""
-        return True
+        Args:
+            where: dotted path of the setting that asks for it, with which each problem begins.
+            method: makes the variants that the search picks from.
+            layers: linear layers of the model; none where its config does not tell.
+            dtype: of the model's weights, as in `bfloat16`; None where that is not known.
+        """
+        yield from ()
+
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """What it adds to the `tied` layers of a search: those of one module that must share a level to be written.
+
+        Each group has the last parts of their names, as in `(q_proj, k_proj, v_proj)`.
+        """
+        return ()
+
+    def levels(self, method: Method) -> tuple[str, ...] | None:
+        """Labels of the levels of ``method`` that it can write; None are all. A search is offered no others."""
+        return None
 
     def write(self, context: "StageContext", search: str, folder: Path) -> None:
         """Write what ``search`` has chosen into ``folder``, which is empty and takes its place when this returns.

@@ -74,6 +74,19 @@ class Strategy(Section):
         "with `method: drop`, how many blocks' worth of modules go.",
     )
 
+    tied: tuple[tuple[str, ...], ...] = Field(
+        (),
+        exclude_if=lambda tied: not tied,  # as results of settings that have none depend on none
+        description="Linear layers that share a level wherever they are in the same module, by the last parts of their "
+        "names, as in `[[q_proj, k_proj, v_proj]]`. Exports add those that their runtime fuses.",
+    )
+    levels: tuple[str, ...] | None = Field(
+        None,
+        exclude_if=lambda levels: levels is None,
+        description='Labels of the levels that may be chosen, as in `["4", "8"]`; null is all that the variants '
+        "have. Exports take out those that their format cannot hold.",
+    )
+
     exports: tuple[Any, ...] = Field(
         ("huggingface",),
         exclude=True,  # what is found is the same

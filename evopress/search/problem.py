@@ -1,6 +1,6 @@
 """The problem that a search solves, and what it is given to solve it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
@@ -14,6 +14,7 @@ from evopress.compression.families import family_of
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
 from evopress.search.base import Strategy
+from evopress.search.offered import Ties, only_levels, tied_units
 from evopress.search.processes.ranks import Ranks
 from evopress.search.resume import ResumeFolder
 from evopress.search.space import Candidate, Space, make_space
@@ -62,12 +63,22 @@ def open_problem(run: Run, strategy: Strategy, where: str) -> SearchProblem:
     """
     from evopress.search.configuration import Configuration  # which knows problems
 
-    problem = open_variants(run, strategy.variants, strategy.target, strategy.grouping(), where)
+    problem = open_variants(
+        run, strategy.variants, strategy.target, strategy.grouping(), where, strategy.tied, strategy.levels
+    )
     found = {name: Configuration.read(run, name).nearest(problem.space) for name in strategy.depends_on()}
     return replace(problem, earlier=found)
 
 
-def open_variants(run: Run, variants: str, target: float, group_rule: GroupRule, where: str) -> SearchProblem:
+def open_variants(
+    run: Run,
+    variants: str,
+    target: float,
+    group_rule: GroupRule,
+    where: str,
+    tied: Ties = (),
+    levels: Sequence[str] | None = None,
+) -> SearchProblem:
     """Open variants as a problem.
 
     Args:
@@ -76,6 +87,8 @@ def open_variants(run: Run, variants: str, target: float, group_rule: GroupRule,
         target: of the search.
         group_rule: who may trade levels.
         where: dotted path of the search's settings, for messages.
+        tied: layers that share a level.
+        levels: labels of those that are offered; None is all.
 
     Raises:
         ConfigError: the target and the levels do not allow the search.
@@ -90,11 +103,19 @@ def open_variants(run: Run, variants: str, target: float, group_rule: GroupRule,
         store, modules = VariantStore(run, variants), None
         table, blocks = store.table, sorted(int(block) for block in store.table["block"].unique())
         digests = [sha256(manifest_path(run.variant_tensors(variants, block))) for block in blocks]
-    problem = problem_of(table, variants, target, group_rule, where)
+    problem = problem_of(table, variants, target, group_rule, where, tied, levels)
     return replace(problem, store=store, modules=modules, digests=tuple(digests))
 
 
-def problem_of(table: pd.DataFrame, variants: str, target: float, group_rule: GroupRule, where: str) -> SearchProblem:
+def problem_of(
+    table: pd.DataFrame,
+    variants: str,
+    target: float,
+    group_rule: GroupRule,
+    where: str,
+    tied: Ties = (),
+    levels: Sequence[str] | None = None,
+) -> SearchProblem:
     """The problem that a table of variants (VARIANTS or MODULES schema, or `Method.table`) makes; without weights.
 
     Raises:
@@ -103,5 +124,8 @@ def problem_of(table: pd.DataFrame, variants: str, target: float, group_rule: Gr
     if table.empty:
         raise ConfigError(f"{where}.variants: holds nothing to choose from; exclude fewer")
     family = family_of(table)
-    space = make_space(family, family.units(table, group_rule), target, where)
+    units = family.units(table if family.takes_modules else only_levels(table, levels, where), group_rule)
+    if not family.takes_modules:
+        units = tied_units(units, tied, group_rule, where)
+    space = make_space(family, units, target, where)
     return SearchProblem(space, family, variants, where)

@@ -103,7 +103,7 @@ class IntegerFormat(Format):
         return packed_bytes(rows * columns, self.bits) + grids * SCALE_DTYPE.itemsize + zeros
 
     def encode(self, codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
-        """Pack codes (uint8 [rows, columns]), scales (float16, bfloat16 or float32 [rows, groups]) and zeros (uint8)."""
+        """Pack codes (uint8 [rows, columns]), scales (of a type above, [rows, groups]) and zeros (uint8)."""
         parts = {"codes": pack(codes, self.bits), "scales": scales.contiguous()}
         if not self.symmetric:
             parts["zeros"] = pack(zeros, self.bits)
