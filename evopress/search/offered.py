@@ -41,7 +41,8 @@ def only_levels(table: pd.DataFrame, labels: Sequence[str] | None, where: str) -
     if labels is None:
         return table
     left = table[table["level"].isin(labels)]
-    if len(without := sorted(set(table["name"]) - set(left["name"]))):
+    known = set(left["name"])
+    if without := [name for name in table["name"].unique() if name not in known]:
         made = ", ".join(map(str, table[table["name"] == without[0]]["level"]))
         raise ConfigError(
             f"{where}.levels: {without[0]} has the levels {made}, and none of {', '.join(labels)}, which are all that "

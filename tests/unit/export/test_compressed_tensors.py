@@ -145,6 +145,15 @@ def test_scales_that_the_model_does_not_hold_are_refused(tmp_path: Path) -> None
         exported(run)
 
 
+@pytest.mark.parametrize("kind", ["Mistral", "Qwen3", "Gemma3Text"])
+def test_other_families(kind: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    layers = write_model(run, kind, torch.bfloat16, head_dim=32)
+    method = Gptq(bits=(4, 8), group_size=128, symmetric=True, scale_dtype="bfloat16")
+    write_search(run, layers, method, everywhere(layers, "8", "4"))
+    assert torch.equal(logits(exported(run)), logits(run.export("s", "huggingface")))
+
+
 def test_fused_layers_of_the_model_itself_need_no_ties(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     layers = write_model(run, "Phi3", torch.bfloat16)
@@ -163,7 +172,7 @@ def test_the_config_names_every_linear_layer_once(tmp_path: Path) -> None:
     """vLLM raises where a layer is neither a target nor ignored."""
     run = Run(tmp_path / "run")
     layers = write_model(run, "Llama", torch.bfloat16)
-    method = Gptq(bits=(4, 8), group_size=128, symmetric=True, scale_dtype="bfloat16")
+    method = Gptq(bits=(4, 8), group_size=64, symmetric=True, scale_dtype="bfloat16")
     write_search(run, layers, method, everywhere(layers, "4", "8") | {"down_proj": ""})
     folder = exported(run, CompressedTensors(shard_bytes=60_000))
     assert torch.equal(logits(folder), logits(run.export("s", "huggingface")))
@@ -172,7 +181,7 @@ def test_the_config_names_every_linear_layer_once(tmp_path: Path) -> None:
     assert config["ignore"] == ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj", "lm_head"]
     named = [name for group in config["config_groups"].values() for name in group["targets"]] + config["ignore"]
     assert sorted(named) == sorted([*layers["name"], "lm_head"])
-    scheme = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128, "dynamic": False}
+    scheme = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64, "dynamic": False}
     assert config["config_groups"]["group_0"]["weights"] == scheme and "dequantize" not in config
     stored = Checkpoint(folder)
     assert len(stored.files) > 2
