@@ -82,6 +82,7 @@ class Strategy(Section):
     )
     levels: tuple[str, ...] | None = Field(
         None,
+        min_length=1,
         exclude_if=lambda levels: levels is None,
         description='Labels of the levels that may be chosen, as in `["4", "8"]`; null is all that the variants '
         "have. Exports take out those that their format cannot hold.",
