@@ -20,7 +20,7 @@ def facts_of(problem: SearchProblem, candidate: Candidate, target: float | SizeT
     facts = problem.family.facts(units, candidate.tolist(), target_text(target))
     if problem.family.takes_modules:
         return [facts]
-    levels = [unit.levels[level] for unit, level in zip(units, candidate, strict=True)]
+    levels = [layer.levels[level] for unit, level in zip(units, candidate, strict=True) for layer in unit.layers]
     counts = Counter(level.label for level in levels)
     by_level = ", ".join(f"{label}: {counts[label]}" for label in sorted(counts, key=_order))
     packed = sum(level.bytes for level in levels)

@@ -76,7 +76,9 @@ def _facts(settings: Settings, name: str, path: Path, configs: Sequence[Path]) -
         )
     table = shape.table(settings.variants[search.variants], f"variants.{search.variants}")
     where = f"searches.{name}.file: {path}"
-    problem = problem_of(table, search.variants, search.target, "none", f"searches.{name}", shape.file)
+    problem = problem_of(
+        table, search.variants, search.target, "none", f"searches.{name}", search.tied, search.levels, shape.file
+    )
     candidate = parse_candidate(text, problem.space, shape.blocks, where)
     require_budget(problem, candidate, search.target, where)
     return facts_of(problem, candidate, search.target)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+INTEGERS = "int"
+"""How the names of formats begin that hold integers with a scale for a group of inputs of each row."""
 GroupRule = Literal["size", "name", "none"]
 """Who may trade levels: layers of the same ``size``, of the same ``name`` (q_proj), or all (``none``)."""
 
@@ -61,12 +63,12 @@ class Level:
     bytes: int
     """Exact size of the stored tensors."""
     error: float = math.nan
-    """Relative output error of the unit alone; NaN where none is known."""
+    """Relative output error of the unit alone, summed over its layers; NaN where none is known."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Something that has levels: a linear layer, or modules that are kept or dropped together."""
+    """Something that has levels: a linear layer, several that share a level, or modules that are dropped together."""
 
     name: str
     block: int
@@ -79,6 +81,13 @@ class Unit:
     """By rising cost."""
     modules: tuple[tuple[int, str], ...] = ()
     """Modules that leave the model at the lowest level, as (block, kind); none where the unit is a linear layer."""
+    members: "tuple[Unit, ...]" = ()
+    """Linear layers that share its level, each with its own costs; none where it is a single layer, or modules."""
+
+    @property
+    def layers(self) -> "tuple[Unit, ...]":
+        """Its linear layers, as units of their own; their levels have the same indices."""
+        return self.members or (self,)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -194,6 +203,10 @@ class Method(Section):
     def labels(self) -> list[str]:
         """Labels of the levels that a unit with room for all of them has."""
         raise NotImplementedError
+
+    def offering(self, labels: Collection[str]) -> Self:
+        """The same method with no other levels than these, as far as it can be restricted: to check what is left."""
+        return self
 
     def target_problems(self, target: float, where: str) -> Iterator[str]:
         """Say why a search over these levels cannot have ``target``; as far as that is known without a model.

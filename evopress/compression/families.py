@@ -32,6 +32,17 @@ def level_map_caption(bright: str) -> str:
     )
 
 
+def group_name(rule: GroupRule, kind: str, parameters: int) -> str:
+    """Group of a unit of linear layers: units of one group trade levels.
+
+    Args:
+        rule: what the units of a group have in common.
+        kind: last part of the layer's name, as in `q_proj`.
+        parameters: weights of the unit.
+    """
+    return {"size": str(parameters), "name": kind, "none": "all"}[rule]
+
+
 class LayerFamily(Family):
     """Levels of linear layers, with a budget in proportion to their weights."""
 
@@ -79,7 +90,7 @@ class LayerFamily(Family):
                 for r in records
             )
             first, parameters = records[0], int(records[0]["parameters"])
-            group = {"size": str(parameters), "name": first["layer"].rsplit(".", 1)[-1], "none": "all"}[group_rule]
+            group = group_name(group_rule, first["layer"].rsplit(".", 1)[-1], parameters)
             units.append(Unit(first["name"], int(first["block"]), first["layer"], group, parameters, tuple(levels)))
         return tuple(sorted(units, key=lambda unit: unit.block))
 
@@ -102,9 +113,10 @@ class LayerFamily(Family):
 
     def facts(self, units: Sequence[Unit], levels: Sequence[int], target: str) -> str:
         """Number of layers and their average."""
+        layers = sum(len(unit.layers) for unit in units)
         cost = sum(unit.levels[level].cost for unit, level in zip(units, levels, strict=True))
         average = self.average(cost, _parameters(units))
-        return f"{len(units)} layers, {average:.6g} {self.unit} on average (target {target})"
+        return f"{layers} layers, {average:.6g} {self.unit} on average (target {target})"
 
     def excess(self, cost: int, units: Sequence[Unit], target: float) -> str:
         """As an average."""

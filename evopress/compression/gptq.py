@@ -31,7 +31,7 @@ class Quantized:
     codes: Tensor
     """uint8 [levels, rows, columns]."""
     scales: Tensor
-    """float16 [levels, rows, groups]."""
+    """In the type that stores them, [levels, rows, groups]."""
     zeros: Tensor
     """uint8 [levels, rows, groups]."""
     errors: Tensor
@@ -71,6 +71,7 @@ def gptq(
     block_size: int = 128,
     clip_search: bool = False,
     rows_at_once: int | None = None,
+    scale_dtype: torch.dtype = SCALE_DTYPE,
 ) -> Quantized:
     """Quantize a linear layer at several bit-widths, compensating each column's error in the columns after it.
 
@@ -89,10 +90,11 @@ def gptq(
         block_size: columns between two updates by the columns of all earlier blocks.
         clip_search: fit each grid with the best clipping of its range, weighted by curvature.
         rows_at_once: rows per sweep, to bound memory (about 12 bytes x levels x rows x columns); None is all.
+        scale_dtype: float16 or bfloat16, which stores the scales.
 
     Raises:
         CompressionError: the group size does not divide the columns, Cholesky fails at any damping, or a weight is
-            beyond float16 scales.
+            beyond the scales.
     """
     columns = weight.shape[1]
     group = check_group_size(group_size, columns)
@@ -101,7 +103,7 @@ def gptq(
     factor = factorize(hessian if order is None else hessian[order][:, order], damping)
     live = weight.float().masked_fill(dead, 0.0)
     sweeps = [
-        _Sweep(rows, factor, torch.tensor(bits), group, symmetric, order, block_size, clip_search).run()
+        _Sweep(rows, factor, torch.tensor(bits), group, symmetric, order, block_size, clip_search, scale_dtype).run()
         for rows in live.split(rows_at_once or weight.shape[0])
     ]
     codes, scales, zeros, errors = (torch.cat(parts, dim=1) for parts in zip(*sweeps, strict=True))
@@ -135,11 +137,12 @@ class _Sweep:
         order: Tensor | None,
         block_size: int,
         clip_search: bool,
+        scale_dtype: torch.dtype,
     ) -> None:
         rows, columns = weight.shape
         levels, groups, device = len(bits), columns // group, weight.device
         self.factor, self.group, self.order = factor, group, order
-        self.symmetric, self.clip_search = symmetric, clip_search
+        self.symmetric, self.clip_search, self.scale_dtype = symmetric, clip_search, scale_dtype
         self.highest = highest_codes(bits.to(device))[:, None]
         self.highest_by_row = self.highest.expand(levels, rows).contiguous()
         self.scales = torch.empty(groups, levels, rows, device=device)
@@ -165,7 +168,12 @@ class _Sweep:
         damped = self.losses.double()
         errors = (damped - self.factor.shift * self.panel.square_().sum(0).double()).clamp(min=0.0)
         codes = self.codes if self.order is None else self.codes[torch.argsort(self.order)]
-        return _inputs_last(codes), _inputs_last(self.scales.to(SCALE_DTYPE)), _inputs_last(self.zeros.byte()), errors
+        return (
+            _inputs_last(codes),
+            _inputs_last(self.scales.to(self.scale_dtype)),
+            _inputs_last(self.zeros.byte()),
+            errors,
+        )
 
     def _visit(self, start: int, stop: int, chunks: Sequence[int]) -> None:
         """Quantize columns ``start`` to ``stop``, to which all columns before ``start`` have contributed."""
@@ -217,7 +225,12 @@ class _Sweep:
 
     def _fit_group(self, index: int, values: Tensor, importance: Tensor) -> None:
         grid = fit_grid(
-            values, self.highest, symmetric=self.symmetric, importance=importance, clip_search=self.clip_search
+            values,
+            self.highest,
+            symmetric=self.symmetric,
+            importance=importance,
+            clip_search=self.clip_search,
+            scale_dtype=self.scale_dtype,
         )
         self.scales[index], self.zeros[index] = grid.scales, grid.zeros
         torch.reciprocal(grid.scales, out=self.inverse_scales[index])

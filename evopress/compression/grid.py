@@ -1,11 +1,13 @@
 """Min-max quantization grids, fitted for several bit-widths at once.
 
 A grid is a scale and an integer zero point per group of inputs and output row; code ``q`` stands for the weight
-``(q - zero) * scale``. Scales are rounded to float16, as they are stored, *before* anything is quantized with them, so
-that unpacked weights are the very weights whose errors GPTQ has compensated.
+``(q - zero) * scale``. Scales are rounded to the type that stores them *before* anything is quantized with them, so
+that unpacked weights are the very weights whose errors GPTQ has compensated. That is float16, or bfloat16 for runtimes
+that hold scales in the type of a bfloat16 model: there, a float16 scale would be rounded once more.
 
 Layers whose weights are in other units (tiny, where the norm before them is large) would have scales that float16
 does not hold. They are quantized times a power of two, which changes no code, and their scales stored in float32.
+The range of bfloat16 is that of float32.
 """
 
 import math
@@ -22,7 +24,8 @@ CLIP_RATIOS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 """Shares of the min-max range that a clip search tries."""
 _INPUTS_AT_ONCE = 256
 """Inputs whose rounding errors are held at once: those of a group as wide as the layer would outweigh the sweep."""
-_SMALLEST_SCALE = 2.0**-24  # the smallest positive float16: a group of zeros gets it, and decodes to exact zeros
+_SMALLEST_SCALES = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126}
+"""Of each type that stores scales: a group of zeros gets it, and decodes to exact zeros."""
 _COARSE_SCALE = 2.0**-18
 """Float16 rounds smaller scales by more than one part in 2^8: with 8 bits, by more than a code of the range."""
 _LARGE_SCALE = 2.0**14
@@ -40,7 +43,7 @@ class Grid:
     """Grids of one group of inputs, for every level and row."""
 
     scales: Tensor
-    """Float32 values that float16 represents exactly, [levels, rows]."""
+    """Float32 values that the type which stores them represents exactly, [levels, rows]."""
     zeros: Tensor
     """Zero points as float32 integers, [levels, rows]."""
 
@@ -75,7 +78,13 @@ def scale_exponent(weight: Tensor, diagonal: Tensor, bits: Sequence[int], group:
 
 
 def fit_grid(
-    values: Tensor, highest: Tensor, *, symmetric: bool, importance: Tensor | None = None, clip_search: bool = False
+    values: Tensor,
+    highest: Tensor,
+    *,
+    symmetric: bool,
+    importance: Tensor | None = None,
+    clip_search: bool = False,
+    scale_dtype: torch.dtype = SCALE_DTYPE,
 ) -> Grid:
     """Fit grids to one group of weights.
 
@@ -85,21 +94,22 @@ def fit_grid(
         symmetric: centre the grid on zero (zero point 2^(bits-1)); otherwise it spans min to max, zero included.
         importance: cost of a squared error at each input, [inputs of the group]; used by the clip search only.
         clip_search: choose the share of the range (`CLIP_RATIOS`) with the least weighted squared rounding error.
+        scale_dtype: float16 or bfloat16, which stores the scales.
 
     Raises:
-        CompressionError: a weight is too large for a float16 scale.
+        CompressionError: a weight is too large for the scale.
     """
     low, high = values.amin(0).clamp(max=0.0), values.amax(0).clamp(min=0.0)
     if symmetric:
         high = torch.maximum(high, -low)
         low = -high
     if not clip_search:
-        return _span(low, high, highest, symmetric)
+        return _span(low, high, highest, symmetric, scale_dtype)
     weight = torch.ones_like(values[:, 0, 0]) if importance is None else importance
-    best = _span(low, high, highest, symmetric)
+    best = _span(low, high, highest, symmetric, scale_dtype)
     least = _rounding_error(values, best, highest, weight)
     for ratio in CLIP_RATIOS:
-        grid = _span(low * ratio, high * ratio, highest, symmetric)
+        grid = _span(low * ratio, high * ratio, highest, symmetric, scale_dtype)
         error = _rounding_error(values, grid, highest, weight)
         better = error < least
         least = torch.where(better, error, least)
@@ -118,11 +128,12 @@ def _rounding_error(values: Tensor, grid: Grid, highest: Tensor, weight: Tensor)
     return total * grid.scales.square()
 
 
-def _span(low: Tensor, high: Tensor, highest: Tensor, symmetric: bool) -> Grid:
-    """Grid from ``low`` <= 0 to ``high`` >= 0 (each [levels, rows]) with float16 scales."""
-    scales = ((high - low) / highest).clamp(min=_SMALLEST_SCALE).to(SCALE_DTYPE).float()
+def _span(low: Tensor, high: Tensor, highest: Tensor, symmetric: bool, dtype: torch.dtype) -> Grid:
+    """Grid from ``low`` <= 0 to ``high`` >= 0 (each [levels, rows]) with scales that ``dtype`` holds."""
+    scales = ((high - low) / highest).clamp(min=_SMALLEST_SCALES[dtype]).to(dtype).float()
     if not bool(torch.isfinite(scales).all()):
-        raise CompressionError("a weight is too large for a float16 scale; exclude the layer or take more bits")
+        name = str(dtype).removeprefix("torch.")
+        raise CompressionError(f"a weight is too large for a {name} scale; exclude the layer or take more bits")
     if symmetric:
         return Grid(scales, ((highest + 1) / 2).expand_as(scales))
     return Grid(scales, torch.round(-low / scales).clamp(min=0.0).minimum(highest))

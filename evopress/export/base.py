@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from evopress.compression.base import LayerShape, Level, Method
+from evopress.compression.base import LayerShape, Method
 from evopress.compression.families import LayerFamily
 from evopress.config.base import Section
 from evopress.search.base import Strategy
@@ -35,6 +35,9 @@ class Exporter(Section):
     relation: ClassVar[str | None] = "quantized"
     """To the original, in the words of the hub's model cards; None where the hub has no word."""
 
+    has_size: ClassVar[bool] = False
+    """Whether its file is what the target of a search may be the size of."""
+
     reads: ClassVar[tuple[str, ...]] = ()
     """Other exports of the same search that must be there before."""
 
@@ -50,12 +53,27 @@ class Exporter(Section):
         """
         yield from ()
 
-    def ties(self, layers: Sequence[LayerShape]) -> list[list[str]]:
-        """Groups of names of layers that must share a level for this exporter to write them."""
-        return []
+    def unfit(self, where: str, method: Method, layers: Sequence[LayerShape], dtype: str | None) -> Iterator[str]:
+        """Say why it cannot write this model, as far as that is known from the model's config.
 
-    has_size: ClassVar[bool] = False
-    """Whether its file is what the target of a search may be the size of."""
+        Args:
+            where: dotted path of the setting that asks for it, with which each problem begins.
+            method: makes the variants that the search picks from.
+            layers: linear layers of the model; none where its config does not tell.
+            dtype: of the model's weights, as in `bfloat16`; None where that is not known.
+        """
+        yield from ()
+
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """What it adds to the `tied` layers of a search: those of one module that must share a level to be written.
+
+        Each group has the last parts of their names, as in `(q_proj, k_proj, v_proj)`.
+        """
+        return ()
+
+    def levels(self, method: Method) -> tuple[str, ...] | None:
+        """Labels of the levels of ``method`` that it can write; None are all. A search is offered no others."""
+        return None
 
     def fixed_bytes(self, run: "Run", searched: Collection[str]) -> int:
         """Bytes of its file beside the weights named ``searched``, whose levels are yet to be chosen.
@@ -69,10 +87,6 @@ class Exporter(Section):
     def stored_bytes(self, size: int) -> int:
         """What its file takes for a weight that is packed in ``size`` bytes."""
         return size
-
-    def allows(self, level: Level) -> bool:
-        """Whether it can write layers at this level."""
-        return True
 
     def write(self, context: "StageContext", search: str, folder: Path) -> None:
         """Write what ``search`` has chosen into ``folder``, which is empty and takes its place when this returns.

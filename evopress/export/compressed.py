@@ -98,6 +98,11 @@ class CompressedModel:
             )
         return weight
 
+    def format(self, name: str) -> str:
+        """Format of the variant that takes the place of a compressed tensor, as the table of variants names it."""
+        variants, block, layer, level = self.choices[name]
+        return self._stores[variants].format(block, layer, level)
+
     def packed(self, name: str) -> tuple[str, dict[str, Tensor]]:
         """Format and parts of the variant that takes the place of a compressed tensor.
 

@@ -30,6 +30,8 @@ _WEIGHTS = (
 )
 Replace = Callable[[str, torch.Tensor], torch.Tensor]
 """Gives the tensor to store under a name, given the one that the dense checkpoint stores there."""
+Parts = Callable[[str, torch.Tensor], Mapping[str, torch.Tensor]]
+"""Gives all tensors to store in the place of one, by their names."""
 
 
 def companion_files(folder: Path) -> Iterator[Path]:
@@ -97,14 +99,36 @@ def write_weights(
         ModelError: the checkpoint is damaged.
     """
     sizes = {name: size for name, size in checkpoint.sizes().items() if name in names}
+    write_tensors(checkpoint, folder, sizes, lambda name, dense: {names[name]: replace(name, dense)}, shard_bytes)
+
+
+def write_tensors(
+    checkpoint: Checkpoint, folder: Path, sizes: Mapping[str, int], parts: Parts, shard_bytes: int
+) -> None:
+    """Write what takes the place of tensors of ``checkpoint`` into ``folder``.
+
+    Args:
+        checkpoint: of the dense model.
+        folder: gets the shards.
+        sizes: bytes of all that ``parts`` gives for a tensor, by its name in the checkpoint; the others are left out.
+        parts: makes it.
+        shard_bytes: bytes of tensors a shard may hold.
+
+    Raises:
+        OSError: the disk is full.
+        ArtifactError: a file cannot be written.
+        ModelError: the checkpoint is damaged.
+    """
     shards = plan_shards(sizes, shard_bytes)
     files = shard_names(len(shards))
+    stored: list[list[str]] = []
     for file, members in zip(files, shards, strict=True):
         dense = checkpoint.read(members)
-        tensors = {names[name]: replace(name, dense.pop(name)) for name in members}
+        tensors = {new: tensor for name in members for new, tensor in parts(name, dense.pop(name)).items()}
         save(tensors, folder / file, metadata={"format": "pt"})
+        stored.append(list(tensors))
     if len(shards) > 1:
-        _write_index(folder / INDEX, files, [[names[name] for name in shard] for shard in shards], sum(sizes.values()))
+        _write_index(folder / INDEX, files, stored, sum(sizes.values()))
 
 
 def _write_index(path: Path, files: Sequence[str], shards: Sequence[Sequence[str]], total: int) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 from evopress.compression.base import LayerShape, Method
 from evopress.config.data import FileText
+from evopress.config.model import FolderModel, HubModel
 from evopress.data.local import find_files
 from evopress.plan.model_config import size
 from evopress.util.errors import CompressionError, ConfigError
+from evopress.workflow.searches import written_name
 from evopress.workflow.settings import Settings
 from evopress.workflow.slices import texts
 
@@ -44,12 +46,12 @@ def require_fit(settings: Settings, config: Mapping[str, Any]) -> None:
         ConfigError: they do not fit; one line each.
     """
     layers = known_layers(config)
-    problems = [*_short_texts(settings)]
+    problems = [*_short_texts(settings), *_unwritable(settings, config, layers)]
     if layers:
         for name, method in settings.variants.items():
             problems += _unfit(f"variants.{name}", method, layers)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(dict.fromkeys(problems)))  # repetitions of a search share theirs
 
 
 def known_layers(config: Mapping[str, Any]) -> list[LayerShape]:
@@ -72,6 +74,8 @@ def known_layers(config: Mapping[str, Any]) -> list[LayerShape]:
 def _unfit(where: str, method: Method, layers: Sequence[LayerShape]) -> Iterator[str]:
     """Patterns of a method that match nothing, and layers that cannot have its levels."""
     names, what = [layer.name for layer in layers], "layer"
+    if method.compresses_embedding:
+        names += ["model.embed_tokens", "lm_head"]
     if method.family.takes_modules:
         names, what = list(dict.fromkeys(map(_module, names))), "module"
     yield from _unmatched(f"{where}.exclude", method.exclude, names, what)
@@ -80,6 +84,25 @@ def _unfit(where: str, method: Method, layers: Sequence[LayerShape]) -> Iterator
         method.check(included, included)
     except CompressionError as error:
         yield f"{where}: {error}"
+
+
+def _unwritable(settings: Settings, config: Mapping[str, Any], layers: Sequence[LayerShape]) -> Iterator[str]:
+    """Models that an export cannot hold."""
+    dtype = _dtype(settings, config)
+    for name, search in settings.searches.items():
+        where = f"searches.{written_name(name, search)}.exports"
+        for exporter in settings.exports_of(name):
+            yield from exporter.unfit(where, settings.variants[search.variants], layers, dtype)
+
+
+def _dtype(settings: Settings, config: Mapping[str, Any]) -> str | None:
+    """Type of the model's weights; None where neither settings nor config tell."""
+    model = settings.model
+    if model.dtype != "source":
+        return model.dtype
+    if not isinstance(model, FolderModel | HubModel):
+        return "bfloat16"  # `source` of a GGUF file
+    return config.get("dtype") or config.get("torch_dtype")
 
 
 def _module(layer: str) -> str:

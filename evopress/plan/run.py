@@ -50,7 +50,9 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
     works: dict[str, dict[str, SearchWork]] = {}
     for name, search in settings.searches.items():
         table, where = variants[search.variants], f"searches.{name}"
-        problem = problem_of(table, search.variants, search.target, search.grouping(), where, shape.file)
+        problem = problem_of(
+            table, search.variants, search.target, search.grouping(), where, search.tied, search.levels, shape.file
+        )
         asked = requests_of(search, problem)
         works[name] = {
             place: SearchPlanner(there, problem, settings.data.search, budget, kind).plan(search, asked)

@@ -75,6 +75,20 @@ class Strategy(Section):
         "`{bytes: 95 MB}`, `{fraction: 0.35}` of the dense model, or `{bpw: 3.5}` over all parameters.",
     )
 
+    tied: tuple[tuple[str, ...], ...] = Field(
+        (),
+        exclude_if=lambda tied: not tied,  # as results of settings that have none depend on none
+        description="Linear layers that share a level wherever they are in the same module, by the last parts of their "
+        "names, as in `[[q_proj, k_proj, v_proj]]`. Exports add those that their runtime fuses.",
+    )
+    levels: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        exclude_if=lambda levels: levels is None,
+        description='Labels of the levels that may be chosen, as in `["4", "8"]`; null is all that the variants '
+        "have. Exports take out those that their format cannot hold.",
+    )
+
     exports: tuple[Any, ...] = Field(
         ("huggingface",),
         exclude=True,  # what is found is the same

@@ -4,7 +4,7 @@ The only place that turns one of these forms into another. The table is what a s
 are published with the paper (`text_format`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -51,15 +51,16 @@ class Configuration:
 
     @classmethod
     def of_candidate(cls, problem: SearchProblem, candidate: Candidate) -> "Configuration":
-        """The levels of a candidate [units]; a unit of several modules is a row for each of them."""
-        units = problem.space.units
-        chosen = {unit.name: (unit, unit.levels[index]) for unit, index in zip(units, candidate, strict=True)}
+        """The levels of a candidate [units]; a unit of several modules or layers is a row for each of them."""
+        chosen = list(zip(problem.space.units, candidate.tolist(), strict=True))
         if problem.modules is None:
-            own = [(unit.name, unit.block, unit.layer, unit.parameters, made.bytes) for unit, made in chosen.values()]
-            levels = [level for _, level in chosen.values()]
+            made = [(layer, layer.levels[index]) for unit, index in chosen for layer in unit.layers]
+            own = [(layer.name, layer.block, layer.layer, layer.parameters, level.bytes) for layer, level in made]
+            levels = [level for _, level in made]
         else:
             modules = problem.modules.to_dict("records")
-            levels = [chosen[module["unit"]][1] for module in modules]
+            of_unit = {unit.name: unit.levels[index] for unit, index in chosen}
+            levels = [of_unit[module["unit"]] for module in modules]
             own = [
                 (each["name"], each["block"], each["module"], each["parameters"], each["bytes"] * level.cost)
                 for each, level in zip(modules, levels, strict=True)
@@ -85,7 +86,8 @@ class Configuration:
         """What it comes to in a space, whatever that costs.
 
         A layer gets its level of nearest value, as the space may have other levels; where it is missing, its uniform
-        one. A unit of modules is dropped if all of them are.
+        one. Layers that share a level get the one nearest to their mean. A unit of modules is dropped if all of them
+        are.
         """
         values = dict(zip(self.table["unit"], self.table["value"], strict=True))
         gone = set(self._dropped())
@@ -93,8 +95,10 @@ class Configuration:
         for number, unit in enumerate(space.units):
             if unit.modules:
                 candidate[number] = 0 if gone.issuperset(unit.modules) else space.top[number]
-            elif unit.name in values:
-                candidate[number] = int(np.argmin([abs(level.value - values[unit.name]) for level in unit.levels]))
+            elif known := [layer for layer in unit.layers if layer.name in values]:
+                mean = np.average([values[each.name] for each in known], weights=[each.parameters for each in known])
+                wanted = values[known[0].name] if len(known) == 1 else mean
+                candidate[number] = int(np.argmin([abs(level.value - wanted) for level in unit.levels]))
         return candidate
 
     def text(self, run: Run) -> str:
@@ -160,7 +164,7 @@ def parse_candidate(text: str, space: Space, blocks: int, where: str) -> Candida
 
 
 def _match_levels(lines: Sequence[LayerLine], space: Space, where: str) -> Candidate:
-    number_of = {unit.name: number for number, unit in enumerate(space.units)}
+    number_of = {layer.name: number for number, unit in enumerate(space.units) for layer in unit.layers}
     _refuse(f"{where}, line {line.line}: {_unknown(line, number_of)}" for line in lines if line.layer not in number_of)
     missing = [name for name in number_of if name not in {line.layer for line in lines}]
     _refuse(f"{where}: has no level for {name}" for name in missing)
@@ -173,7 +177,23 @@ def _match_levels(lines: Sequence[LayerLine], space: Space, where: str) -> Candi
         + ", ".join(level.label for level in space.units[number_of[line.layer]].levels)
         for line in unmade
     )
+    _refuse(_of_several_levels(lines, space, number_of, where))
     return candidate
+
+
+def _of_several_levels(
+    lines: Sequence[LayerLine], space: Space, number_of: Mapping[str, int], where: str
+) -> Iterator[str]:
+    """Lines that give a layer another level than one with which it shares its level has."""
+    first: dict[int, LayerLine] = {}
+    for line in lines:
+        before = first.setdefault(number_of[line.layer], line)
+        unit = space.units[number_of[line.layer]]
+        if _level(unit, before.level) != _level(unit, line.level):
+            yield (
+                f"{where}, line {line.line}: {line.layer} is at {line.level} and {before.layer} at {before.level}, but "
+                "they share a level here"
+            )
 
 
 def _unknown(line: LayerLine, known: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
 from evopress.models.checkpoint import Checkpoint
 from evopress.search.base import Strategy
+from evopress.search.offered import Ties, only_levels, tied_units
 from evopress.search.processes.ranks import Ranks
 from evopress.search.resume import ResumeFolder
 from evopress.search.space import Candidate, Space, make_space
@@ -68,7 +69,9 @@ def open_problem(run: Run, strategy: Strategy, where: str) -> SearchProblem:
     target, file = strategy.target, None
     if isinstance(target, SizeTarget):
         file = lambda units: file_facts(run, target, units)  # noqa: E731
-    problem = open_variants(run, strategy.variants, target, strategy.grouping(), where, file)
+    problem = open_variants(
+        run, strategy.variants, target, strategy.grouping(), where, strategy.tied, strategy.levels, file
+    )
     found = {name: Configuration.read(run, name).nearest(problem.space) for name in strategy.depends_on()}
     return replace(problem, earlier=found)
 
@@ -79,6 +82,8 @@ def open_variants(
     target: float | SizeTarget,
     group_rule: GroupRule,
     where: str,
+    tied: Ties = (),
+    levels: Sequence[str] | None = None,
     file: Callable[[Sequence[Unit]], FileFacts] | None = None,
 ) -> SearchProblem:
     """Open variants as a problem.
@@ -89,6 +94,8 @@ def open_variants(
         target: of the search.
         group_rule: who may trade levels.
         where: dotted path of the search's settings, for messages.
+        tied: layers that share a level.
+        levels: labels of those that are offered; None is all.
         file: gives what is known of the file of which the target is the size.
 
     Raises:
@@ -105,7 +112,7 @@ def open_variants(
         table = store.table
         held = [part for part in store.parts if part == EMBEDDING or part in set(table["block"])]
         digests = [sha256(manifest_path(run.variant_tensors(variants, part))) for part in held]
-    problem = problem_of(table, variants, target, group_rule, where, file)
+    problem = problem_of(table, variants, target, group_rule, where, tied, levels, file)
     return replace(problem, store=store, modules=modules, digests=tuple(digests))
 
 
@@ -115,6 +122,8 @@ def problem_of(
     target: float | SizeTarget,
     group_rule: GroupRule,
     where: str,
+    tied: Ties = (),
+    levels: Sequence[str] | None = None,
     file: Callable[[Sequence[Unit]], FileFacts] | None = None,
 ) -> SearchProblem:
     """The problem that a table of variants (VARIANTS or MODULES schema, or `Method.table`) makes; without weights.
@@ -125,13 +134,15 @@ def problem_of(
     if table.empty:
         raise ConfigError(f"{where}.variants: holds nothing to choose from; exclude fewer")
     family = family_of(table)
-    units = family.units(table, group_rule)
+    units = family.units(table if family.takes_modules else only_levels(table, levels, where), group_rule)
     facts = None
     if isinstance(target, SizeTarget):
         assert file is not None
         if target.file is not None:
             units = tuple(replace(unit, levels=_as_stored(unit, target.file)) for unit in units)
         facts = file(units)
+    if not family.takes_modules:
+        units = tied_units(units, tied, group_rule, where)
     return SearchProblem(make_space(family, units, target, where, facts), family, variants, where)
 
 

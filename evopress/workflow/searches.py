@@ -6,6 +6,7 @@ searches, which must be there, of the same family, and without a circle.
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from evopress.artifacts.paths import HUGGINGFACE
 from evopress.compression.base import Method
@@ -13,6 +14,7 @@ from evopress.config.base import safe_name
 from evopress.export.base import Exporter
 from evopress.export.exporters import EXPORTERS
 from evopress.search.base import Strategy
+from evopress.search.offered import merged
 from evopress.search.target import SizeTarget
 from evopress.util.errors import ConfigError
 
@@ -33,21 +35,6 @@ def repeated(searches: Mapping[str, Strategy]) -> dict[str, Strategy]:
         if not _seeds(search):
             expanded[name] = search
     return expanded
-
-
-def with_files(searches: Mapping[str, Strategy]) -> dict[str, Strategy]:
-    """Put the exporter into every target that is the size of a file: the one that it names, or the first of `exports`.
-
-    Raises:
-        ValueError: it names none that the search asks for, or one whose file has no size of its own.
-    """
-    found = dict(searches)
-    for name, search in searches.items():
-        try:
-            found[name] = with_file(search, f"{name}.target.file")
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
-    return found
 
 
 def with_file(search: Strategy, where: str) -> Strategy:
@@ -175,6 +162,62 @@ def export_problems(where: str, search: Strategy, variants: Mapping[str, Method]
     if search.variants in variants:
         for exporter in exporters:
             yield from exporter.problems(where, variants[search.variants], search)
+
+
+def with_exports(search: Strategy, variants: Mapping[str, Method], where: str) -> Strategy:
+    """The search with what its exports ask of it: layers that share a level, and levels that they can write.
+
+    A target that is the size of a file gets the exporter that writes it.
+
+    Args:
+        search: as the settings have it.
+        variants: all there are, by name.
+        where: dotted path of its settings.
+
+    Raises:
+        ConfigError: an exporter is unknown, or its settings are wrong.
+    """
+    search = with_file(search, f"{where}.target.file")
+    method = variants.get(search.variants)
+    if method is None or method.family.takes_modules:
+        return search
+    exporters = exporters_of(search, f"{where}.exports")
+    ties = [tie for exporter in exporters for tie in exporter.ties()]
+    allowed = [labels for exporter in exporters if (labels := exporter.levels(method)) is not None]
+    asked: dict[str, Any] = {}
+    if ties:
+        asked["tied"] = merged((*search.tied, *ties))
+    if allowed:
+        known = method.labels() if search.levels is None else search.levels
+        asked["levels"] = tuple(label for label in known if all(label in labels for labels in allowed))
+    return search.model_copy(update=asked) if asked else search
+
+
+def offer_problems(where: str, search: Strategy, variants: Mapping[str, Method]) -> Iterator[str]:
+    """Why a search cannot do with the levels that it, or its exports, restrict it to.
+
+    Args:
+        where: dotted path of its settings.
+        search: with what its exports ask (`with_exports`).
+        variants: all there are, by name.
+    """
+    method = variants[search.variants]
+    if method.family.takes_modules:
+        for key in ("tied", "levels"):
+            if getattr(search, key):
+                yield f"{where}.{key}: is for linear layers, and {search.variants!r} drops modules; leave it out"
+        return
+    if search.levels is None:
+        return
+    made = method.labels()
+    if unknown := [label for label in search.levels if label not in made]:
+        yield f"{where}.levels: {search.variants!r} has no level {unknown[0]!r}; its levels are {', '.join(made)}"
+    elif not search.levels:
+        yield f"{where}.levels: none of {search.variants!r} is left that all exports can write; name fewer exports"
+    else:
+        left = {search.variants: method.offering(search.levels)}
+        for problem in strategy_problems(where, search, left):
+            yield f"{problem} (`levels` and exports leave {', '.join(search.levels)} of {', '.join(made)})"
 
 
 def _reaches(name: str, goal: str, searches: Mapping[str, Strategy]) -> bool:

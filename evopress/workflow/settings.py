@@ -26,9 +26,10 @@ from evopress.workflow.searches import (
     dependency_problems,
     export_problems,
     exporters_of,
+    offer_problems,
     repeated,
     strategy_problems,
-    with_files,
+    with_exports,
     written_name,
 )
 
@@ -51,8 +52,8 @@ class Settings(Section):
     variants: dict[Name, SerializeAsAny[Method]] = Field(
         {}, description="Databases of compressed layers, by name; null removes an entry."
     )
-    searches: Annotated[dict[Name, SerializeAsAny[Strategy]], AfterValidator(repeated), AfterValidator(with_files)] = (
-        Field({}, description="Ways to choose levels, by name; null removes an entry.")
+    searches: Annotated[dict[Name, SerializeAsAny[Strategy]], AfterValidator(repeated)] = Field(
+        {}, description="Ways to choose levels, by name; null removes an entry."
     )
     evaluation: EvaluationSettings = EvaluationSettings()
     studies: Any = Field({}, description="Experiments on the method, for workflow/studies: its own code checks them.")
@@ -76,7 +77,17 @@ class Settings(Section):
         settings = parse_section(cls, _without_removed_texts(parsed))
         if problems := dict.fromkeys(settings.problems()):  # repetitions of a search share theirs
             raise ConfigError("\n".join(problems))
-        return settings
+        searches = {
+            name: with_exports(search, settings.variants, f"searches.{written_name(name, search)}")
+            for name, search in settings.searches.items()
+        }
+        if problems := dict.fromkeys(
+            problem
+            for name, search in searches.items()
+            for problem in offer_problems(f"searches.{written_name(name, search)}", search, settings.variants)
+        ):
+            raise ConfigError("\n".join(problems))
+        return settings.model_copy(update={"searches": searches})
 
     def problems(self) -> Iterator[str]:
         """What does not hold between sections, one line each, starting with the dotted path of the setting."""

@@ -92,3 +92,56 @@ def test_a_text_that_is_surely_too_short_is_refused(tmp_path):
                 require_fit(settings, {})
         else:
             require_fit(settings, {})
+
+
+# --- exports ---------------------------------------------------------------------------------------------------------
+
+PACKED = {"method": "gptq", "bits": [4, 8], "group_size": 128, "symmetric": True, "scale_dtype": "bfloat16"}
+
+
+def exporting(folder, variants, runtime="vllm", dtype="source") -> Settings:
+    export = {"exporter": "compressed_tensors", "runtime": runtime}
+    search = {"strategy": "uniform", "variants": "v", "target": 4, "exports": [export]}
+    path = write_settings(folder, "7B", variants={"v": {**PACKED, **variants}}, searches={"s": search})
+    settings = load_settings([path])
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"dtype": dtype})})
+
+
+@pytest.mark.parametrize(
+    ("variants", "config", "message"),
+    [
+        (
+            {"scale_dtype": "float16"},
+            {"dtype": "bfloat16"},
+            r"^searches\.s\.exports: the model is bfloat16, and its readers would round scales of float16",
+        ),
+        ({"scale_dtype": "float16"}, {"torch_dtype": "bfloat16"}, r"set `scale_dtype: bfloat16` in the variants$"),
+        (
+            {"exclude": ["*.1.self_attn.k_proj"]},
+            {},
+            r"layers\.1\.self_attn\.k_proj is excluded and model\.layers\.1\.self_attn\.q_proj is not",
+        ),
+        (
+            {"group_size": 32},
+            {"intermediate_size": 11008 - 32},
+            r"inputs in multiples of 128 and outputs in multiples of 64, and .*gate_proj is 10976 x 4096; exclude such",
+        ),
+    ],
+)
+def test_models_that_an_export_cannot_hold_are_refused(tmp_path, variants, config, message):
+    with pytest.raises(ConfigError, match=message):
+        require_fit(exporting(tmp_path, variants), LLAMA | config)
+
+
+@pytest.mark.parametrize(
+    ("variants", "config", "runtime", "dtype"),
+    [
+        ({}, {"dtype": "bfloat16"}, "vllm", "source"),
+        ({"scale_dtype": "float16"}, {"dtype": "bfloat16"}, "vllm", "float16"),
+        ({"scale_dtype": "float16"}, {"dtype": None}, "vllm", "source"),  # which nothing tells
+        ({"exclude": ["*.layers.1.self_attn.*"]}, {}, "vllm", "source"),
+        ({"exclude": ["*.k_proj"], "group_size": 32}, {"intermediate_size": 10976}, "transformers", "source"),
+    ],
+)
+def test_models_that_it_can_hold_pass(tmp_path, variants, config, runtime, dtype):
+    require_fit(exporting(tmp_path, variants, runtime, dtype), LLAMA | config)

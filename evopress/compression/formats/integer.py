@@ -18,6 +18,8 @@ from evopress.util.errors import ArtifactError
 
 _PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
+_SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes that ``count`` integers of ``bits`` bits take."""
@@ -76,8 +78,8 @@ def _unpack_plane(packed: Tensor, plane: int, shift: int, out: Tensor) -> None:
 class IntegerFormat(Format):
     """Integers of ``bits`` bits with a scale, and unless symmetric a zero point, per ``group`` inputs of a row.
 
-    Parts: ``codes`` (packed, row by row), ``scales`` (float16 [rows, groups], float32 where float16 cannot hold them)
-    and ``zeros`` (packed like the codes).
+    Parts: ``codes`` (packed, row by row), ``scales`` (float16 or bfloat16 [rows, groups], float32 where float16 cannot
+    hold them) and ``zeros`` (packed like the codes).
     Its text form, as in tables, is ``int3-g64`` or ``int3-g64-symmetric``.
     """
 
@@ -95,13 +97,13 @@ class IntegerFormat(Format):
         return match and cls(int(match[1]), int(match[2]), match[3] is not None)
 
     def bytes(self, rows: int, columns: int) -> int:
-        """Exact size of the parts of a layer whose columns the group divides, with float16 scales."""
+        """Exact size of the parts of a layer whose columns the group divides, with scales of 16 bits."""
         grids = rows * (columns // self.group)
         zeros = 0 if self.symmetric else packed_bytes(grids, self.bits)
         return packed_bytes(rows * columns, self.bits) + grids * SCALE_DTYPE.itemsize + zeros
 
     def encode(self, codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
-        """Pack codes (uint8 [rows, columns]), scales (float16 or float32 [rows, groups]) and zeros (uint8)."""
+        """Pack codes (uint8 [rows, columns]), scales (of a type above, [rows, groups]) and zeros (uint8)."""
         parts = {"codes": pack(codes, self.bits), "scales": scales.contiguous()}
         if not self.symmetric:
             parts["zeros"] = pack(zeros, self.bits)
@@ -114,14 +116,23 @@ class IntegerFormat(Format):
             ArtifactError: the parts do not fit the format and the shape.
         """
         rows, columns = shape
-        groups = columns // self.group
+        codes, scales, zeros = self.unpacked(parts, shape)
+        weights = codes.view(rows, columns // self.group, self.group).float()
+        weights.sub_(2 ** (self.bits - 1) if zeros is None else zeros[..., None].float())
+        return weights.mul_(scales[..., None].float()).view(rows, columns).to(dtype)
+
+    def unpacked(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes (uint8 [rows, columns]), scales [rows, groups] and, unless symmetric, zeros (uint8 [rows, groups]).
+
+        Raises:
+            ArtifactError: the parts do not fit the format and the shape.
+        """
+        rows, columns = shape
         self._check(parts, rows, columns)
-        codes = unpack(parts["codes"], self.bits, rows * columns).view(rows, groups, self.group)
-        if self.symmetric:
-            weights = codes.float().sub_(2 ** (self.bits - 1))
-        else:
-            weights = codes.float().sub_(unpack(parts["zeros"], self.bits, rows * groups).view(rows, groups, 1).float())
-        return weights.mul_(parts["scales"].view(rows, groups, 1).float()).view(rows, columns).to(dtype)
+        groups = columns // self.group
+        codes = unpack(parts["codes"], self.bits, rows * columns).view(rows, columns)
+        zeros = None if self.symmetric else unpack(parts["zeros"], self.bits, rows * groups).view(rows, groups)
+        return codes, parts["scales"].view(rows, groups), zeros
 
     def _check(self, parts: Mapping[str, Tensor], rows: int, columns: int) -> None:
         """Before anything is allocated: a part that is too short would leave weights to chance."""
@@ -129,10 +140,10 @@ class IntegerFormat(Format):
             raise ArtifactError(f"{self} does not fit weights [{rows}, {columns}]; delete the file and run again")
         grids = rows * (columns // self.group)
         scales = parts.get("scales")
-        wide = scales is not None and scales.dtype == torch.float32
+        stored = scales.dtype if scales is not None and scales.dtype in _SCALE_DTYPES else torch.float16
         expected = {
             "codes": (torch.uint8, packed_bytes(rows * columns, self.bits)),
-            "scales": (torch.float32 if wide else torch.float16, grids),
+            "scales": (stored, grids),
         }
         if not self.symmetric:
             expected["zeros"] = torch.uint8, packed_bytes(grids, self.bits)

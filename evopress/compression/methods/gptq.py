@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator
 
-from evopress.compression.base import LayerMethod, LayerShape, Level, Variant, sweep_bytes, sweep_operations
+from evopress.compression.base import INTEGERS, LayerMethod, LayerShape, Level, Variant, sweep_bytes, sweep_operations
 from evopress.compression.families import BITS
 from evopress.config.group_size import check_group_size
 from evopress.util.progress import log
@@ -24,10 +24,16 @@ class Gptq(LayerMethod):
     """GPTQ (arXiv 2210.17323) at several bit-widths."""
 
     family = BITS
+    formats = INTEGERS
     method: Literal["gptq"] = "gptq"
     bits: tuple[int, ...] = Field((2, 3, 4, 5, 6), min_length=1, description="Bit-widths to offer, from 2 to 8.")
     group_size: int | None = Field(64, ge=1, description="Inputs that share a scale; null is one scale per channel.")
     symmetric: bool = Field(False, description="Grid symmetric about zero, without a zero point.")
+    scale_dtype: Literal["float16", "bfloat16"] = Field(
+        "float16",
+        description="Type that stores the scales. A runtime that holds them in the type of the model (`exports: "
+        "[compressed_tensors]`) needs `bfloat16` for a model of that type.",
+    )
     embedding: bool = Field(
         False,
         description="Whether the input embedding and the head have levels as well; one that is tied to the other is "
@@ -55,6 +61,10 @@ class Gptq(LayerMethod):
     def labels(self) -> list[str]:
         """Bit-widths."""
         return [str(bits) for bits in self.bits]
+
+    def offering(self, labels: Collection[str]) -> Self:
+        """Those of its bit-widths."""
+        return self.model_copy(update={"bits": tuple(bits for bits in self.bits if str(bits) in labels)})
 
     def target_problems(self, target: float, where: str) -> Iterator[str]:
         """A target below the lowest bit-width, or above the highest."""
@@ -102,6 +112,7 @@ class Gptq(LayerMethod):
             self.block_size,
             self.clip_search,
             rows_at_once=int(min(rows, max(1.0, memory / (_BYTES_PER_CODE * len(self.bits) * columns)))),
+            scale_dtype=getattr(torch, self.scale_dtype),
         )
         energies = torch.einsum("rc,rc->r", stacked @ hessian, stacked).double()
         return list(self._packed(weights, quantized, energies, exponents))
@@ -116,6 +127,8 @@ class Gptq(LayerMethod):
         """
         from evopress.compression.grid import scale_exponent
 
+        if self.scale_dtype == "bfloat16":  # has the range of float32
+            return dict.fromkeys(weights, 0)
         group = check_group_size(self.group_size, stacked.shape[1])
         exponents = {}
         for layer, rows in zip(weights, stacked.split([len(weight) for weight in weights.values()]), strict=True):

@@ -289,9 +289,10 @@ class VariantBlocks:
         """Weights that a block needs: of each layer outside of dropped modules, at its level, or dense."""
         absent = self._absent(block, levels)
         chosen = {
-            self.units[index].layer: self.units[index].levels[level].label
+            layer.layer: layer.levels[level].label
             for index, level in zip(self.units_of[block], levels, strict=True)
             if level != DENSE_LEVEL and not self.units[index].modules
+            for layer in self.units[index].layers
         }
         return [(block, layer, chosen.get(layer)) for layer in self.layers[block] if module_kind(layer) not in absent]
 

@@ -144,7 +144,7 @@ def _block_scores(context: "StageContext", space: "Space", block: int) -> "list[
     from evopress.models.checkpoint import Checkpoint
 
     run, device = context.run, context.device
-    names = [unit.name for unit in space.units if unit.block == block]
+    names = [layer.name for unit in space.units if unit.block == block for layer in unit.layers]
     layers = read_table(run.layers, LAYERS).set_index("name")
     path = run.hessian(block)
     require_same_model(run, Provenance(**check_tensors(path)["provenance"]), path)

@@ -1,0 +1,391 @@
+"""A folder in the format `compressed-tensors` (`pack-quantized`), which vLLM and transformers read.
+
+Integers, scales and zero points are those that the search judged: nothing is quantized again. A weight is
+(code - zero) x scale. Readers hold scales in the type of the model and round the product to it; so did the search, and
+the difference of two codes of at most 8 bits is exact in every type. So the weights are the same to the bit, provided
+that the model's type holds the scales, which is checked.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from evopress.compression.base import INTEGERS, LayerShape, Method
+from evopress.compression.families import LayerFamily
+from evopress.compression.methods.gptq import Gptq
+from evopress.export.base import Exporter
+from evopress.export.exporters.huggingface import SHARD_BYTES
+from evopress.search.base import Strategy
+from evopress.search.strategies.uniform import Uniform
+from evopress.util.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evopress.config.context import StageContext
+    from evopress.export.compressed import CompressedModel
+
+KERNEL_BITS = ("4", "8")
+"""Bit-widths of vLLM's kernels for weights of integers (Marlin, Machete); with zero points, only the first."""
+GROUP_SIZES = (32, 64, 128, None)
+"""Inputs that share a scale in these kernels; None is all of a channel."""
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers that vLLM makes one matrix of. It knows others, such as Phi-3's `qkv_proj`, as one layer to begin with."""
+_ROWS, _COLUMNS = 64, 128
+"""What outputs and inputs of a layer are multiples of in Marlin, the kernel of most devices."""
+_ROWS_AT_ONCE = 256
+_WORD_BITS = 32
+_USAGE = {
+    "vllm": """vLLM runs the folder with kernels for packed weights:
+
+```sh
+vllm serve {folder}
+```
+
+So does transformers, which unpacks the weights before it runs them (`pip install compressed-tensors`):
+
+""",
+    "transformers": """transformers unpacks the weights before it runs them (`pip install compressed-tensors`):
+
+""",
+}
+_LOAD = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```"""
+
+
+class Scheme(NamedTuple):
+    """How a layer is packed."""
+
+    bits: int
+    symmetric: bool
+    group: int | None
+    """Inputs that share a scale; None is all of a channel."""
+
+    def __str__(self) -> str:
+        zeros = "without" if self.symmetric else "with"
+        return f"{self.bits} bits in groups of {self.group or 'a channel'} {zeros} zero points"
+
+
+class CompressedTensors(Exporter):
+    """A folder of packed integers in the format compressed-tensors, which vLLM and transformers run."""
+
+    exporter: Literal["compressed_tensors"] = "compressed_tensors"
+    runtime: Literal["vllm", "transformers"] = Field(
+        "vllm",
+        description="What shall run the folder. vLLM fuses q, k and v, and gate and up: they share a level; and its "
+        "kernels have 4 and 8 bits (8 for `symmetric` variants only). `transformers` takes 2 to 8 bits in any layer.",
+    )
+    shard_bytes: int = Field(SHARD_BYTES, ge=1, description="Bytes of weights that a file holds at most.")
+
+    def problems(self, where: str, method: Method, strategy: Strategy) -> Iterator[str]:
+        """Levels that are no integers in groups, or in groups or at bit-widths that kernels do not have."""
+        name = strategy.variants
+        if method.formats != INTEGERS:
+            yield f"{where}: compressed_tensors holds integers with scales, which {name!r} are not; use `method: gptq`"
+            return
+        if method.compresses_embedding:
+            yield f"{where}: compressed_tensors keeps the embedding and the head dense; set `embedding: false` in {name!r}"
+        if self.runtime == "vllm" and isinstance(method, Gptq) and method.group_size not in GROUP_SIZES:
+            yield (
+                f"{where}: vLLM's kernels have groups of 32, 64 or 128 inputs, or none (null), and {name!r} has "
+                f"`group_size: {method.group_size}`; choose one of these, or set `runtime: transformers`"
+            )
+        if self.runtime == "transformers" and _mixes_zero_points(method, strategy):
+            yield (
+                f"{where}: transformers reads zero points only where all layers have one bit-width; set `symmetric: "
+                f"true` in {name!r}"
+            )
+        if self.levels(method) == ():
+            bits = "4 bits, and 8 without zero points (`symmetric: true`)"
+            yield (
+                f"{where}: of the bit-widths of {name!r} ({', '.join(method.labels())}), vLLM's kernels have none; "
+                f"make variants at {bits}, or set `runtime: transformers`"
+            )
+
+    def unfit(self, where: str, method: Method, layers: Sequence[LayerShape], dtype: str | None) -> Iterator[str]:
+        """Scales that the type of the model does not hold, and layers that vLLM cannot fuse or compute."""
+        if dtype == "bfloat16" and isinstance(method, Gptq) and method.scale_dtype == "float16":
+            yield (
+                f"{where}: the model is bfloat16, and its readers would round scales of float16; set `scale_dtype: "
+                "bfloat16` in the variants"
+            )
+        if self.runtime == "vllm":
+            yield from _unfused(where, method, layers)
+            yield from _uneven(where, [layer for layer in layers if not method.excludes(layer.name)])
+
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """What vLLM fuses."""
+        return FUSED if self.runtime == "vllm" else ()
+
+    def levels(self, method: Method) -> tuple[str, ...] | None:
+        """What vLLM has kernels for."""
+        if self.runtime != "vllm":
+            return None
+        symmetric = isinstance(method, Gptq) and method.symmetric
+        return tuple(label for label in method.labels() if _has_kernel(label, symmetric))
+
+    def write(self, context: "StageContext", search: str, folder: Path) -> None:
+        """Write packed weights, the config that says how to read them, and everything else but the model card."""
+        from evopress.export.compressed import CompressedModel
+        from evopress.export.folder import copy_companions, write_tensors
+        from evopress.util.progress import progress
+
+        model = CompressedModel(context, search)
+        if model.dropped is not None:
+            raise ArtifactError(f"{context.run.configuration(search)}: drops modules, which this format cannot say")
+        dense = model.checkpoint.read(model.layout.names)
+        schemes = _schemes({name: model.format(name) for name in model.choices}, dense)
+        stored = {unit: model.checkpoint.stored_name(f"{unit}.weight") for unit in model.configuration["unit"]}
+        modules = {str(unit): schemes[name] for unit, name in stored.items() if name is not None}
+        ignored = [name for name in _linear_modules(context) if name not in modules]
+        self._check(modules, ignored)
+        sizes = {
+            name: _packed_bytes(schemes[name], tensor) if name in schemes else tensor.nbytes
+            for name, tensor in dense.items()
+        }
+        with progress(f"export {search}", len(sizes), "tensors") as bar:
+
+            def parts(name: str, tensor: "Tensor") -> "dict[str, Tensor]":
+                bar.advance()
+                return _packed(model, name, tensor) if name in schemes else {name: model.weight(name, tensor)}
+
+            copy_companions(context.run.model, folder)
+            write_tensors(model.checkpoint, folder, sizes, parts, self.shard_bytes)
+        _write_config(folder, quantization_config(modules, ignored))
+
+    def _check(self, modules: Mapping[str, Scheme], ignored: Sequence[str]) -> None:
+        """Refuse what settings could not tell.
+
+        Raises:
+            ArtifactError: with a layer that is in the way.
+        """
+        if self.runtime == "vllm":
+            for name, scheme in modules.items():
+                if not _has_kernel(str(scheme.bits), scheme.symmetric) or scheme.group not in GROUP_SIZES:
+                    raise ArtifactError(f"{name}: vLLM has no kernel for {scheme}; set `runtime: transformers`")
+            _check_fused(modules, ignored)
+        if len(set(modules.values())) > 1 and not all(scheme.symmetric for scheme in modules.values()):
+            raise ArtifactError(
+                "transformers reads zero points only where all layers have one bit-width, and this configuration has "
+                "several; search over variants with `symmetric: true`"
+            )
+
+    def usage(self, folder: str) -> str:
+        """With vLLM and transformers."""
+        return (_USAGE[self.runtime] + _LOAD).format(folder=folder)
+
+    def storage(self, family: LayerFamily) -> str:
+        """As packed integers."""
+        return (
+            "Each compressed layer is stored as the packed integers and scales that the search judged, in the format "
+            "`pack-quantized` of compressed-tensors; the rest is in the type of the original."
+        )
+
+
+def quantization_config(modules: Mapping[str, Scheme], ignored: Sequence[str]) -> dict[str, Any]:
+    """What config.json says of quantization: a group of layers for each way of packing.
+
+    Args:
+        modules: how each compressed layer is packed, by the name of its module.
+        ignored: modules of linear layers that stay dense.
+    """
+    by_scheme: dict[Scheme, list[str]] = {}
+    for name, scheme in modules.items():
+        by_scheme.setdefault(scheme, []).append(name)
+    groups = {
+        f"group_{number}": {
+            "targets": names,
+            "weights": {
+                "num_bits": scheme.bits,
+                "type": "int",
+                "symmetric": scheme.symmetric,
+                "strategy": "group" if scheme.group else "channel",
+                "group_size": scheme.group,
+                "dynamic": False,
+            },
+            "input_activations": None,
+            "output_activations": None,
+        }
+        for number, (scheme, names) in enumerate(sorted(by_scheme.items(), key=lambda item: item[0].bits))
+    }
+    quantization = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": list(ignored),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+    # transformers does not load packed zero points as they are (it expects one byte each), but unpacks them on loading.
+    return quantization if all(scheme.symmetric for scheme in by_scheme) else {**quantization, "dequantize": True}
+
+
+def pack_words(codes: "Tensor", bits: int) -> "Tensor":
+    """Pack each row of ``codes`` (uint8 [rows, n], below 2^bits) into int32 words, from the lowest bit on.
+
+    No bit is wasted: where the bits do not divide 32, a code may lie in two words.
+
+    Returns:
+        [rows, words]; the last word of a row is filled with zeros.
+    """
+    import numpy as np
+    import torch
+
+    rows, count = codes.shape
+    words = -(-count * bits // _WORD_BITS)
+    packed = np.zeros((rows, words * _WORD_BITS // 8), dtype=np.uint8)
+    for start in range(0, rows, _ROWS_AT_ONCE):
+        part = codes[start : start + _ROWS_AT_ONCE].cpu().numpy()
+        single = np.unpackbits(part[..., None], axis=-1, count=bits, bitorder="little").reshape(len(part), -1)
+        filled = np.packbits(single, axis=-1, bitorder="little")
+        packed[start : start + len(part), : filled.shape[1]] = filled
+    return torch.from_numpy(packed.view("<i4"))
+
+
+def _has_kernel(bits: str, symmetric: bool) -> bool:
+    """Whether vLLM runs layers of this bit-width packed."""
+    return bits in (KERNEL_BITS if symmetric else KERNEL_BITS[:1])
+
+
+def _mixes_zero_points(method: Method, strategy: Strategy) -> bool:
+    """Whether a search may choose several bit-widths with zero points."""
+    several = len(strategy.levels or method.labels()) > 1 and not isinstance(strategy, Uniform)
+    return several and not (isinstance(method, Gptq) and method.symmetric)
+
+
+def _schemes(formats: Mapping[str, str], dense: "Mapping[str, Tensor]") -> dict[str, Scheme]:
+    """How each variant is packed, by the name of the tensor whose place it takes.
+
+    Args:
+        formats: of the variants, as tables name them.
+        dense: weights [rows, columns] of these names.
+
+    Raises:
+        ArtifactError: one is no integers in groups.
+    """
+    from evopress.compression.formats.integer import IntegerFormat
+
+    forms: dict[str, IntegerFormat] = {}
+    for name, text in formats.items():
+        form = IntegerFormat.parse(text)
+        if form is None:
+            raise ArtifactError(
+                f"{name}: is stored as {text}, and compressed-tensors holds integers with scales; search over variants "
+                "of `method: gptq`"
+            )
+        forms[name] = form
+    # A group may be as wide as some layers by chance: layers of one setting shall be of one scheme.
+    by_channel = all(form.group == dense[name].shape[1] for name, form in forms.items())
+    return {name: Scheme(form.bits, form.symmetric, None if by_channel else form.group) for name, form in forms.items()}
+
+
+def _packed_bytes(scheme: Scheme, dense: "Tensor") -> int:
+    """Size of what `_packed` makes."""
+    rows, columns = dense.shape
+    groups = columns // scheme.group if scheme.group else 1
+    codes = rows * -(-columns * scheme.bits // _WORD_BITS)
+    zeros = 0 if scheme.symmetric else -(-rows * scheme.bits // _WORD_BITS) * groups
+    return 4 * (codes + zeros) + rows * groups * dense.itemsize + 2 * 8
+
+
+def _packed(model: "CompressedModel", name: str, dense: "Tensor") -> "dict[str, Tensor]":
+    """Tensors that take the place of a weight [rows, columns], by the names under which they are stored.
+
+    Raises:
+        ArtifactError: the variant is damaged or of another shape, or has scales that the model's type does not hold.
+    """
+    import torch
+
+    from evopress.compression.formats.integer import IntegerFormat
+
+    text, parts = model.packed(name)
+    form = IntegerFormat.parse(text)
+    assert form is not None
+    rows, columns = dense.shape
+    codes, scales, zeros = form.unpacked(parts, (rows, columns))
+    held = scales.to(dense.dtype)
+    if not torch.equal(held.float(), scales.float()):
+        kind = str(dense.dtype).removeprefix("torch.")
+        raise ArtifactError(
+            f"{name}: its scales ({str(scales.dtype).removeprefix('torch.')}) are not exact in {kind}, the type of the "
+            f"model, in which they would be read; set `scale_dtype: {'float16' if kind == 'float16' else 'bfloat16'}` "
+            "in the variants"
+        )
+    packed = {
+        f"{name}_packed": pack_words(codes, form.bits),
+        f"{name}_scale": held,
+        f"{name}_shape": torch.tensor([rows, columns], dtype=torch.int64),
+    }
+    if zeros is not None:
+        packed[f"{name}_zero_point"] = pack_words(zeros.t().contiguous(), form.bits).t().contiguous()
+    return packed
+
+
+def _linear_modules(context: "StageContext") -> list[str]:
+    """Names of all linear layers of the model, the head among them."""
+    from torch import nn
+
+    from evopress.models.buildable import built_on_meta
+    from evopress.models.skeleton import load_config
+
+    trust = context.trust_remote_code
+    model = built_on_meta(load_config(context.run.model, trust_remote_code=trust), trust_remote_code=trust)
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _check_fused(modules: Mapping[str, Scheme], ignored: Sequence[str]) -> None:
+    """Refuse layers that vLLM would fuse and that are not packed alike.
+
+    Raises:
+        ArtifactError: with two of them.
+    """
+    every: dict[str, Scheme | None] = {**modules, **dict.fromkeys(ignored)}
+    for name, scheme in every.items():
+        module, _, kind = name.rpartition(".")
+        for fused in FUSED:
+            for other in fused if kind in fused else ():
+                if every.get(f"{module}.{other}", scheme) != scheme:
+                    raise ArtifactError(
+                        f"{name} and {module}.{other} are not at the same level, and vLLM makes one matrix of them; "
+                        "run the search again with this export in its settings, or set `runtime: transformers`"
+                    )
+
+
+def _unfused(where: str, method: Method, layers: Sequence[LayerShape]) -> Iterator[str]:
+    """The first of the layers that vLLM would fuse and of which some are excluded."""
+    dense = {layer.name: method.excludes(layer.name) for layer in layers}
+    for name, excluded in dense.items():
+        module, _, kind = name.rpartition(".")
+        for other in (f"{module}.{one}" for fused in FUSED if kind in fused for one in fused):
+            if excluded and not dense.get(other, True):
+                yield (
+                    f"{where}: {name} is excluded and {other} is not, and vLLM makes one matrix of them; exclude both "
+                    "or neither"
+                )
+                return
+
+
+def _uneven(where: str, layers: Sequence[LayerShape]) -> Iterator[str]:
+    """The first layer whose size vLLM's kernel does not take."""
+    for layer in layers:
+        if layer.rows % _ROWS or layer.columns % _COLUMNS:
+            yield (
+                f"{where}: vLLM's kernel (Marlin) takes layers with inputs in multiples of {_COLUMNS} and outputs in "
+                f"multiples of {_ROWS}, and {layer.name} is {layer.rows} x {layer.columns}; exclude such layers, or "
+                "set `runtime: transformers`"
+            )
+            return
+
+
+def _write_config(folder: Path, quantization: Mapping[str, Any]) -> None:
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8")) | {"quantization_config": quantization}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
