@@ -3,8 +3,8 @@
     python tests/benchmarks/fitness.py
 
 fetches the model and the search text of config/smollm2-3bit.yaml into results/benchmark (once), then judges offspring
-of a uniform 3-bit parent (real mutation, 1 to 3 switches) with both, by turns. Variants are rounded to nearest instead of
-by GPTQ, in the same packed format, which costs the same to unpack and seconds instead of minutes to make.
+of a uniform 3-bit parent (real mutation, 1 to 3 switches) with both, by turns. Variants are rounded to nearest instead
+of by GPTQ, in the same packed format, which costs the same to unpack and seconds instead of minutes to make.
 
 Each run has offspring and tokens of its own. Both evaluators have judged once before the first timed run: the engine
 holds the parent's weights, the plain one those of its last candidate. The dense model's states (logits, for the plain

@@ -91,7 +91,7 @@ class CompressedTensors(Exporter):
             yield f"{where}: compressed_tensors holds integers with scales, which {name!r} are not; use `method: gptq`"
             return
         if method.compresses_embedding:
-            yield f"{where}: compressed_tensors keeps the embedding and the head dense; set `embedding: false` in {name!r}"
+            yield f"{where}: compressed_tensors keeps embedding and head dense; set `embedding: false` in {name!r}"
         if self.runtime == "vllm" and isinstance(method, Gptq) and method.group_size not in GROUP_SIZES:
             yield (
                 f"{where}: vLLM's kernels have groups of 32, 64 or 128 inputs, or none (null), and {name!r} has "
