@@ -18,8 +18,9 @@ from evopress.compression.methods.gguf import Gguf
 from evopress.compression.methods.gptq import Gptq
 from evopress.compression.stage import variant_table, variants_provenance, write_variants
 from evopress.config.context import StageContext
-from evopress.export.exporters.compressed_tensors import CompressedTensors, pack_words
+from evopress.export.exporters.compressed_tensors import CompressedTensors
 from evopress.export.exporters.huggingface import HuggingFace
+from evopress.export.pack_quantized import pack_words
 from evopress.export.stage import run_export
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
