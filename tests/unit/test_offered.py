@@ -10,6 +10,7 @@ from search_run import COMPUTE, MIXED, SETTINGS, fresh, prepare
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table, settings_of
+from evopress.cli.configuration_facts import facts_of
 from evopress.compression.families import BITS
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
@@ -144,6 +145,12 @@ def test_texts_name_layers_and_must_keep_ties(run: Run) -> None:
         ConfigError, match=r"file, line 13: model\.layers\.1\.mlp\.up_proj is at 4 and model\.layers\.1\.mlp"
     ):
         parse_candidate(text, space, 2, "file")
+
+
+def test_facts_count_layers(run: Run) -> None:
+    tied = problem(run, tied=FUSED)
+    first, second = facts_of(tied, np.ones(8, dtype=np.int16), 3.0)
+    assert first.startswith("14 layers, 3 bits per weight on average") and second == "layers by level: 3: 14"
 
 
 def test_what_another_search_found_is_brought_to_the_ties(run: Run) -> None:
