@@ -227,6 +227,13 @@ def test_where_nothing_is_asked_the_slice_is_as_before() -> None:
         ),
         (None, {}, {"levels": ["4", "5"]}, r"s\.levels: 'v' has no level '5'; its levels are 2, 3, 4, 8"),
         (None, {}, {"levels": ["3", "4"]}, r"s\.target: 5 bits is above the highest level \(4\) .* leave 3, 4 of 2, 3"),
+        (
+            None,
+            {"method": "gguf"},
+            {"levels": ["Q3_K", "Q4_K"]},
+            r"5 bits is above the largest type \(Q4_K, .*leave Q3_K, Q4",
+        ),
+        (None, {}, {"levels": []}, r"s\.levels: is empty: give at least one entry"),
         (None, {}, {"levels": [4]}, r"s\.levels\.0: must be text: put it in quotes, '4'"),
         (
             None,
