@@ -7,12 +7,14 @@ Runtimes fuse layers that read the same input, such as q, k and v, into one matr
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from evopress.compression.base import GroupRule, Level, Unit
 from evopress.compression.families import group_name
 from evopress.util.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Ties = tuple[tuple[str, ...], ...]
 """Layers that share a level wherever they are in the same module: the last parts of their names."""
@@ -27,7 +29,7 @@ def merged(ties: Ties) -> Ties:
     return tuple(sorted(tuple(sorted(group)) for group in groups))
 
 
-def only_levels(table: pd.DataFrame, labels: Sequence[str] | None, where: str) -> pd.DataFrame:
+def only_levels(table: "pd.DataFrame", labels: Sequence[str] | None, where: str) -> "pd.DataFrame":
     """Rows of a table of variants whose level is one of ``labels``; None is all.
 
     Args:

@@ -128,3 +128,17 @@ def test_small_groups_matter_by_their_share_of_the_output():
     diagonal[16:] = 1e14
     assert scale_exponent(weight, diagonal, (4,), 16) > 0
     assert scale_exponent(torch.zeros(4, 32), diagonal, (4,), 16) == 0
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_scales_may_be_what_bfloat16_stores(symmetric):
+    """Its range needs no other units: neither for tiny weights, nor for huge ones."""
+    highest = highest_codes(BITS)[:, None]
+    for factor in (2.0**-60, 1.0, 2.0**60):
+        values = weights() * factor
+        grid = fit_grid(values, highest, symmetric=symmetric, clip_search=True, scale_dtype=torch.bfloat16)
+        assert torch.equal(grid.scales.bfloat16().float(), grid.scales)
+        error = (dequantize(quantize(values, grid, highest), grid) - values).square().sum(0)
+        assert (error < (0.6 if symmetric else 0.3) * values.square().sum(0)).all()
+    zeros = fit_grid(torch.zeros(8, 1, 2), highest, symmetric=symmetric, scale_dtype=torch.bfloat16)
+    assert (dequantize(quantize(torch.zeros(8, 1, 2), zeros, highest), zeros) == 0).all()

@@ -53,6 +53,25 @@ def test_a_layer_in_other_units_changes_nothing_in_one_that_shares_its_input():
         assert all(torch.equal(one.parts[name], other.parts[name]) for name in one.parts)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("exponent", [-27, 0, 17])
+def test_scales_stored_as_bfloat16_take_any_units(exponent: int, symmetric: bool) -> None:
+    weight, hessian = problem()
+    half, brain = (
+        Gptq(bits=(4, 8), group_size=16, symmetric=symmetric, scale_dtype=dtype) for dtype in ("float16", "bfloat16")
+    )
+    factor = 2.0**exponent
+    made = brain.compress({"layer": weight * factor}, hessian / factor**2)
+    for one, usual in zip(made, half.compress({"layer": weight}, hessian), strict=True):
+        assert one.parts["scales"].dtype == torch.bfloat16 and one.bytes == usual.bytes
+        assert one.error == pytest.approx(usual.error, rel=0.1)
+        found = decode(one.format, one.parts, SHAPE, torch.float32) / factor
+        difference = (weight - found).double()
+        energy = ((weight.double() @ hessian.double()) * weight).sum()
+        error = ((difference @ hessian.double()) * difference).sum() / energy
+        assert one.error == pytest.approx(float(error), rel=1e-3)
+
+
 METHODS = [
     Gptq(bits=(2, 3, 5, 8), group_size=16),
     Gptq(bits=(3,), group_size=None, symmetric=True),

@@ -10,6 +10,7 @@ from search_run import COMPUTE, MIXED, SETTINGS, fresh, prepare
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table, settings_of
+from evopress.cli.configuration_facts import facts_of
 from evopress.compression.families import BITS
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
@@ -146,6 +147,12 @@ def test_texts_name_layers_and_must_keep_ties(run: Run) -> None:
         parse_candidate(text, space, 2, "file")
 
 
+def test_facts_count_layers(run: Run) -> None:
+    tied = problem(run, tied=FUSED)
+    first, second = facts_of(tied, np.ones(8, dtype=np.int16), 3.0)
+    assert first.startswith("14 layers, 3 bits per weight on average") and second == "layers by level: 3: 14"
+
+
 def test_what_another_search_found_is_brought_to_the_ties(run: Run) -> None:
     alone, space = problem(run), problem(run, tied=FUSED).space
     found = Configuration.of_candidate(alone, np.array([2, 0, 0, 1, 2, 2, 0] * 2, dtype=np.int16))
@@ -220,6 +227,13 @@ def test_where_nothing_is_asked_the_slice_is_as_before() -> None:
         ),
         (None, {}, {"levels": ["4", "5"]}, r"s\.levels: 'v' has no level '5'; its levels are 2, 3, 4, 8"),
         (None, {}, {"levels": ["3", "4"]}, r"s\.target: 5 bits is above the highest level \(4\) .* leave 3, 4 of 2, 3"),
+        (
+            None,
+            {"method": "gguf"},
+            {"levels": ["Q3_K", "Q4_K"]},
+            r"5 bits is above the largest type \(Q4_K, .*leave Q3_K, Q4",
+        ),
+        (None, {}, {"levels": []}, r"s\.levels: is empty: give at least one entry"),
         (None, {}, {"levels": [4]}, r"s\.levels\.0: must be text: put it in quotes, '4'"),
         (
             None,

@@ -1,15 +1,9 @@
-"""A folder in the format `compressed-tensors` (`pack-quantized`), which vLLM and transformers read.
-
-Integers, scales and zero points are those that the search judged: nothing is quantized again. A weight is
-(code - zero) x scale. Readers hold scales in the type of the model and round the product to it; so did the search, and
-the difference of two codes of at most 8 bits is exact in every type. So the weights are the same to the bit, provided
-that the model's type holds the scales, which is checked.
-"""
+"""A folder in the format compressed-tensors, which vLLM and transformers run."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -26,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evopress.config.context import StageContext
-    from evopress.export.compressed import CompressedModel
+    from evopress.export.pack_quantized import Scheme
 
 KERNEL_BITS = ("4", "8")
 """Bit-widths of vLLM's kernels for weights of integers (Marlin, Machete); with zero points, only the first."""
@@ -36,8 +30,6 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that vLLM makes one matrix of. It knows others, such as Phi-3's `qkv_proj`, as one layer to begin with."""
 _ROWS, _COLUMNS = 64, 128
 """What outputs and inputs of a layer are multiples of in Marlin, the kernel of most devices."""
-_ROWS_AT_ONCE = 256
-_WORD_BITS = 32
 _USAGE = {
     "vllm": """vLLM runs the folder with kernels for packed weights:
 
@@ -58,19 +50,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```"""
-
-
-class Scheme(NamedTuple):
-    """How a layer is packed."""
-
-    bits: int
-    symmetric: bool
-    group: int | None
-    """Inputs that share a scale; None is all of a channel."""
-
-    def __str__(self) -> str:
-        zeros = "without" if self.symmetric else "with"
-        return f"{self.bits} bits in groups of {self.group or 'a channel'} {zeros} zero points"
 
 
 class CompressedTensors(Exporter):
@@ -135,32 +114,35 @@ class CompressedTensors(Exporter):
         """Write packed weights, the config that says how to read them, and everything else but the model card."""
         from evopress.export.compressed import CompressedModel
         from evopress.export.folder import copy_companions, write_tensors
+        from evopress.export.pack_quantized import packed_bytes, packed_tensors, quantization_config, schemes_of
         from evopress.util.progress import progress
 
         model = CompressedModel(context, search)
         if model.dropped is not None:
             raise ArtifactError(f"{context.run.configuration(search)}: drops modules, which this format cannot say")
         dense = model.checkpoint.read(model.layout.names)
-        schemes = _schemes({name: model.format(name) for name in model.choices}, dense)
+        schemes = schemes_of({name: model.format(name) for name in model.choices}, dense)
         stored = {unit: model.checkpoint.stored_name(f"{unit}.weight") for unit in model.configuration["unit"]}
         modules = {str(unit): schemes[name] for unit, name in stored.items() if name is not None}
         ignored = [name for name in _linear_modules(context) if name not in modules]
         self._check(modules, ignored)
         sizes = {
-            name: _packed_bytes(schemes[name], tensor) if name in schemes else tensor.nbytes
+            name: packed_bytes(schemes[name], tensor) if name in schemes else tensor.nbytes
             for name, tensor in dense.items()
         }
         with progress(f"export {search}", len(sizes), "tensors") as bar:
 
             def parts(name: str, tensor: "Tensor") -> "dict[str, Tensor]":
                 bar.advance()
-                return _packed(model, name, tensor) if name in schemes else {name: model.weight(name, tensor)}
+                if name not in schemes:
+                    return {name: model.weight(name, tensor)}
+                return packed_tensors(name, *model.packed(name), tensor)
 
             copy_companions(context.run.model, folder)
             write_tensors(model.checkpoint, folder, sizes, parts, self.shard_bytes)
         _write_config(folder, quantization_config(modules, ignored))
 
-    def _check(self, modules: Mapping[str, Scheme], ignored: Sequence[str]) -> None:
+    def _check(self, modules: "Mapping[str, Scheme]", ignored: Sequence[str]) -> None:
         """Refuse what settings could not tell.
 
         Raises:
@@ -189,67 +171,6 @@ class CompressedTensors(Exporter):
         )
 
 
-def quantization_config(modules: Mapping[str, Scheme], ignored: Sequence[str]) -> dict[str, Any]:
-    """What config.json says of quantization: a group of layers for each way of packing.
-
-    Args:
-        modules: how each compressed layer is packed, by the name of its module.
-        ignored: modules of linear layers that stay dense.
-    """
-    by_scheme: dict[Scheme, list[str]] = {}
-    for name, scheme in modules.items():
-        by_scheme.setdefault(scheme, []).append(name)
-    groups = {
-        f"group_{number}": {
-            "targets": names,
-            "weights": {
-                "num_bits": scheme.bits,
-                "type": "int",
-                "symmetric": scheme.symmetric,
-                "strategy": "group" if scheme.group else "channel",
-                "group_size": scheme.group,
-                "dynamic": False,
-            },
-            "input_activations": None,
-            "output_activations": None,
-        }
-        for number, (scheme, names) in enumerate(sorted(by_scheme.items(), key=lambda item: item[0].bits))
-    }
-    quantization = {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": groups,
-        "ignore": list(ignored),
-        "kv_cache_scheme": None,
-        "global_compression_ratio": None,
-    }
-    # transformers does not load packed zero points as they are (it expects one byte each), but unpacks them on loading.
-    return quantization if all(scheme.symmetric for scheme in by_scheme) else {**quantization, "dequantize": True}
-
-
-def pack_words(codes: "Tensor", bits: int) -> "Tensor":
-    """Pack each row of ``codes`` (uint8 [rows, n], below 2^bits) into int32 words, from the lowest bit on.
-
-    No bit is wasted: where the bits do not divide 32, a code may lie in two words.
-
-    Returns:
-        [rows, words]; the last word of a row is filled with zeros.
-    """
-    import numpy as np
-    import torch
-
-    rows, count = codes.shape
-    words = -(-count * bits // _WORD_BITS)
-    packed = np.zeros((rows, words * _WORD_BITS // 8), dtype=np.uint8)
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        part = codes[start : start + _ROWS_AT_ONCE].cpu().numpy()
-        single = np.unpackbits(part[..., None], axis=-1, count=bits, bitorder="little").reshape(len(part), -1)
-        filled = np.packbits(single, axis=-1, bitorder="little")
-        packed[start : start + len(part), : filled.shape[1]] = filled
-    return torch.from_numpy(packed.view("<i4"))
-
-
 def _has_kernel(bits: str, symmetric: bool) -> bool:
     """Whether vLLM runs layers of this bit-width packed."""
     return bits in (KERNEL_BITS if symmetric else KERNEL_BITS[:1])
@@ -259,74 +180,6 @@ def _mixes_zero_points(method: Method, strategy: Strategy) -> bool:
     """Whether a search may choose several bit-widths with zero points."""
     several = len(strategy.levels or method.labels()) > 1 and not isinstance(strategy, Uniform)
     return several and not (isinstance(method, Gptq) and method.symmetric)
-
-
-def _schemes(formats: Mapping[str, str], dense: "Mapping[str, Tensor]") -> dict[str, Scheme]:
-    """How each variant is packed, by the name of the tensor whose place it takes.
-
-    Args:
-        formats: of the variants, as tables name them.
-        dense: weights [rows, columns] of these names.
-
-    Raises:
-        ArtifactError: one is no integers in groups.
-    """
-    from evopress.compression.formats.integer import IntegerFormat
-
-    forms: dict[str, IntegerFormat] = {}
-    for name, text in formats.items():
-        form = IntegerFormat.parse(text)
-        if form is None:
-            raise ArtifactError(
-                f"{name}: is stored as {text}, and compressed-tensors holds integers with scales; search over variants "
-                "of `method: gptq`"
-            )
-        forms[name] = form
-    # A group may be as wide as some layers by chance: layers of one setting shall be of one scheme.
-    by_channel = all(form.group == dense[name].shape[1] for name, form in forms.items())
-    return {name: Scheme(form.bits, form.symmetric, None if by_channel else form.group) for name, form in forms.items()}
-
-
-def _packed_bytes(scheme: Scheme, dense: "Tensor") -> int:
-    """Size of what `_packed` makes."""
-    rows, columns = dense.shape
-    groups = columns // scheme.group if scheme.group else 1
-    codes = rows * -(-columns * scheme.bits // _WORD_BITS)
-    zeros = 0 if scheme.symmetric else -(-rows * scheme.bits // _WORD_BITS) * groups
-    return 4 * (codes + zeros) + rows * groups * dense.itemsize + 2 * 8
-
-
-def _packed(model: "CompressedModel", name: str, dense: "Tensor") -> "dict[str, Tensor]":
-    """Tensors that take the place of a weight [rows, columns], by the names under which they are stored.
-
-    Raises:
-        ArtifactError: the variant is damaged or of another shape, or has scales that the model's type does not hold.
-    """
-    import torch
-
-    from evopress.compression.formats.integer import IntegerFormat
-
-    text, parts = model.packed(name)
-    form = IntegerFormat.parse(text)
-    assert form is not None
-    rows, columns = dense.shape
-    codes, scales, zeros = form.unpacked(parts, (rows, columns))
-    held = scales.to(dense.dtype)
-    if not torch.equal(held.float(), scales.float()):
-        kind = str(dense.dtype).removeprefix("torch.")
-        raise ArtifactError(
-            f"{name}: its scales ({str(scales.dtype).removeprefix('torch.')}) are not exact in {kind}, the type of the "
-            f"model, in which they would be read; set `scale_dtype: {'float16' if kind == 'float16' else 'bfloat16'}` "
-            "in the variants"
-        )
-    packed = {
-        f"{name}_packed": pack_words(codes, form.bits),
-        f"{name}_scale": held,
-        f"{name}_shape": torch.tensor([rows, columns], dtype=torch.int64),
-    }
-    if zeros is not None:
-        packed[f"{name}_zero_point"] = pack_words(zeros.t().contiguous(), form.bits).t().contiguous()
-    return packed
 
 
 def _linear_modules(context: "StageContext") -> list[str]:
@@ -341,7 +194,7 @@ def _linear_modules(context: "StageContext") -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
-def _check_fused(modules: Mapping[str, Scheme], ignored: Sequence[str]) -> None:
+def _check_fused(modules: "Mapping[str, Scheme]", ignored: Sequence[str]) -> None:
     """Refuse layers that vLLM would fuse and that are not packed alike.
 
     Raises:

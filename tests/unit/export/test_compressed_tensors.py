@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from architectures import LENGTH, tokens
-from finished_run import provenance
+from finished_run import provenance, write_tokens
 from search_run import COMPUTE
 from tiny_sources import tokenizer
 
@@ -18,16 +18,21 @@ from evopress.compression.methods.gguf import Gguf
 from evopress.compression.methods.gptq import Gptq
 from evopress.compression.stage import variant_table, variants_provenance, write_variants
 from evopress.config.context import StageContext
-from evopress.export.exporters.compressed_tensors import CompressedTensors, pack_words
+from evopress.export.card import write_card
+from evopress.export.exporters.compressed_tensors import CompressedTensors
 from evopress.export.exporters.huggingface import HuggingFace
+from evopress.export.pack_quantized import pack_words
 from evopress.export.stage import run_export
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.structure import layer_table
 from evopress.search.base import Strategy
+from evopress.search.configuration import Configuration
+from evopress.search.run import run_search
 from evopress.search.strategies.evolution import Evolution
 from evopress.search.strategies.uniform import Uniform
 from evopress.util.errors import ArtifactError
+from evopress.workflow.searches import with_exports
 
 SIZES = {
     "hidden_size": 128,
@@ -254,6 +259,27 @@ def test_levels_and_ties_are_those_of_the_runtime() -> None:
     assert vllm.levels(Gptq(bits=(3, 4, 8))) == ("4",)
     assert plain.levels(Gptq(bits=(3, 4, 8))) is None and plain.ties() == ()
     assert vllm.ties() == (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+def test_what_a_search_finds_for_it_can_be_written(tmp_path: Path) -> None:
+    """From settings to a folder: the export ties layers and takes levels out, and so can write what is found."""
+    run = Run(tmp_path / "run")
+    layers = write_model(run, "Llama", torch.bfloat16)
+    method = Gptq(bits=(3, 4, 8), group_size=64, symmetric=True, scale_dtype="bfloat16")
+    write_search(run, layers, method, everywhere(layers, "3"))
+    write_tokens(run, "search", sequences=6)
+    found = {"generations": 3, "offspring": 4, "survivors": (1,), "tokens": (24,), "initial_tokens": 12, "seed": 1}
+    asking = Evolution(variants="v", target=5, group_rule="none", exports=("compressed_tensors",), **found)
+    strategy = with_exports(asking, {"v": method}, "searches.s")
+    run_search(StageContext(run, COMPUTE), "s", strategy)
+    levels = Configuration.read(run, "s").table["level"]
+    assert set(levels) == {"4", "8"} and list(levels.iloc[:3]) == [levels.iloc[0]] * 3
+    folder = exported(run)
+    assert torch.equal(logits(folder), logits(run.export("s", "huggingface")))
+    write_card(StageContext(run), "s", CompressedTensors())
+    card = run.card("s", "compressed_tensors").read_text()
+    assert f"vllm serve {folder.as_posix()}" in card and "`pack-quantized` of compressed-tensors" in card
+    assert "base_model_relation" not in card  # a folder of its own has no base model on the hub
 
 
 def test_the_card_says_how_to_run_it() -> None:
