@@ -18,7 +18,7 @@ from evopress.models.buildable import built_on_meta
 from evopress.models.gguf_config import read_config
 from evopress.models.skeleton import load_config, skeleton_of
 from evopress.models.structure import find_blocks, layer_table
-from evopress.util.device import working_dtype
+from evopress.util.device import precise_dtype, working_dtype
 
 _FEW = 8
 """Vocabulary of the twin that is run to see which layers share an input; what follows does not depend on it."""
@@ -56,6 +56,11 @@ class ModelShape:
     def on(self, device: str) -> "ModelShape":
         """As a device of this type works with it."""
         return replace(self, dtype=working_dtype(self.dtype, torch.device(device)))
+
+    @property
+    def precise(self) -> "ModelShape":
+        """As a search works with it where rounding would hide single effects."""
+        return replace(self, dtype=precise_dtype(self.dtype))
 
     @property
     def itemsize(self) -> int:

@@ -48,6 +48,8 @@ class Request:
     """Tokens on which each is evaluated."""
     longest: int | None = None
     """Of each sequence only its first so many tokens are taken (None is all), as far as the text suffices."""
+    precise: bool = False
+    """Whether rounding in 16 bits would hide what is measured, so that they are evaluated in float32."""
     round: int = 0
     """The round that asks for them; 0 comes before the first."""
     times: float = 1.0

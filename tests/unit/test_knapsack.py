@@ -8,8 +8,9 @@ import pytest
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS
 from evopress.search.budget import least_error
+from evopress.search.sensitivity import by_unit_and_level, each_at_every_level
 from evopress.search.space import DENSE_LEVEL, Space, make_space
-from evopress.search.strategies.dp import alone_errors, each_level_alone, table_errors
+from evopress.search.strategies.dp import table_errors
 from evopress.util.errors import ArtifactError
 
 PLENTY = 1_000_000
@@ -80,10 +81,10 @@ def test_variants_without_errors_are_refused() -> None:
 
 def test_each_unit_is_measured_alone_at_each_of_its_levels() -> None:
     space = space_of(np.random.default_rng(4), [10, 20, 30], [(2, 3), (3,), (2, 3, 4)], 3)
-    candidates = each_level_alone(space)
+    candidates = each_at_every_level(space)
     assert candidates.shape == (6, 3)
     assert ((candidates != DENSE_LEVEL).sum(axis=1) == 1).all()
-    errors = alone_errors(space, np.arange(6.0))
+    errors = by_unit_and_level(space, np.arange(6.0))
     for number, candidate in enumerate(candidates):
         unit = int(np.flatnonzero(candidate != DENSE_LEVEL)[0])
         assert errors[unit, candidate[unit]] == number
