@@ -13,14 +13,22 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
+from evopress.config.data import PythonDocs
+from evopress.config.model import FolderModel
 from evopress.models.blockwise import BlockwiseModel
+from evopress.plan.searches import SearchPlanner, memory_needed, requests_of
+from evopress.plan.shape import shape_of
 from evopress.search.base import RoundStrategy
 from evopress.search.engine import precision
+from evopress.search.engine.evaluator import search_text
+from evopress.search.engine.precision import SearchEvaluator
+from evopress.search.problem import SearchContext, open_problem
 from evopress.search.resume import ResumeFolder
 from evopress.search.run import run_search
 from evopress.search.strategies.dp import DynamicProgramming
 from evopress.search.strategies.evolution import Evolution
 from evopress.util import device
+from evopress.util.errors import ConfigError
 
 COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
 EVOLUTION = Evolution(
@@ -92,8 +100,6 @@ def test_effects_below_the_rounding_of_bfloat16_have_the_order_of_float32(
     np.testing.assert_allclose(measured, expected, rtol=1e-2)
     assert np.argsort(measured).tolist() == np.argsort(expected).tolist()
     assert np.argsort(drowned).tolist() != np.argsort(expected).tolist()
-    ranks = [np.argsort(np.argsort(effects)) for effects in (expected, drowned)]
-    print(np.corrcoef(*ranks), expected, drowned)
 
 
 def test_only_single_effects_are_measured_in_float32(
@@ -168,3 +174,44 @@ def test_two_processes_measure_what_one_measures(run: Run, settings: RoundStrate
     trace = read_table(run.trace("two"), TRACE)
     first = trace[(trace["generation"] == 0) & (trace["step"] == 0)]["fitness"].to_numpy()
     np.testing.assert_allclose(first[1:] - first[0], effects, rtol=1e-2)
+
+
+def test_the_plan_counts_what_is_measured_in_float32(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    works_in(monkeypatch, torch.bfloat16)
+    problem = open_problem(run, EVOLUTION, "searches.q")
+    context = SearchContext(run, COMPUTE, name="q", resume=ResumeFolder(run.resume("q"), "digest"))
+    evaluator = SearchEvaluator(context, problem, search_text(run), EVOLUTION.minimizes(), lambda: None)
+    rng = np.random.default_rng(0)
+    state, _ = EVOLUTION.first_round(problem, evaluator, rng)
+    while EVOLUTION.remaining(state, problem):
+        state, _ = EVOLUTION.next_round(state, problem, evaluator, rng)
+
+    shape = shape_of(FolderModel(path=str(run.model)), run)
+    assert shape is not None and shape.on("cpu").dtype == torch.bfloat16
+    planner = SearchPlanner(shape.on("cpu"), problem, PythonDocs(tokens=72, sequence_length=12), 0.01, "cpu")
+    asked = requests_of(EVOLUTION, problem)
+    assert [request.precise for request in asked] == [True, *[False] * (len(asked) - 1)]
+    planned, counters = planner.plan(EVOLUTION, asked), evaluator.counters
+    assert counters.candidate_tokens == planned.whole.candidate_tokens
+    assert counters.head_tokens == planned.whole.head_tokens
+    assert counters.block_tokens_alone == planned.whole.block_tokens_alone
+    assert counters.peak_state_bytes == pytest.approx(planned.state_bytes, rel=0.1)
+    apart = [planner.plan(EVOLUTION, [request for request in asked if request.precise == one]) for one in (True, False)]
+    assert planned.memory_bytes == max(part.memory_bytes for part in apart)
+    assert apart[0].dense_bytes == 64 * 16 * 4 and apart[1].dense_bytes == 72 * 16 * 2
+    assert planned.rounds == EVOLUTION.generations
+
+
+def test_memory_for_float32_is_asked_of_searches_that_measure_single_effects(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works_in(monkeypatch, torch.bfloat16)
+    shape = shape_of(FolderModel(path=str(run.model)), run)
+    assert shape is not None
+    least, more = (memory_needed(shape, 12, precise=precise) for precise in (False, True))
+    assert least < more
+    between = StageContext(run, ComputeSettings(device="cpu", memory_gb=(least + more) / 2e9))
+    run_search(between, "even", EVOLUTION.model_copy(update={"start": "even"}))
+    with pytest.raises(ConfigError, match=r"compute\.memory_gb: .* at least"):
+        run_search(between, "q", EVOLUTION)
+    run_search(StageContext(run, ComputeSettings(device="cpu", memory_gb=(more + 16) / 1e9)), "q", EVOLUTION)
