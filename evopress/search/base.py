@@ -251,6 +251,13 @@ class SelectingStrategy(GroupedStrategy):
         (16, 4, 1), description="Candidates kept by each selection step, ending in population."
     )
     tokens: tuple[Count, ...] = Field((2048, 16384, 131072), description="Tokens on which each step judges.")
+    confidence: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Probability with which a parent is kept, in each generation, that is better than all new "
+        "candidates but may look worse on the last step's tokens; 0 keeps what looks best (the paper's way).",
+    )
 
     def parents(self) -> int:
         """Candidates that a generation leaves to the next."""
@@ -281,7 +288,7 @@ class SelectingStrategy(GroupedStrategy):
         from evopress.search.selection import Step, select_next
 
         steps = [Step(kept, tokens) for kept, tokens in zip(self.survivors, self.tokens, strict=True)]
-        return select_next(state, offspring, steps, evaluator, rng)
+        return select_next(state, offspring, steps, evaluator, rng, self.confidence)
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
