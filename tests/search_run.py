@@ -31,9 +31,9 @@ SETTINGS = Evolution(
 MIXED = SETTINGS.model_copy(update={"target": 2.7, "seed": 3})
 
 
-def prepare(folder: Path) -> Run:
+def prepare(folder: Path, bits: tuple[int, ...] = (2, 3, 4), dtype: torch.dtype = torch.float32) -> Run:
     """A tiny model with search tokens and real variants, without any search."""
-    run = make_results(folder)
+    run = make_results(folder, dtype=dtype)
     write_tokens(run, "search", sequences=6)
     model = BlockwiseModel.from_folder(run.model, torch.device("cpu"))
     layers = layer_table(model.model)
@@ -42,7 +42,7 @@ def prepare(folder: Path) -> Run:
         rows = layers[layers["block"] == block].drop_duplicates("input_group")
         hessians = {row.input_group: torch.eye(row.columns) for row in rows.itertuples()}
         write_tensors(hessians, run.hessian(block), provenance(), {"tokens": 1})
-        make_variants(StageContext(run, COMPUTE), "gptq", Gptq(bits=(2, 3, 4), group_size=8), block)
+        make_variants(StageContext(run, COMPUTE), "gptq", Gptq(bits=bits, group_size=8), block)
     return run
 
 

@@ -64,4 +64,4 @@ def next_generation(
 def run(strategy: RoundStrategy, space: Space, evaluator: Evaluator, folder: Path, **options: object) -> SearchResult:
     """All rounds, or those that are left."""
     check: Callable[[], None] = options.get("check", lambda: None)  # type: ignore[assignment]
-    return run_rounds(strategy, problem_of(space), lambda: evaluator, ResumeFolder(folder, "digest"), "x", check)
+    return run_rounds(strategy, problem_of(space), evaluator, ResumeFolder(folder, "digest"), "x", check)

@@ -21,7 +21,7 @@ from evopress.models.modules import modules_of
 from evopress.models.skeleton import assign, fill_outside, load_config, skeleton_of, stored_dtype
 from evopress.models.structure import find_blocks, linear_layers, surroundings_of, unsupported
 from evopress.models.trace import few_inputs
-from evopress.util.device import working_dtype
+from evopress.util.device import precise_dtype, working_dtype
 
 __all__ = ["BlockInputs", "BlockwiseModel"]
 
@@ -68,11 +68,13 @@ class BlockwiseModel:
         *,
         resident: bool = True,
         quick: bool = False,
+        precise: bool = False,
         trust_remote_code: bool = False,
     ) -> "BlockwiseModel":
         """Open the model in ``folder``; ``dtype`` None keeps the checkpoint's.
 
-        With ``quick`` it is one that the device has fast arithmetic for (`working_dtype`); the weights are the same.
+        With ``quick`` it is one that the device has fast arithmetic for (`working_dtype`), with ``precise`` one whose
+        rounding hides little (`precise_dtype`); the weights are the same.
 
         With ``resident`` False the blocks' weights stay on disk until `load_block`; what lies outside the blocks is
         always loaded.
@@ -85,6 +87,8 @@ class BlockwiseModel:
         config = load_config(folder, trust_remote_code=trust_remote_code)
         stored = dtype or stored_dtype(config, checkpoint)
         working = working_dtype(stored, device) if quick else stored
+        if precise:
+            working = precise_dtype(working)
         skeleton = skeleton_of(config, working, trust_remote_code=trust_remote_code)
         fill_outside(skeleton, find_blocks(skeleton)[0], checkpoint, device)
         name, around = surroundings_of(skeleton)
@@ -95,6 +99,11 @@ class BlockwiseModel:
             for index in range(len(names)):
                 self.load_block(index)
         return self
+
+    @staticmethod
+    def stored_in(folder: Path, *, trust_remote_code: bool = False) -> torch.dtype:
+        """Type of the weights in ``folder``."""
+        return stored_dtype(load_config(folder, trust_remote_code=trust_remote_code), Checkpoint(folder))
 
     @property
     def config(self) -> Any:

@@ -36,10 +36,14 @@ class Memory:
         return (_BLOCK + _MODEL) * attempt + self._states(-(-tokens // self.settings.hessians.shards))
 
     def search(self, name: str, attempt: int) -> int:
-        """All processes of a search: each has a budget, and the dense model's hidden states on the search tokens."""
+        """All processes of a search: each has a budget, and the dense model's hidden states.
+
+        They are of the whole search text, or, while single effects are measured, of some tokens in float32.
+        """
         search, compute = self.settings.searches[name], self.settings.compute
-        tokens = self.settings.data.search.tokens if search.tokens_asked() else None
-        each = int((_PROCESS + 1000 * compute.memory_gb) * attempt) + self._states(tokens)
+        asked = max(search.tokens_asked().values(), default=0)
+        states = max(self._states(self.settings.data.search.tokens), self._states(asked, itemsize=4)) if asked else 0
+        each = int((_PROCESS + 1000 * compute.memory_gb) * attempt) + states
         return _MODEL * attempt + each * max(1, search.workers(compute.processes))
 
     def study(self, attempt: int) -> int:
@@ -52,10 +56,10 @@ class Memory:
         most = max((text.tokens or 0 for text in self.settings.data.evaluation.values()), default=0)
         return (_BLOCK + _MODEL) * attempt + 2 * self._states(most)
 
-    def _states(self, tokens: int | None) -> int:
-        """Hidden states of so many tokens."""
+    def _states(self, tokens: int | None, itemsize: int | None = None) -> int:
+        """Hidden states of so many tokens, of so many bytes for each number (None: as the device works)."""
         hidden = size(self.config, "hidden_size") or size(self.config, "n_embd") or 0
-        return (tokens or 0) * hidden * self._itemsize() // 1_000_000
+        return (tokens or 0) * hidden * (itemsize or self._itemsize()) // 1_000_000
 
     def _itemsize(self) -> int:
         """Bytes of a number: CPUs may work in float32 on the same weights."""

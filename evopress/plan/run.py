@@ -1,7 +1,7 @@
 """The plan of a run: memory, disk and work of every stage, before anything runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evopress.artifacts.paths import Run
@@ -48,12 +48,14 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
     places = [(f"memory_gb {memory_gb:g}", here, memory_gb, device)]
     places += [(f"{size:g} GB", shape.on("cuda"), USABLE * size, "cuda") for size in device_memory_gb]
     works: dict[str, dict[str, SearchWork]] = {}
+    precise: dict[str, bool] = {}
     for name, search in settings.searches.items():
         table, where = variants[search.variants], f"searches.{name}"
         problem = problem_of(
             table, search.variants, search.target, search.grouping(), where, search.tied, search.levels, shape.file
         )
         asked = requests_of(search, problem)
+        precise[name] = any(request.precise for request in asked)
         works[name] = {
             place: SearchPlanner(there, problem, settings.data.search, budget, kind).plan(search, asked)
             for place, there, budget, kind in places
@@ -61,7 +63,7 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
     own = {name: by_place[places[0][0]] for name, by_place in works.items()}
     parts = [describe_model(shape), stage_table(list(stages(settings, shape, here, variants, own)))]
     shown = places[1:] or places
-    parts += [text for _, there, budget, _ in shown if (text := _shortage(settings, there, budget))]
+    parts += [text for _, there, budget, _ in shown if (text := _shortage(settings, there, budget, precise))]
     for name, by_place in works.items():
         if own[name].rounds:
             title = f"search {name}, {own[name].rounds:.0f} {settings.searches[name].rounds}"
@@ -87,14 +89,23 @@ def _warnings(settings: Settings, shape: ModelShape | None = None) -> list[str]:
     return ["\n".join(f"Warning: {sentence}" for sentence in found)] if found else []
 
 
-def _shortage(settings: Settings, shape: ModelShape, memory_gb: float) -> str:
-    """What a search will be refused for, where it has too little memory; empty where it has enough."""
-    evaluating = [name for name, search in settings.searches.items() if search.tokens_asked()]
-    least = memory_needed(shape, settings.data.search.sequence_length)
-    if not evaluating or memory_gb * 1e9 >= least:
+def _shortage(settings: Settings, shape: ModelShape, memory_gb: float, precise: Mapping[str, bool]) -> str:
+    """What searches will be refused for, where they have too little memory; empty where they have enough.
+
+    ``precise`` says which of them measure single effects.
+    """
+    length = settings.data.search.sequence_length
+    needed = {
+        name: memory_needed(shape, length, precise=precise[name])
+        for name, search in settings.searches.items()
+        if search.tokens_asked()
+    }
+    refused = [name for name, least in needed.items() if memory_gb * 1e9 < least]
+    if not refused:
         return ""
+    least = max(needed.values())
     return (
-        f"Too little memory: with {memory_gb:g} GB, {', '.join(evaluating)} will be refused; to search this model "
+        f"Too little memory: with {memory_gb:g} GB, {', '.join(refused)} will be refused; to search this model "
         f"takes at least compute.memory_gb: {math.ceil(least / 1e8) / 10:g}"
     )
 

@@ -68,6 +68,19 @@ class SearchWork:
     memory_bytes: float = 0.0
     """Peak on the device."""
 
+    def then(self, other: "SearchWork") -> "SearchWork":
+        """Followed by ``other``; what is held at once is the larger of both."""
+        return SearchWork(
+            self.rounds + other.rounds,
+            self.before.plus(other.before),
+            self.in_rounds.plus(other.in_rounds),
+            max(self.working_set, other.working_set),
+            self.kept and other.kept,
+            max(self.state_bytes, other.state_bytes),
+            max(self.dense_bytes, other.dense_bytes),
+            max(self.memory_bytes, other.memory_bytes),
+        )
+
     @property
     def whole(self) -> Work:
         """The whole search."""
@@ -93,8 +106,12 @@ def requests_of(strategy: Strategy, problem: SearchProblem) -> list[Request]:
     return strategy.evaluations(problem, np.random.Generator(np.random.PCG64(0)))
 
 
-def memory_needed(shape: ModelShape, length: int) -> int:
-    """Bytes of the least budget with which a search of this model, on sequences of ``length`` tokens, will start."""
+def memory_needed(shape: ModelShape, length: int, *, precise: bool = False) -> int:
+    """Bytes of the least budget with which a search of this model, on sequences of ``length`` tokens, will start.
+
+    With ``precise``, one that measures single effects.
+    """
+    shape = shape.precise if precise else shape
     blocks, size = [sum(kinds.values()) for kinds in shape.modules], shape.itemsize
     outside = shape.outside + shape.inside - sum(blocks)
     return least_memory(outside * size, max(blocks) * size, length, shape.hidden_size, size)
@@ -116,6 +133,10 @@ class SearchPlanner:
             device: type of the device, as in `cuda`.
         """
         self.shape, self.units, self.text, size = shape, problem.space.units, text, shape.itemsize
+        self.precise: SearchPlanner = self
+        """Of what is evaluated where rounding would hide single effects."""
+        if shape.precise != shape:
+            self.precise = SearchPlanner(shape.precise, problem, text, memory_gb, device)
         self.memory = divide_memory(memory_gb, shape.outside * size, shape.hidden_size, shape.vocab_size, size, device)
         self.units_of: list[list[int]] = [[] for _ in range(shape.blocks)]
         for number, unit in enumerate(self.units):
@@ -129,7 +150,21 @@ class SearchPlanner:
         self.rng = np.random.Generator(np.random.PCG64(0))
 
     def plan(self, strategy: Strategy, requests: Sequence[Request]) -> SearchWork:
-        """Work out a search that will have ``requests`` evaluated (`requests_of`) before it runs."""
+        """Work out a search that will have ``requests`` evaluated (`requests_of`) before it runs.
+
+        One model is open at a time: the precise one has its tokens alone.
+        """
+        if self.precise is self:
+            return self._plan(strategy, requests)
+        single = [request for request in requests if request.precise]
+        others = [request for request in requests if not request.precise]
+        if not single:
+            return self._plan(strategy, others)
+        alone = self.precise._plan(strategy, single, read=max(request.tokens for request in single))
+        return alone.then(self._plan(strategy, others)) if others else alone
+
+    def _plan(self, strategy: Strategy, requests: Sequence[Request], read: float | None = None) -> SearchWork:
+        """Work of requests that one model is opened for; the dense one runs on ``read`` tokens (None: the text)."""
         work, shape = SearchWork(), self.shape
         fitness = strategy.minimizes()
         objective = make_objective(fitness.name, fitness.top_k) if requests and fitness else None
@@ -150,7 +185,8 @@ class SearchPlanner:
                 work.before = work.before.plus(once, request.times)
         work.rounds = sum({request.round: request.times for request in requests if request.round}.values())
         looked_at = 0 if requests else max(strategy.tokens_asked().values(), default=0)  # in the dense model
-        read = float(self.text.tokens or math.nan) if teacher else looked_at
+        if read is None or not teacher:
+            read = float(self.text.tokens or math.nan) if teacher else looked_at
         run = read * shape.blocks * shape.block_flops(self.text.sequence_length)
         work.before = work.before.plus(Work(candidate_tokens=looked_at, flops=run))
         work.dense_bytes = read * shape.hidden_size * shape.itemsize

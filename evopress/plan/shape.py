@@ -20,7 +20,7 @@ from evopress.models.gguf_config import read_config
 from evopress.models.skeleton import load_config, skeleton_of
 from evopress.models.structure import find_blocks, layer_table, outer_table
 from evopress.search.target import FileFacts
-from evopress.util.device import working_dtype
+from evopress.util.device import precise_dtype, working_dtype
 
 _FEW = 8
 """Vocabulary of the twin that is run to see which layers share an input; what follows does not depend on it."""
@@ -71,6 +71,11 @@ class ModelShape:
         searched = sum(unit.parameters for unit in units)
         parameters = self.outside + self.inside
         return FileFacts((parameters - searched) * self.itemsize, self.bytes, parameters)
+
+    @property
+    def precise(self) -> "ModelShape":
+        """As a search works with it where rounding would hide single effects."""
+        return replace(self, dtype=precise_dtype(self.dtype))
 
     @property
     def itemsize(self) -> int:

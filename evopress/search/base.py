@@ -50,6 +50,8 @@ class Request:
     """Tokens on which each is evaluated."""
     longest: int | None = None
     """Of each sequence only its first so many tokens are taken (None is all), as far as the text suffices."""
+    precise: bool = False
+    """Whether rounding in 16 bits would hide what is measured, so that they are evaluated in float32."""
     round: int = 0
     """The round that asks for them; 0 comes before the first."""
     times: float = 1.0
@@ -280,6 +282,13 @@ class SelectingStrategy(GroupedStrategy):
         (16, 4, 1), description="Candidates kept by each selection step, ending in population."
     )
     tokens: tuple[Count, ...] = Field((2048, 16384, 131072), description="Tokens on which each step judges.")
+    confidence: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Probability with which a parent is kept, in each generation, that is better than all new "
+        "candidates but may look worse on the last step's tokens; 0 keeps what looks best (the paper's way).",
+    )
 
     def parents(self) -> int:
         """Candidates that a generation leaves to the next."""
@@ -310,7 +319,7 @@ class SelectingStrategy(GroupedStrategy):
         from evopress.search.selection import Step, select_next
 
         steps = [Step(kept, tokens) for kept, tokens in zip(self.survivors, self.tokens, strict=True)]
-        return select_next(state, offspring, steps, evaluator, rng)
+        return select_next(state, offspring, steps, evaluator, rng, self.confidence)
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:

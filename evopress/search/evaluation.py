@@ -21,10 +21,13 @@ PARENT = -1
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Rows of the search tokens and how much of each is run. Equal minibatches hold the very same tokens."""
+    """Rows of the search tokens, and how they are run. Equal minibatches hold the very same tokens, run alike."""
 
     sequences: tuple[int, ...]
     lengths: tuple[int, ...]
+    """How much of each is run."""
+    precise: bool = False
+    """Run in float32 where others are run in 16 bits, whose rounding hides what a single unit does."""
 
     @property
     def tokens(self) -> int:

@@ -24,17 +24,18 @@ class Rehearsal:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.requests: list[Request] = []
-        self._longest: dict[Minibatch, int | None] = {}
+        self._longest: dict[tuple[int, ...], int | None] = {}
 
     def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
         """A minibatch that is drawn again only from the same random state."""
         minibatch = Minibatch((int(rng.integers(1 << 62)),), (tokens,))
-        self._longest[minibatch] = longest
+        self._longest[minibatch.sequences] = longest
         return minibatch
 
     def evaluate(self, candidates: NDArray[np.int16], minibatch: Minibatch) -> list[Evaluation]:
         """A random fitness for each of ``candidates`` [C, units]."""
-        self.requests.append(Request(candidates, minibatch.tokens, longest=self._longest[minibatch]))
+        longest = self._longest[minibatch.sequences]
+        self.requests.append(Request(candidates, minibatch.tokens, longest=longest, precise=minibatch.precise))
         drawn = self.rng.random((len(candidates), 2)).tolist()
         return [Evaluation(fitness, (fitness,), error) for fitness, error in drawn]
 

@@ -57,6 +57,7 @@ class ResumeFolder:
             "rng": rng.bit_generator.state,
             "rows": records,
             "lengths": [row.minibatch.lengths for row in rows],
+            "precise": [row.minibatch.precise for row in rows],
             "levels": [row.levels for row in rows],
             "tokens": spent.tokens,
             "seconds": spent.seconds,
@@ -182,9 +183,9 @@ def _checksum(text: str) -> str:
 def _evaluations(generation: dict[str, Any]) -> Known:
     """What a generation found, by candidate and tokens."""
     known: Known = {}
-    parts = zip(generation["rows"], generation["lengths"], generation["levels"], strict=True)
-    for row, lengths, levels in parts:
-        minibatch = Minibatch(tuple(row["sequences"]), tuple(lengths))
+    parts = zip(*(generation[key] for key in ("rows", "lengths", "precise", "levels")), strict=True)
+    for row, lengths, precise, levels in parts:
+        minibatch = Minibatch(tuple(row["sequences"]), tuple(lengths), precise)
         found = Evaluation(row["fitness"], tuple(row["fitness_by_sequence"]))
         known[np.array(levels, dtype=np.int16).tobytes(), minibatch] = found
     return known

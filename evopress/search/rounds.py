@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evopress.search.engine.evaluator import ModelEvaluator, open_evaluator, require_tokens, search_text
+from evopress.search.engine.evaluator import require_tokens, search_text
+from evopress.search.engine.precision import SearchEvaluator
 from evopress.search.evaluation import CountingEvaluator, Effort, Evaluator, SearchResult, TraceRow
 from evopress.search.problem import SearchContext, SearchProblem
 from evopress.search.resume import ResumeFolder
@@ -33,17 +34,11 @@ def search_in_rounds(strategy: "RoundStrategy", context: SearchContext, problem:
     """
     tokens = search_text(context.run)
     require_tokens(strategy.tokens_asked(problem), tokens.numel(), problem.where)
-    opened: list[ModelEvaluator] = []
     with stop_on_sigterm() as check:
-
-        def make_evaluator() -> Evaluator:
-            fitness, where = strategy.minimizes(), problem.where
-            opened.append(open_evaluator(context, problem, tokens, fitness, where, check, context.ranks))
-            return opened[0]
-
+        evaluator = SearchEvaluator(context, problem, tokens, strategy.minimizes(), check)
         started = time.monotonic()
-        result = run_rounds(strategy, problem, make_evaluator, context.resume, context.name, check)
-    for evaluator in opened:
+        result = run_rounds(strategy, problem, evaluator, context.resume, context.name, check)
+    if evaluator.counters.evaluations:
         log.info("search %s: %s", context.name, evaluator.counters.summary(time.monotonic() - started))
     return result
 
@@ -51,7 +46,7 @@ def search_in_rounds(strategy: "RoundStrategy", context: SearchContext, problem:
 def run_rounds(
     strategy: "RoundStrategy",
     problem: SearchProblem,
-    make_evaluator: Callable[[], Evaluator],
+    evaluator: Evaluator,
     resume: ResumeFolder,
     name: str,
     check: Callable[[], None],
@@ -61,7 +56,7 @@ def run_rounds(
     Args:
         strategy: makes the rounds.
         problem: is solved.
-        make_evaluator: loads the model; called only if a round is left.
+        evaluator: evaluates; asked only if a round is left.
         resume: records the rounds.
         name: of the search.
         check: called between rounds; raises if the search should stop.
@@ -72,12 +67,12 @@ def run_rounds(
     if state is not None:
         log.info("search %s: goes on after round %d", name, state.generation)
     if state is None or strategy.remaining(state, problem):
-        evaluator = CountingEvaluator(make_evaluator())
+        counting = CountingEvaluator(evaluator)
         if state is None:
-            state, rows = strategy.first_round(problem, evaluator, rng)
-            resume.save(state, rng, rows, Effort(evaluator.tokens, time.monotonic() - started))
+            state, rows = strategy.first_round(problem, counting, rng)
+            resume.save(state, rng, rows, Effort(counting.tokens, time.monotonic() - started))
             started = time.monotonic()
-        state = _go_on(state, strategy, problem, evaluator, rng, resume, name, check, started)
+        state = _go_on(state, strategy, problem, counting, rng, resume, name, check, started)
     return resume.result(state)
 
 

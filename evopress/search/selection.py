@@ -1,7 +1,8 @@
 """Multi-step selection: few tokens for many candidates, many tokens for the few that are left.
 
 arXiv 2410.14649, algorithm 1: each step draws fresh tokens; parents are admitted to the last step only, so they are
-compared where the evaluation is surest.
+compared where the evaluation is surest. Beyond the paper, and off by default, an offspring may have to be better than
+the parent beyond chance (`surely_best`).
 """
 
 import math
@@ -67,6 +68,7 @@ def select(
     known: Known,
     rng: np.random.Generator,
     generation: int,
+    confidence: float = 0.0,
 ) -> Selection:
     """Choose the best of ``offspring`` [n, units] and ``parents``.
 
@@ -78,6 +80,10 @@ def select(
         known: evaluations that need not be made again; those made here are added.
         rng: draws the minibatches.
         generation: for the trace.
+        confidence: that an offspring which takes the place of a parent is better (`surely_best`); 0 asks for none.
+
+    Raises:
+        SearchError: the last step has too few sequences for any confidence.
     """
     older = {} if parents is None else {PARENT - index: parent for index, parent in enumerate(parents)}
     left, rows = list(range(len(offspring))), []
@@ -91,6 +97,8 @@ def select(
         found = evaluate(candidates, minibatch, evaluator, known)
         # Stable, with NaN last: of equals the first stays, and parents come first.
         order = np.argsort([evaluation.fitness for evaluation in found], kind="stable")[: step.survivors]
+        if last and older and confidence > 0:
+            order = surely_best(found, len(older), step.survivors, minibatch, confidence)
         rows += [
             TraceRow(
                 generation=generation,
@@ -107,6 +115,75 @@ def select(
         ]
         left = sorted(left[k] for k in order)
     return Selection(candidates[order], found[order[0]], rows)
+
+
+def surely_best(
+    found: Sequence[Evaluation], parents: int, survivors: int, minibatch: Minibatch, confidence: float
+) -> NDArray[np.int64]:
+    """Which evaluations to keep where an offspring must be better than the parent whose place it takes beyond chance.
+
+    Differences are paired: both were evaluated on the same sequences. An offspring replaces the worst parent that is
+    left if a one-sided t test on the differences of the sequences rejects that it is no better, at a chance of error
+    of (1 - ``confidence``) / offspring. So, as far as these differences are normal, a parent that is better than all
+    of its offspring is replaced with probability 1 - ``confidence`` at most, however many they are.
+
+    Args:
+        found: evaluations on ``minibatch``, those of the ``parents`` first.
+        parents: how many.
+        survivors: how many are kept.
+        minibatch: the tokens.
+        confidence: above 0, below 1.
+
+    Returns:
+        Indices of those that are kept, the best first.
+
+    Raises:
+        SearchError: the minibatch has one sequence only.
+    """
+    if len(minibatch.sequences) < 2:
+        raise SearchError(
+            "confidence: differences are compared between sequences, and the last selection step has only one; give "
+            "it more tokens than data.search.sequence_length, or set confidence to 0"
+        )
+    fitness = np.array([evaluation.fitness for evaluation in found])
+    order = np.argsort(fitness, kind="stable")
+    old, offspring = order[order < parents].tolist()[:survivors], order[order >= parents].tolist()
+    new: list[int] = []
+    for number in offspring:
+        if len(old) + len(new) < survivors:
+            new.append(number)
+        elif old and _no_better(found[number], found[old[-1]], minibatch) <= (1 - confidence) / len(offspring):
+            old.pop()
+            new.append(number)
+    kept = np.array(sorted([*old, *new]))  # of equals, parents come first
+    return kept[np.argsort(fitness[kept], kind="stable")]
+
+
+def _no_better(offspring: Evaluation, parent: Evaluation, minibatch: Minibatch) -> float:
+    """How probable so good a result is for an offspring that is no better than its parent."""
+    if math.isnan(parent.fitness):
+        return 1.0 if math.isnan(offspring.fitness) else 0.0
+    weights = np.array(minibatch.lengths) / minibatch.tokens
+    gains = np.array(parent.by_sequence) - np.array(offspring.by_sequence)
+    gain, count = float(weights @ gains), len(gains)
+    error = math.sqrt(float(np.square(weights * (gains - gain)).sum()) * count / (count - 1))
+    if error == 0.0:
+        return 0.0 if gain > 0 else 1.0
+    return t_tail(gain / error, count - 1)
+
+
+def t_tail(t: float, degrees: int) -> float:
+    """Probability that Student's t exceeds ``t``, or NaN for NaN.
+
+    With t = sqrt(degrees) tan(angle), the density is that of cos(angle) to the power of degrees - 1.
+    """
+    steps = 4096
+    start = math.atan(t / math.sqrt(degrees))
+    upper, whole = (
+        float(np.trapezoid(np.cos(np.linspace(first, math.pi / 2, steps)) ** (degrees - 1)) * (math.pi / 2 - first))
+        for first in (start, -math.pi / 2)
+    )
+    return upper / whole
 
 
 def evaluate(
@@ -134,21 +211,26 @@ def first_selection(starts: NDArray[np.int16], step: Step, evaluator: Evaluator,
 
 
 def select_next(
-    state: State, offspring: NDArray[np.int16], steps: Sequence[Step], evaluator: Evaluator, rng: np.random.Generator
+    state: State,
+    offspring: NDArray[np.int16],
+    steps: Sequence[Step],
+    evaluator: Evaluator,
+    rng: np.random.Generator,
+    confidence: float = 0.0,
 ) -> Round:
-    """Select the next population from ``offspring`` [n, units] and the present one.
+    """Select the next population from ``offspring`` [n, units] and the present one, with some ``confidence``.
 
     Returns:
         The new state, and a row for each evaluation (none without offspring).
 
     Raises:
-        SearchError: no candidate has a fitness that is a number.
+        SearchError: no candidate has a fitness that is a number, or there is too little text for any confidence.
     """
     generation = state.generation + 1
     if not len(offspring):
         return State(generation, state.population, state.known), []
     known = dict(state.known)
-    chosen = select(offspring, state.population, steps, evaluator, known, rng, generation)
+    chosen = select(offspring, state.population, steps, evaluator, known, rng, generation, confidence)
     require_number(chosen.evaluation.fitness)
     return State(generation, chosen.winners, known), chosen.rows
 

@@ -35,6 +35,11 @@ def working_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def precise_dtype(working: torch.dtype) -> torch.dtype:
+    """Type of the arithmetic where the rounding of ``working`` would hide what is measured: float32 for 16 bits."""
+    return torch.float32 if working in _16_BITS else working
+
+
 _16_BITS = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 

@@ -1,15 +1,21 @@
 """Dynamic programming against trying every candidate."""
 
+from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_search import problem_of, run
 
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS
 from evopress.search.budget import least_error
+from evopress.search.enumeration import fitness_of_each
+from evopress.search.evaluation import Evaluation, Minibatch, draw_minibatch
+from evopress.search.sensitivity import by_unit_and_level, each_at_every_level
 from evopress.search.space import DENSE_LEVEL, Space, make_space
-from evopress.search.strategies.dp import alone_errors, each_level_alone, table_errors
+from evopress.search.strategies.dp import DynamicProgramming, table_errors
 from evopress.util.errors import ArtifactError
 
 PLENTY = 1_000_000
@@ -80,11 +86,57 @@ def test_variants_without_errors_are_refused() -> None:
 
 def test_each_unit_is_measured_alone_at_each_of_its_levels() -> None:
     space = space_of(np.random.default_rng(4), [10, 20, 30], [(2, 3), (3,), (2, 3, 4)], 3)
-    candidates = each_level_alone(space)
+    candidates = each_at_every_level(space)
     assert candidates.shape == (6, 3)
     assert ((candidates != DENSE_LEVEL).sum(axis=1) == 1).all()
-    errors = alone_errors(space, np.arange(6.0))
+    errors = by_unit_and_level(space, np.arange(6.0))
     for number, candidate in enumerate(candidates):
         unit = int(np.flatnonzero(candidate != DENSE_LEVEL)[0])
         assert errors[unit, candidate[unit]] == number
     assert np.isinf(errors).sum() == 3
+
+
+@dataclass
+class Summed:
+    """Each level adds its ``harm`` [units, most levels] to ``dense``, the objective of the dense model."""
+
+    harm: np.ndarray
+    dense: float
+
+    def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
+        return draw_minibatch(tokens, 20, 128, rng, longest)
+
+    def evaluate(self, candidates: np.ndarray, minibatch: Minibatch) -> list[Evaluation]:
+        assert minibatch.precise
+        harm = np.where(candidates == DENSE_LEVEL, 0.0, self.harm[np.arange(len(self.harm)), candidates])
+        return [Evaluation(value, (value,)) for value in (self.dense + harm.sum(axis=1)).tolist()]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("errors", ["kl", "propagated"])
+def test_the_optimum_of_a_sum_is_found(seed: int, errors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(seed)
+    space = space_of(rng, rng.integers(5, 40, size=6).tolist(), [(2, 3, 4), (3,), (2, 3, 4, 6)] * 2, 3.2)
+    harm = rng.lognormal(0, 1.5, space.costs.shape)  # need not fall with the cost
+    settings = DynamicProgramming(variants="v", target=3.2, errors=errors, tokens=256, resolution=PLENTY)
+    monkeypatch.setattr(DynamicProgramming, "part", 5)
+    result = run(settings, space, Summed(harm, dense=0.25), tmp_path)
+    errors_of_each = by_unit_and_level(space, fitness_of_each(result))
+    chosen = least_error(space, errors_of_each, settings.resolution)
+    assert space.fits(chosen)
+    assert harm[np.arange(6), chosen].sum() == pytest.approx(exhaustive(space, harm))
+    assert result.effort.tokens >= 256 * len(each_at_every_level(space))
+    lengths = {len(record["sequences"]) for record in result.records}
+    assert lengths == ({8} if errors == "kl" else {2})  # pieces of 32 tokens, or whole sequences of 128
+
+
+def test_every_level_of_every_unit_is_planned_in_float32() -> None:
+    space = space_of(np.random.default_rng(4), [10, 20, 30], [(2, 3), (3,), (2, 3, 4)], 3)
+    settings = DynamicProgramming(variants="v", target=3, errors="kl", tokens=4096)
+    (asked,) = settings.evaluations(problem_of(space), np.random.default_rng(0))
+    assert (asked.candidates == each_at_every_level(space)).all()
+    assert (asked.tokens, asked.longest, asked.precise) == (4096, 256, True)
+    assert settings.tokens_asked() == {"tokens": 4096}
+    assert (
+        settings.model_copy(update={"errors": "table"}).evaluations(problem_of(space), np.random.default_rng(0)) == []
+    )

@@ -138,14 +138,29 @@ def test_the_even_start_is_kept_where_it_is_better():
     assert state.parent.tolist() == uniform_start(space).tolist()
 
 
-def test_a_target_between_levels_starts_from_the_best_of_random_and_measured():
+def test_a_target_between_levels_starts_from_what_was_measured_and_draws_no_random_starts():
     space = make_space(BITS, [unit(i, 16) for i in range(12)], 2.5, "searches.x")
     evaluator = Additive(np.geomspace(1, 1e-3, 12), space)
     state, rows = first_state(space, 6, 32, evaluator, np.random.default_rng(0), 64)
-    assert space.fits(state.parent)
-    compared = [row.fitness for row in rows if row.step == 1]
-    assert len(compared) == 7
-    assert evaluator.fitness(state.parent) == pytest.approx(min(compared))
+    (measured,), _ = measured_starts(space, 64, evaluator, np.random.default_rng(0))
+    assert space.fits(state.parent) and state.parent.tolist() == measured.tolist()
+    assert {row.step for row in rows} == {0}  # there is nothing to compare it with
+    earlier = np.array([1, 0] * 6, dtype=np.int16)
+    state, rows = first_state(space, 6, 32, evaluator, np.random.default_rng(0), 64, earlier=[earlier])
+    assert {row.levels for row in rows if row.step == 1} == {tuple(measured.tolist()), tuple(earlier.tolist())}
+    assert state.parent.tolist() == measured.tolist()
+
+
+def test_random_starts_are_drawn_where_no_other_is_asked_for():
+    space = make_space(BITS, [unit(i, 16) for i in range(12)], 2.5, "searches.x")
+    state, rows = first_state(space, 6, 32, Additive(np.geomspace(1, 1e-3, 12), space), np.random.default_rng(0))
+    assert len(rows) == 6 and space.fits(state.parent)
+
+
+def test_single_effects_are_asked_for_in_float32_and_starts_are_not():
+    space = make_space(BITS, [unit(i, 16) for i in range(12)], 3.0, "searches.x")
+    _, rows = first_state(space, 6, 32, Additive(np.geomspace(1, 1e-3, 12), space), np.random.default_rng(0), 64)
+    assert {(row.step, row.minibatch.precise) for row in rows} == {(0, True), (1, False)}
 
 
 def test_errors_of_hidden_states_give_a_second_start_which_the_fitness_judges():

@@ -82,6 +82,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("searches.evo.top_k", 9, SEARCH),
     ("searches.evo.group_rule", "none", SEARCH),
     ("searches.evo.initial_candidates", 3, SEARCH),
+    ("searches.evo.confidence", 0.9, SEARCH),
     ("searches.evo.initial_tokens", 32, SEARCH),
     ("searches.evo.start", "sensitivity", SEARCH),
     ("searches.evo.start_from", ["other"], OTHER_SEARCH | SEARCH),

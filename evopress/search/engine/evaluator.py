@@ -199,16 +199,30 @@ def open_evaluator(
     where: str,
     check: Check,
     ranks: Ranks | None = None,
+    *,
+    only: Minibatch | None = None,
+    counters: Counters | None = None,
 ) -> ModelEvaluator:
     """Load the model and run the dense one on ``tokens`` [sequences, L]; all processes call this together.
+
+    With ``only``, a precise minibatch, the evaluator has no tokens but those, and its model works in `precise_dtype`.
 
     Raises:
         ConfigError: as `model_evaluator`.
     """
     compute, ranks = context.compute, ranks or Ranks()
+    counted = read_counted(context.run, "search")
+    if only is not None:
+        part = list(only.sequences), slice(0, max(only.lengths))
+        tokens, counted = tokens[part], counted[part]
     check_model(context.run)
     model = BlockwiseModel.from_folder(
-        context.run.model, context.device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
+        context.run.model,
+        context.device,
+        resident=False,
+        quick=True,
+        precise=only is not None,
+        trust_remote_code=context.trust_remote_code,
     )
     unpack: Unpack = _no_variants
     read_ahead: ReadAhead | None = None
@@ -227,10 +241,11 @@ def open_evaluator(
         compute,
         where,
         check,
-        counted=read_counted(context.run, "search"),
+        counted=counted,
         read_ahead=read_ahead,
         held=held,
         ranks=ranks,
+        counters=counters,
     )
 
 
@@ -252,6 +267,7 @@ def model_evaluator(
     read_ahead: ReadAhead | None = None,
     held: int = 0,
     ranks: Ranks | None = None,
+    counters: Counters | None = None,
 ) -> ModelEvaluator:
     """Run the dense model once and make the evaluator of all rounds.
 
@@ -268,6 +284,7 @@ def model_evaluator(
         read_ahead: told what ``unpack`` will be asked for.
         held: bytes of the memory for weights that packed ones take.
         ranks: the processes that share the work; all call this together.
+        counters: count the work.
 
     Raises:
         ConfigError: the memory is too little, or more top tokens are asked than the vocabulary has.
@@ -275,7 +292,7 @@ def model_evaluator(
     if fitness.name == "topk_kl" and fitness.top_k > model.vocab_size:
         raise ConfigError(f"{where}.top_k: {fitness.top_k} is more than the vocabulary has ({model.vocab_size})")
     objective = make_objective(fitness.name, fitness.top_k)
-    memory, counters = plan_memory(compute.memory_gb, model, tokens.shape[1]), Counters()
+    memory, counters = plan_memory(compute.memory_gb, model, tokens.shape[1]), counters or Counters()
     dense, ranks = None, ranks or Ranks()
     if objective.needs_teacher:
         dense = ranks.in_parts(tokens, lambda rows: final_hidden(model, rows, memory.run_tokens, "dense model", check))

@@ -1,9 +1,10 @@
 """Dynamic programming: the levels of the least sum of errors, each layer's taken alone (the baseline of the paper).
 
-What is summed are relative errors, with the same weight for every layer: either those of the layers' own outputs,
-which the variants' table has from the Hessians, or those of the model's final hidden states when one layer alone is
-at a level and all others are dense (`errors: propagated`). Other weights would be other errors: the sum has no term
-for how errors of several layers act together, which is what the paper shows to go wrong.
+What is summed are either the relative errors of the layers' own outputs, which the variants' table has from the
+Hessians, or what the whole model shows when one layer alone is at a level and all others are dense: the relative error
+of its final hidden states (`errors: propagated`), or the divergence of its predictions (`errors: kl`), which to first
+order is what divergences add up to (HIGGS, arXiv 2411.17525). All layers have the same weight: the sum has no term for
+how errors of several layers act together, which is what the paper shows to go wrong.
 """
 
 from collections.abc import Iterator
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from evopress.search.evaluation import SearchResult
+    from evopress.search.evaluation import Evaluator, SearchResult
     from evopress.search.problem import SearchContext, SearchProblem
+    from evopress.search.selection import Round, State
     from evopress.search.space import Space
 
 
@@ -31,12 +33,15 @@ class DynamicProgramming(Enumeration):
     """Dynamic programming: the levels of least summed error of the layers, each taken alone."""
 
     strategy: Literal["dp"] = "dp"
-    errors: Literal["table", "propagated"] = Field(
+    errors: Literal["table", "propagated", "kl"] = Field(
         "table",
-        description="Whose errors are summed: the relative output error of each layer, as made, or that of the model's "
-        "final hidden states when the layer alone is compressed.",
+        description="Whose errors are summed: the relative output error of each layer, as made (`table`), or, when the "
+        "layer alone is compressed, that of the model's final hidden states (`propagated`) or the divergence of its "
+        "predictions from the dense model's (`kl`). The last two evaluate every level of every layer, in float32.",
     )
-    tokens: int = Field(4096, ge=1, description="For errors: propagated: tokens on which each is measured.")
+    tokens: int = Field(
+        4096, ge=1, description="For errors: propagated and kl: tokens on which each level of each layer is measured."
+    )
     group_rule: GroupRule = Field(
         "none", description="Which layers share a budget: those of one `size` or `name`, or all (`none`)."
     )
@@ -51,50 +56,77 @@ class DynamicProgramming(Enumeration):
         """Choose levels by the sum of their errors."""
         from evopress.search.budget import least_error
         from evopress.search.evaluation import SearchResult
+        from evopress.search.sensitivity import by_unit_and_level
 
         if self.errors == "table":
             return SearchResult(least_error(problem.space, table_errors(problem.space), self.resolution))
         result = super().search(context, problem)
-        errors = alone_errors(problem.space, fitness_of_each(result))
+        errors = by_unit_and_level(problem.space, fitness_of_each(result))
         return replace(result, candidate=least_error(problem.space, errors, self.resolution))
 
     def candidates(self, problem: "SearchProblem") -> "NDArray[np.int16]":
         """Each unit at each of its levels, all others dense, by unit."""
-        return each_level_alone(problem.space)
+        from evopress.search.sensitivity import each_at_every_level
+
+        return each_at_every_level(problem.space)
+
+    def first_round(self, problem: "SearchProblem", evaluator: "Evaluator", rng: "np.random.Generator") -> "Round":
+        """Evaluate the first part."""
+        return super().first_round(problem, self._single_effects(evaluator), rng)
+
+    def next_round(
+        self, state: "State", problem: "SearchProblem", evaluator: "Evaluator", rng: "np.random.Generator"
+    ) -> "Round":
+        """Evaluate the next part."""
+        return super().next_round(state, problem, self._single_effects(evaluator), rng)
+
+    def _single_effects(self, evaluator: "Evaluator") -> "Evaluator":
+        from evopress.search.sensitivity import SingleEffects
+
+        return SingleEffects(evaluator, in_pieces=self.errors == "kl")
 
     def problems(self, where: str, method: Method) -> Iterator[str]:
         """Modules have no errors of their own."""
         if self.errors == "table" and not isinstance(method.family, LayerFamily):
-            yield f"{where}.errors: modules that {self.variants!r} drops have no errors in a table; choose `propagated`"
+            yield (
+                f"{where}.errors: modules that {self.variants!r} drops have no errors in a table; choose `propagated` "
+                "or `kl`"
+            )
 
     def grouping(self) -> GroupRule:
         """As the settings say."""
         return self.group_rule
 
     def minimizes(self) -> Fitness:
-        """The error of final hidden states is measured."""
-        return Fitness("hidden_error")
+        """The divergence, or the error of final hidden states."""
+        return Fitness("kl" if self.errors == "kl" else "hidden_error")
 
     def workers(self, processes: int) -> int:
         """Errors from the table ask no model."""
-        return processes if self.errors == "propagated" else 0
+        return processes if self.errors != "table" else 0
 
     def tokens_asked(self, problem: "SearchProblem | None" = None) -> dict[str, int]:
         """None, where errors are in the table."""
-        return {"tokens": self.tokens} if self.errors == "propagated" else {}
+        return {"tokens": self.tokens} if self.errors != "table" else {}
 
     def evaluations(self, problem: "SearchProblem", rng: "np.random.Generator") -> list[Request]:
         """None, where errors are in the table."""
-        return super().evaluations(problem, rng) if self.errors == "propagated" else []
+        from evopress.search.sensitivity import piece_length
+
+        if self.errors == "table":
+            return []
+        longest = piece_length(self.tokens) if self.errors == "kl" else None
+        return [replace(request, precise=True, longest=longest) for request in super().evaluations(problem, rng)]
 
     def sentence(self) -> str:
         """End of a sentence on levels, or on dropped modules."""
         if self.errors == "table":
             return "chosen by dynamic programming to make the sum of the layers' own output errors least"
-        return (
-            "chosen by dynamic programming to make least the sum of the errors that each alone leaves in the last "
-            "hidden states"
-        )
+        alone = {
+            "propagated": "errors that each alone leaves in the last hidden states",
+            "kl": "divergences from the original that each alone causes",
+        }
+        return f"chosen by dynamic programming to make least the sum of the {alone[self.errors]}"
 
 
 def table_errors(space: "Space") -> "NDArray[np.float64]":
@@ -113,26 +145,4 @@ def table_errors(space: "Space") -> "NDArray[np.float64]":
         raise ArtifactError(
             f"the variants of {unit.name} have no layer errors; remake them, or choose `errors: propagated`"
         )
-    return errors
-
-
-def each_level_alone(space: "Space") -> "NDArray[np.int16]":
-    """Each unit at each of its levels, all others dense: [levels of all units, units], by unit."""
-    import numpy as np
-
-    from evopress.search.selection import each_alone
-    from evopress.search.space import DENSE_LEVEL
-
-    counts = [len(unit.levels) for unit in space.units]
-    dense = np.full(len(counts), DENSE_LEVEL, dtype=np.int16)
-    levels = np.concatenate([np.arange(count) for count in counts])
-    return each_alone(dense, np.repeat(np.arange(len(counts)), counts), levels)
-
-
-def alone_errors(space: "Space", measured: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """Errors [units, most levels] from those of the candidates of `each_level_alone`."""
-    import numpy as np
-
-    errors = np.full(space.costs.shape, np.inf)
-    errors[np.arange(space.costs.shape[1]) <= space.top[:, None]] = measured
     return errors

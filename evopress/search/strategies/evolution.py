@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from evopress.search.evaluation import Evaluator, TraceRow
     from evopress.search.problem import SearchProblem
     from evopress.search.selection import Round, State
+    from evopress.search.space import Candidate
 
 
 class Evolution(SelectingStrategy):
@@ -34,7 +35,9 @@ class Evolution(SelectingStrategy):
     sensitivity_tokens: int = Field(
         512, ge=1, description="For start: sensitivity: tokens on which each layer alone is judged."
     )
-    initial_candidates: int = Field(128, ge=1, description="Random starts when the target is not one of the levels.")
+    initial_candidates: int = Field(
+        128, ge=1, description="Random starts when the target is not one of the levels and no other start is asked for."
+    )
     initial_tokens: int = Field(2048, ge=1, description="Tokens on which starts are compared.")
     population: int = Field(
         1, ge=1, description="Parents of the next generation; each offspring comes from a random one of them."
@@ -44,25 +47,28 @@ class Evolution(SelectingStrategy):
     )
 
     def first_round(self, problem: "SearchProblem", evaluator: "Evaluator", rng: "np.random.Generator") -> "Round":
-        """Start from the uniform candidate, or from the best of random ones near it.
+        """Start from the best of the starts that the settings ask for, and the uniform candidate.
 
-        Starts from measured sensitivities are compared with these; so is what other searches have found, brought to the
-        budget where it misses it.
+        These are starts from measured sensitivities, and what other searches have found, brought to the budget where it
+        misses it. Where the target is no level, the uniform candidate misses the budget: it is left out, or, where no
+        other start is asked for, random candidates near it take its place.
         """
         import numpy as np
 
         from evopress.search.budget import brought_to_budget
-        from evopress.search.candidates import initial_candidates
+        from evopress.search.candidates import initial_candidates, uniform_start
         from evopress.search.selection import State, Step, first_selection
         from evopress.search.sensitivity import measured_starts
 
         space = problem.space
-        starts, rows = initial_candidates(space, self.initial_candidates, rng), list["TraceRow"]()
+        wanted, rows = list["Candidate"](), list["TraceRow"]()
         if self.start == "sensitivity":
-            measured, rows = measured_starts(space, self.sensitivity_tokens, evaluator, rng)
-            starts = np.vstack([starts, *measured])
-        earlier = [brought_to_budget(candidate, space, rng) for candidate in problem.earlier.values()]
-        starts = np.unique(np.vstack([starts, *earlier]), axis=0)
+            wanted, rows = measured_starts(space, self.sensitivity_tokens, evaluator, rng)
+        wanted += [brought_to_budget(candidate, space, rng) for candidate in problem.earlier.values()]
+        uniform = uniform_start(space)
+        if space.fits(uniform):
+            wanted.append(uniform)
+        starts = np.unique(wanted or initial_candidates(space, self.initial_candidates, rng), axis=0)
         if len(starts) == 1:
             return State(0, starts), rows
         state, compared = first_selection(starts, Step(self.population, self.initial_tokens), evaluator, rng)
@@ -91,7 +97,7 @@ class Evolution(SelectingStrategy):
         return self.start_from
 
     def tokens_asked(self, problem: "SearchProblem | None" = None) -> dict[str, int]:
-        """By steps and start; ``initial_tokens`` matters only where there are starts to compare."""
+        """By steps and start; ``initial_tokens`` matters only where there may be starts to compare."""
         asked = super().tokens_asked(problem)
         if self.start == "sensitivity":
             asked["sensitivity_tokens"] = self.sensitivity_tokens
@@ -102,8 +108,9 @@ class Evolution(SelectingStrategy):
     def _compares_starts(self, problem: "SearchProblem") -> bool:
         from evopress.search.candidates import uniform_start
 
-        several = self.start == "sensitivity" or bool(self.start_from)
-        return several or not problem.space.fits(uniform_start(problem.space))
+        others = 2 * (self.start == "sensitivity") + len(self.start_from)
+        fits = problem.space.fits(uniform_start(problem.space))
+        return others + fits != 1
 
     def least_tokens(self) -> int:
         """Of all steps and of the start."""
