@@ -81,13 +81,13 @@ def evaluate_runtime(context: StageContext, search: str, datasets: Sequence[str]
         }
         rows = [{**facts, **one} for one in _comparisons(context, search, file, texts, threads)]
     for row in rows:
-        _require_close(file, str(row["dataset"]), float(row["kl"]), settings.largest_kl)
+        require_close(file, str(row["dataset"]), float(row["kl"]), settings.largest_kl)
     about = json.dumps({"datasets": list(datasets), **settings.model_dump()})
     provenance = Provenance("evaluation", about, read_model_fingerprint(run))
     write_table(pd.DataFrame(rows, columns=RUNTIME.names), run.runtime(search), RUNTIME, provenance)
 
 
-def _require_close(file: Path, dataset: str, kl: float, largest: float) -> None:
+def require_close(file: Path, dataset: str, kl: float, largest: float) -> None:
     """Check that the runtime computes what was judged, as far as its rounding lets it.
 
     Raises:
@@ -174,7 +174,7 @@ def _comparisons(
         hidden = final_hidden(model, text.tokens, RUN_TOKENS, f"{search} on {text.dataset}")
         found = logits(file, text.tokens.tolist(), threads)
         with progress(f"{search} on {text.dataset} in llama.cpp", text.tokens.numel(), "tokens") as bar:
-            kl, own, theirs = _compare(model, hidden, text, _counted(found, bar.advance))
+            kl, own, theirs = compare(model, hidden, text, _counted(found, bar.advance))
         yield {
             "dataset": text.dataset,
             "tokens": int(text.predicts.sum()),
@@ -191,7 +191,7 @@ def _counted(pieces: Iterator[NDArray[np.float32]], advance: Any) -> Iterator[to
 
 
 @torch.inference_mode()
-def _compare(
+def compare(
     model: BlockwiseModel, hidden: torch.Tensor, text: Text, runtime: Iterator[torch.Tensor]
 ) -> tuple[float, float, float]:
     """Means over predicted tokens, in nats: KL(model || runtime), and the negative log-likelihood of each.

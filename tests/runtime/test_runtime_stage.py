@@ -105,9 +105,7 @@ def test_a_file_that_holds_another_model_is_an_error(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("evopress.export.gguf.file.write_gguf", mistaken)
     context = exported(tmp_path, GgufFile())
-    with pytest.raises(
-        ModelError, match=r"evo\.gguf: its distribution on held .* than evaluation\.runtime\.largest_kl"
-    ):
+    with pytest.raises(ModelError, match=r"evo\.gguf: its distribution on held .* evaluation\.runtime\.largest_kl"):
         evaluate_runtime(context, "evo", ["held"], BRIEF)
     assert not list(context.run.runtime("evo").parent.iterdir())
 

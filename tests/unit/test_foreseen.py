@@ -92,3 +92,15 @@ def test_a_text_that_is_surely_too_short_is_refused(tmp_path):
                 require_fit(settings, {})
         else:
             require_fit(settings, {})
+
+
+def test_a_runtime_that_is_not_installed_is_told_beforehand(tmp_path, monkeypatch):
+    exports = [{"exporter": "gguf", "dequantize": True}]
+    search = {"strategy": "uniform", "variants": "v", "target": 3, "exports": exports}
+    sections = {"variants": {"v": {"method": "gptq"}}, "searches": {"q3": search}, "evaluation": {"runtime": True}}
+    settings = load_settings([write_settings(tmp_path, "7B", **sections)])
+    monkeypatch.setattr("evopress.evaluation.llama_cpp.is_installed", lambda: False)
+    with pytest.raises(ConfigError, match=r"evaluation\.runtime: .*; run `pip install 'evopress\[runtime\]'`"):
+        require_fit(settings, {})
+    monkeypatch.setattr("evopress.evaluation.llama_cpp.is_installed", lambda: True)
+    require_fit(settings, {})
