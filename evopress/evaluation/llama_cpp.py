@@ -94,8 +94,8 @@ def resident_bytes(path: Path, tokens: Sequence[int], generated: int, threads: i
 
 def speeds(
     paths: Sequence[Path], tokens: Sequence[int], generated: int, repetitions: int, threads: int
-) -> list[list[Speed]]:
-    """Time of a prompt and of the tokens after it, for each repetition and each file.
+) -> Iterator[list[Speed]]:
+    """Time of a prompt and of the tokens after it, for each repetition, of each file.
 
     All files are loaded in one process and take turns, so that what else the machine does meets all of them. A round
     before the first is not counted.
@@ -104,7 +104,8 @@ def speeds(
         ConfigError, ModelError: as `logits`.
     """
     asked = {"tokens": list(map(int, tokens)), "generated": generated, "repetitions": repetitions}
-    return [[Speed(*one) for one in repetition] for repetition in _answers("speeds", paths, threads, **asked)]
+    for taken in _answers("speeds", paths, threads, **asked):
+        yield [Speed(*one) for one in taken]
 
 
 def _answers(action: str, paths: Sequence[Path], threads: int, **asked: Any) -> Iterator[Any]:

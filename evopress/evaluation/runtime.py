@@ -70,6 +70,10 @@ def evaluate_runtime(context: StageContext, search: str, datasets: Sequence[str]
     threads = context.compute.threads or psutil.cpu_count(logical=False) or 1
     with _f16_file(run, search) as dense:
         file = dense if search == DENSE else exported_file(run, search)
+        rows = []
+        for row in _comparisons(context, search, file, texts, threads):
+            require_close(file, row["dataset"], row["kl"], settings.largest_kl)
+            rows.append(row)
         facts = {
             "search": search,
             "largest_kl": settings.largest_kl,
@@ -79,12 +83,10 @@ def evaluate_runtime(context: StageContext, search: str, datasets: Sequence[str]
             "threads": threads,
             "runtime": runtime_version(),
         }
-        rows = [{**facts, **one} for one in _comparisons(context, search, file, texts, threads)]
-    for row in rows:
-        require_close(file, str(row["dataset"]), float(row["kl"]), settings.largest_kl)
     about = json.dumps({"datasets": list(datasets), **settings.model_dump()})
     provenance = Provenance("evaluation", about, read_model_fingerprint(run))
-    write_table(pd.DataFrame(rows, columns=RUNTIME.names), run.runtime(search), RUNTIME, provenance)
+    table = pd.DataFrame([{**facts, **row} for row in rows], columns=RUNTIME.names)
+    write_table(table, run.runtime(search), RUNTIME, provenance)
 
 
 def require_close(file: Path, dataset: str, kl: float, largest: float) -> None:
@@ -144,10 +146,12 @@ def _costs(
     file: Path, dense: Path, prompt: Sequence[int], settings: RuntimeSettings, threads: int
 ) -> dict[str, float | int]:
     """Memory and speed of a file; ratios are those of one repetition, of which the median is taken."""
-    log.info("memory of %s, and its speed beside %s", file, dense.name)
-    paths = [dense] if file == dense else [file, dense]
-    taken = np.array(speeds(paths, prompt, settings.generated, settings.repetitions, threads))
-    per_second = np.array([len(prompt), settings.generated]) / taken  # [repetitions, files, prompt and generation]
+    paths, taken = [dense] if file == dense else [file, dense], []
+    with progress(f"speed of {file.name}", settings.repetitions, "repetitions") as bar:
+        for repetition in speeds(paths, prompt, settings.generated, settings.repetitions, threads):
+            taken.append(repetition)
+            bar.advance()
+    per_second = [len(prompt), settings.generated] / np.array(taken)  # [repetitions, files, prompt and generation]
     speed = np.median(per_second[:, 0], axis=0)
     ratio = np.median(per_second[:, 0] / per_second[:, -1], axis=0)
     return {
@@ -161,7 +165,7 @@ def _costs(
 
 def _comparisons(
     context: StageContext, search: str, file: Path, texts: Sequence[Text], threads: int
-) -> Iterator[dict[str, str | float | int]]:
+) -> Iterator[dict[str, Any]]:
     """The columns of the RUNTIME table that hang on a text."""
     model = BlockwiseModel.from_folder(
         model_folder(context.run, search),
