@@ -8,7 +8,7 @@ import pandas as pd
 from finished_run import provenance
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import PERPLEXITY, TASKS, TRACE, write_table
+from evopress.artifacts.tables import PERPLEXITY, RUNTIME, TASKS, TRACE, write_table
 
 
 def measure(run: Run, model: str, perplexity: float, kl: float, accuracy: float) -> None:
@@ -18,6 +18,14 @@ def measure(run: Run, model: str, perplexity: float, kl: float, accuracy: float)
     write_table(pd.DataFrame(rows, columns=TASKS.names), run.tasks(model), TASKS, provenance())
     better = {"higher_is_better": {"quiz": {"acc": True, "loss": False}}}
     run.tasks_json(model).write_text(json.dumps(better))
+
+
+def measure_in_runtime(run: Run, model: str, megabytes: float, ratio: float, digest: str = "") -> None:
+    file = (0.05, int(megabytes * 1e6), digest, int(megabytes * 2e6), 1000 * ratio, 100 * ratio, ratio, ratio)
+    rows = [
+        (model, text, 100, 0.006, 12.75, 12.5, *file, 2, "llama.cpp (xllamacpp 1)") for text in ("novels", "letters")
+    ]
+    write_table(pd.DataFrame(rows, columns=RUNTIME.names), run.runtime(model), RUNTIME, provenance())
 
 
 def trace() -> pd.DataFrame:

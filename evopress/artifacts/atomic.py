@@ -98,6 +98,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``, for what is needed only while ``path`` is made; it is removed at the end.
+
+    Raises:
+        ArtifactError: the disk is full or the folder cannot be written.
+    """
+    folder = path.with_name(f"{path.name}.scratch")
+    temporary = _temporary(folder)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
+        temporary.mkdir()
+        yield temporary
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        _remove(temporary)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small text artifact whole."""
     with atomic_file(path) as temporary:

@@ -7,6 +7,8 @@ DENSE = "dense"
 """Name under which the uncompressed model is evaluated; no search may take it."""
 HUGGINGFACE = "huggingface"
 """The exporter whose folder is evaluated, so that every search has it."""
+GGUF = "gguf"
+"""The exporter whose file is measured in its runtime."""
 
 
 EMBEDDING = "embedding"
@@ -106,6 +108,10 @@ class Run:
     def tasks_json(self, search: str) -> Path:
         """lm-eval results as its own JSON."""
         return self.root / "evaluation" / search / "tasks.json"
+
+    def runtime(self, search: str) -> Path:
+        """What a GGUF file does in llama.cpp: that of a search, or of the dense model in F16."""
+        return self.root / "evaluation" / search / "runtime.parquet"
 
     def dense_hidden(self, dataset: str) -> Path:
         """Final hidden states of the dense model on an evaluation set."""

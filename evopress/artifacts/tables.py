@@ -134,6 +134,27 @@ TASKS = pa.schema(
     ]
 )
 
+RUNTIME = pa.schema(
+    [
+        pa.field("search", pa.string()),
+        pa.field("dataset", pa.string(), metadata={"about": "text of the next four columns"}),
+        pa.field("tokens", pa.int64(), metadata={"about": "predicted tokens that were compared"}),
+        pa.field("kl", pa.float64(), metadata={"about": "mean over tokens of KL(this package || runtime), nats"}),
+        pa.field("perplexity", pa.float64(), metadata={"about": "in the runtime"}),
+        pa.field("own_perplexity", pa.float64(), metadata={"about": "of the same tokens, by this package in float32"}),
+        pa.field("largest_kl", pa.float64(), metadata={"about": "what kl was allowed to be"}),
+        pa.field("file_bytes", pa.int64()),
+        pa.field("sha256", pa.string(), metadata={"about": "of the file; empty for that of the dense model"}),
+        pa.field("resident_bytes", pa.int64(), metadata={"about": "weights, cache and buffers of a fresh process"}),
+        pa.field("prompt_speed", pa.float64(), metadata={"about": "tokens of a prompt per second, median"}),
+        pa.field("generation_speed", pa.float64(), metadata={"about": "tokens generated per second, median"}),
+        pa.field("prompt_ratio", pa.float64(), metadata={"about": "to the F16 file of the dense model, median"}),
+        pa.field("generation_ratio", pa.float64(), metadata={"about": "to the F16 file of the dense model, median"}),
+        pa.field("threads", pa.int32()),
+        pa.field("runtime", pa.string(), metadata={"about": "name and version"}),
+    ]
+)
+
 SECTIONS = pa.schema(
     [
         pa.field("title", pa.string(), metadata={"about": "heading in the report"}),

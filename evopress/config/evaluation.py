@@ -1,6 +1,8 @@
 """How finished models are judged."""
 
-from pydantic import Field
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from evopress.config.base import Section, UserPath
 
@@ -18,7 +20,37 @@ class TaskSettings(Section):
     batch_size: int = Field(8, ge=1, description="Requests that run at once.")
 
 
+class RuntimeSettings(Section):
+    """Exported GGUF files in llama.cpp: whether they compute what was judged, their memory and their speed."""
+
+    tokens: int = Field(
+        4096,
+        ge=1,
+        description="Tokens of each evaluation text, at most, on which the runtime is compared with this package; "
+        "whole sequences, and at least one.",
+    )
+    largest_kl: float = Field(
+        0.05,
+        gt=0,
+        allow_inf_nan=False,
+        description="Divergence from this package (nats per token) beyond which a file is an error. llama.cpp rounds "
+        "what goes into quantized matrices to 8 bits, which small models answer with up to 0.01; a file that holds "
+        "another model than the one that was judged is off by far more.",
+    )
+    prompt: int = Field(512, ge=1, description="Tokens of the prompt whose processing is timed.")
+    generated: int = Field(64, ge=1, description="Tokens after it, whose generation is timed.")
+    repetitions: int = Field(5, ge=1, description="Times that both are timed; the median counts.")
+
+
+def _section(value: Any) -> Any:
+    """What `true` and `false` stand for."""
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
 class EvaluationSettings(Section):
-    """Perplexity on every data set of `data.evaluation`, and lm-eval tasks."""
+    """Perplexity on every data set of `data.evaluation`, lm-eval tasks, and exported files in their runtime."""
 
     tasks: TaskSettings = TaskSettings()
+    runtime: Annotated[
+        RuntimeSettings | None, BeforeValidator(_section, json_schema_input_type=RuntimeSettings | bool | None)
+    ] = None

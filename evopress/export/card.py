@@ -14,8 +14,8 @@ import pandas as pd
 from evopress.artifacts.atomic import write_text
 from evopress.artifacts.exports import read_export_manifest
 from evopress.artifacts.model_facts import ModelFacts, read_model_facts
-from evopress.artifacts.paths import DENSE, HUGGINGFACE, Run
-from evopress.artifacts.tables import PERPLEXITY, read_table, settings_of
+from evopress.artifacts.paths import DENSE, GGUF, HUGGINGFACE, Run
+from evopress.artifacts.tables import PERPLEXITY, RUNTIME, read_table, settings_of
 from evopress.compression.families import MODULES, of_modules
 from evopress.compression.size import Size, dense_size, size_of
 from evopress.config.context import StageContext
@@ -70,6 +70,7 @@ def render_card(run: Run, search: str, exporter: Exporter) -> str:
         "## Size",
         _size_section(size, dense, settings, lost),
         *_perplexity_section(run, search, exporter),
+        *_runtime_section(run, search, exporter),
         *_levels_sections(configuration, size, lost),
         "## Settings",
         _settings_section(run, search, configuration),
@@ -214,6 +215,46 @@ def _perplexity_section(run: Run, search: str, exporter: Exporter) -> list[str]:
         *measured_on,
         markdown_table(columns, rows),
         *(f"**Warning:** {escape(sentence)}." for sentence in leaks),
+    ]
+
+
+def _runtime_section(run: Run, search: str, exporter: Exporter) -> list[str]:
+    """What the file does in llama.cpp; nothing where this very file has not been measured."""
+    if exporter.exporter != GGUF or not run.runtime(search).exists():
+        return []
+    measured = read_table(run.runtime(search), RUNTIME).to_dict("records")
+    files = read_export_manifest(run, search, GGUF)["files"].values()
+    if measured[0]["sha256"] not in [file["sha256"] for file in files]:
+        return []
+    file = measured[0]
+    prompt, generation = (f"{file[f'{work}_speed']:,.1f} tokens/s" for work in ("prompt", "generation"))
+    costs = [
+        ["size of the file", f"{file['file_bytes'] / 1e6:,.1f} MB"],
+        ["memory (weights, cache and buffers)", f"{file['resident_bytes'] / 1e6:,.1f} MB"],
+        ["prompt", f"{prompt}, {file['prompt_ratio']:.2f} times as fast as the original in F16"],
+        [
+            "generation",
+            f"{generation}, {file['generation_ratio']:.2f} times as fast",
+        ],
+    ]
+    rows = [
+        [
+            str(row["dataset"]),
+            f"{row['own_perplexity']:.4f}",
+            f"{row['perplexity']:.4f}",
+            f"{row['kl']:.5f}",
+            f"{row['tokens']:,}",
+        ]
+        for row in measured
+    ]
+    texts = ["text", "perplexity, in float32", "perplexity, in llama.cpp", "KL between them (nats per token)", "tokens"]
+    return [
+        "## In llama.cpp",
+        f"Measured with {file['runtime']} on a CPU with {file['threads']} threads. Speeds hold for that machine.",
+        markdown_table(["", "value"], costs),
+        "The runtime rounds what goes into quantized matrices to 8 bits, so its distribution differs a little from "
+        "that of the same weights in float32:",
+        markdown_table(texts, rows),
     ]
 
 

@@ -36,7 +36,7 @@ _SPECIAL = 4
 
 
 def require_fit(settings: Settings, config: Mapping[str, Any]) -> None:
-    """Check settings against what is known of the model and of local text.
+    """Check settings against what is known of the model, of local text, and of what is installed.
 
     Args:
         settings: the run.
@@ -47,11 +47,20 @@ def require_fit(settings: Settings, config: Mapping[str, Any]) -> None:
     """
     layers = known_layers(config)
     problems = [*_short_texts(settings), *_unwritable(settings, config, layers)]
+    if settings.evaluation.runtime is not None:
+        problems += _missing_runtime()
     if layers:
         for name, method in settings.variants.items():
             problems += _unfit(f"variants.{name}", method, layers)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))  # repetitions of a search share theirs
+
+
+def _missing_runtime() -> Iterator[str]:
+    from evopress.evaluation.llama_cpp import NOT_INSTALLED, is_installed
+
+    if not is_installed():
+        yield f"evaluation.runtime: {NOT_INSTALLED}"
 
 
 def known_layers(config: Mapping[str, Any]) -> list[LayerShape]:

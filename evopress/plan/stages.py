@@ -68,6 +68,8 @@ def stages(
     yield Stage("stitch", models, min(SHARD_BYTES, shape.bytes), shape.bytes * models)
     yield _perplexity(settings, here)
     yield Stage("tasks", models + 1, here.bytes, note="work depends on the tasks' documents")
+    if measured := settings.in_runtime():
+        yield _runtime(settings, shape, len(measured))
     yield Stage("report", models + 1)
 
 
@@ -158,3 +160,14 @@ def _perplexity(settings: Settings, shape: ModelShape) -> Stage:
     memory = largest + LOGITS * score_bytes(shape.itemsize)
     disk = sum(tokens) * shape.hidden_size * shape.itemsize
     return Stage("perplexity", models, memory, disk, sum(tokens) * models, flops)
+
+
+def _runtime(settings: Settings, shape: ModelShape, models: int) -> Stage:
+    asked = settings.evaluation.runtime
+    assert asked is not None
+    tokens = sum(min(tokens_of(text), asked.tokens) for text in settings.data.evaluation.values())
+    timed = (asked.repetitions + 1) * (asked.prompt + asked.generated)
+    # Each text passes this package and the runtime; the F16 file and the model's own take turns with the same prompt.
+    flops = models * (2 * tokens + 2 * timed) * 2 * (shape.inside + shape.outside)
+    f16 = 2.0 * (shape.inside + shape.outside)
+    return Stage("runtime", models, 2 * f16, 0.0, models * tokens, flops, "with an F16 file beside it on the disk")

@@ -1,4 +1,4 @@
-"""The comparison table: the dense model and every search, with size, perplexity, divergence and task metrics."""
+"""The comparison tables: models by size, perplexity, divergence and task metrics, and their files in the runtime."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import pyarrow as pa
 from evopress.artifacts.exports import read_export_manifest
 from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.provenance import require_same_model
-from evopress.artifacts.tables import PERPLEXITY, TASKS, read_provenance, read_table
+from evopress.artifacts.tables import PERPLEXITY, RUNTIME, TASKS, read_provenance, read_table
 from evopress.compression.size import dense_size, size_of
 from evopress.export.exporters import EXPORTERS
 from evopress.models.checkpoint import Checkpoint
@@ -108,6 +108,32 @@ def compare(run: Run, searches: Sequence[str], exports: Sequence[Path] = ()) -> 
                 comparison.put(model, Column(title, row["dataset"], digits, "low"), Cell(row[key]))
     for model in models:
         _put_tasks(comparison, run, model)
+    return comparison
+
+
+def compare_in_runtime(run: Run, models: Sequence[str]) -> Comparison:
+    """Read what the files of ``models`` did in llama.cpp. No model is marked as best: machines are too noisy for that.
+
+    Raises:
+        ArtifactError: an artifact is missing, damaged, or of another model.
+    """
+    comparison = Comparison()
+    tables = {
+        f"{model} (F16)" if model == DENSE else model: _checked(run, run.runtime(model), RUNTIME) for model in models
+    }
+    for model, table in tables.items():
+        file = table.iloc[0]
+        comparison.put(model, Column("file", "MB", 1), Cell(file["file_bytes"] / 1e6))
+        comparison.put(model, Column("memory", "MB", 1), Cell(file["resident_bytes"] / 1e6))
+        for work in ("prompt", "generation"):
+            comparison.put(model, Column(work, "tokens/s", 1), Cell(file[f"{work}_speed"]))
+            comparison.put(model, Column(work, "x F16", 2), Cell(file[f"{work}_ratio"]))
+    for model, table in tables.items():
+        for row in table.to_dict("records"):
+            text = row["dataset"]
+            comparison.put(model, Column("perplexity", f"{text}, llama.cpp", 2), Cell(row["perplexity"]))
+            comparison.put(model, Column("perplexity", f"{text}, evopress", 2), Cell(row["own_perplexity"]))
+            comparison.put(model, Column("KL", f"{text}, evopress || llama.cpp", 5), Cell(row["kl"]))
     return comparison
 
 

@@ -11,12 +11,12 @@ from markupsafe import Markup
 from evopress.artifacts.atomic import write_text
 from evopress.artifacts.model_facts import read_model_facts
 from evopress.artifacts.paths import DENSE, Run
-from evopress.artifacts.tables import PERPLEXITY, TRACE, read_table, settings_of
+from evopress.artifacts.tables import PERPLEXITY, RUNTIME, TRACE, read_table, settings_of
 from evopress.compression.base import Family
 from evopress.compression.families import family_of, of_modules
 from evopress.config.context import StageContext
 from evopress.data.held_out import recorded_leaks
-from evopress.report.comparison import compare
+from evopress.report.comparison import compare, compare_in_runtime
 from evopress.report.plots import FITNESS, level_map, outer_levels, search_curve
 from evopress.report.sections import environment, read_sections
 from evopress.report.summary import summary
@@ -48,7 +48,11 @@ class SearchSection:
 
 
 def write_report(
-    context: StageContext, searches: Sequence[str], exports: Sequence[Path] = (), sections: Sequence[Path] = ()
+    context: StageContext,
+    searches: Sequence[str],
+    exports: Sequence[Path] = (),
+    in_runtime: Sequence[str] = (),
+    sections: Sequence[Path] = (),
 ) -> None:
     """Write report.html and summary.txt.
 
@@ -56,6 +60,7 @@ def write_report(
         context: of the stage.
         searches: names of the searches to compare.
         exports: folders of their models, to be named.
+        in_runtime: models whose files have been measured in the runtime.
         sections: tables of sections to include, with the columns of SECTIONS.
 
     Raises:
@@ -63,7 +68,7 @@ def write_report(
     """
     results = context.run
     facts = read_model_facts(results)
-    comparison = compare(results, searches, exports)
+    comparison, runtime = compare(results, searches, exports), compare_in_runtime(results, in_runtime)
     seen = recorded_leaks(results, read_table(results.perplexity(DENSE), PERPLEXITY)["dataset"])
     configurations = {search: Configuration.read(results, search).table for search in searches}
     values: dict[str, set[float]] = {}
@@ -77,6 +82,8 @@ def write_report(
         facts=facts,
         dense=DENSE,
         comparison=comparison,
+        runtime=runtime,
+        measured=read_table(results.runtime(in_runtime[0]), RUNTIME).iloc[0] if in_runtime else None,
         leaks=seen,
         extra=read_sections(results, sections),
         sections=compared,
@@ -85,7 +92,7 @@ def write_report(
     )
     write_text(results.report, html)
     title = f"{facts.name}, compressed ({results.root})\nfrom {facts.origin}"
-    write_text(results.summary, summary(comparison, results, title, exports, seen))
+    write_text(results.summary, summary(comparison, results, title, exports, seen, runtime))
 
 
 def recorded_settings(results: Run, searches: Sequence[str]) -> dict[str, Any]:

@@ -9,16 +9,28 @@ from evopress.report.comparison import Column, Comparison
 WIDTH = 100
 
 
-def summary(comparison: Comparison, run: Run, title: str, exports: Sequence[Path], leaks: Sequence[str] = ()) -> str:
+def summary(
+    comparison: Comparison,
+    run: Run,
+    title: str,
+    exports: Sequence[Path],
+    leaks: Sequence[str] = (),
+    runtime: Comparison | None = None,
+) -> str:
     """Title, comparison table, and where the models and the report lie; no table line is longer than WIDTH.
 
-    ``exports`` are folders of models, and ``leaks`` sentences on text that is not held out.
+    ``exports`` are folders of models, ``leaks`` sentences on text that is not held out, and ``runtime`` compares files
+    in llama.cpp.
     """
     lines = [title, ""]
     for table in tables(comparison):
         lines += [table, ""]
     if any(comparison.is_best(model, column) for model in comparison.rows for column in comparison.columns):
         lines += ["* better than every other compressed model, by more than the standard error of the difference", ""]
+    if runtime is not None and runtime.rows:
+        lines += ["GGUF files in llama.cpp", ""]
+        for table in tables(runtime):
+            lines += [table, ""]
     for sentence in leaks:
         lines += [f"Warning: {sentence}", ""]
     places = {f"{folder.parent.name} as {folder.name}": folder for folder in exports} | {"report": run.report}

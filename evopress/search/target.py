@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, SerializeAsAny, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, SerializeAsAny, Tag, WithJsonSchema, model_validator
 
 from evopress.compression.base import Unit
 from evopress.compression.families import share_out
@@ -28,7 +28,7 @@ def _bytes(value: Any) -> Any:
 class SizeTarget(Section):
     """The size of the file that comes out: in bytes, as a fraction of the dense model, or in bits per parameter."""
 
-    bytes: Annotated[int, BeforeValidator(_bytes)] | None = Field(
+    bytes: Annotated[int, BeforeValidator(_bytes), WithJsonSchema({"type": ["integer", "string"]})] | None = Field(
         None, gt=0, description="Most that the file may hold, as in `95 MB`, `4 GiB`, or as a number."
     )
     fraction: float | None = Field(

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from evopress.artifacts.paths import DENSE
+from evopress.artifacts.paths import DENSE, GGUF, HUGGINGFACE
 from evopress.workflow import slices
 from evopress.workflow.code_dependencies import code_digest
 from evopress.workflow.settings import Settings
 from evopress.workflow.stages import STAGES
 
 MEASURED = ("perplexity", "tasks")
-"""Stages that measure a model."""
+"""Stages that measure every model."""
 
 
 @dataclass(frozen=True)
@@ -77,23 +77,31 @@ class Keys:
         return self._key("export", own.model_dump_json(), *before, plugins=[own])
 
     def evaluation(self, stage: str, model: str) -> str:
-        """Of a measurement (``perplexity`` or ``tasks``) of a search's model, or of the dense one."""
-        before = [self.model() if model == DENSE else self.export(model, "huggingface")]
+        """Of a measurement (``perplexity``, ``tasks`` or ``runtime``) of a search's model, or of the dense one."""
+        before = [self.model() if model == DENSE else self.export(model, HUGGINGFACE)]
         if stage == "tasks":
             return self._key(stage, slices.tasks_slice(self.settings), *before)
         before += map(self.tokens, self.settings.data.evaluation)
+        if stage == "runtime":
+            before += [self.model(), *([] if model == DENSE else [self.export(model, GGUF)])]
+            before.append(slices.perplexity_slice(self.settings))
+            return self._key(stage, slices.runtime_slice(self.settings), *before)
         return self._key(stage, slices.perplexity_slice(self.settings), *before)
 
     def card(self, search: str, exporter: str) -> str:
         """Of the model card of an export."""
         measured = [self.evaluation("perplexity", model) for model in (search, DENSE)]
+        if exporter == GGUF and search in self.settings.in_runtime():
+            measured.append(self.evaluation("runtime", search))
         own = self.settings.exporter_of(search, exporter)
         return self._key("card", "{}", self.export(search, exporter), *measured, plugins=[own])
 
     def report(self) -> str:
         """Of the report."""
         models = [DENSE, *self.settings.searches]
-        return self._key("report", "{}", *(self.evaluation(kind, model) for kind in MEASURED for model in models))
+        measured = [(kind, model) for kind in MEASURED for model in models]
+        measured += [("runtime", model) for model in self.settings.in_runtime()]
+        return self._key("report", "{}", *(self.evaluation(kind, model) for kind, model in measured))
 
     def of(self, modules: Sequence[str], settings: str, *before: str) -> str:
         """Key of what ``modules`` make from a slice of the settings and what has the keys ``before``."""

@@ -1,11 +1,11 @@
 """All settings of a run, and what must hold between their sections."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, SerializeAsAny
 
-from evopress.artifacts.paths import DENSE
+from evopress.artifacts.paths import DENSE, GGUF
 from evopress.compression.base import Method
 from evopress.compression.methods import METHODS
 from evopress.config.base import Name, Section, drop_removed, parse_section
@@ -110,10 +110,21 @@ class Settings(Section):
             yield from dependency_problems(where, repetition, self.searches, self.variants)
             yield from _token_problems(where, search, self.data.search.tokens)
             yield from export_problems(f"{where}.exports", search, self.variants)
+        if self.evaluation.runtime and not any(GGUF in _named(search.exports) for search in self.searches.values()):
+            yield (
+                "evaluation.runtime: no search exports a GGUF file, which the runtime could run; add `exports: [gguf]` "
+                "to a search, or leave `evaluation.runtime` out"
+            )
 
     def exports_of(self, search: str) -> list[Exporter]:
         """Exporters of a search, with their settings."""
         return exporters_of(self.searches[search], f"searches.{search}.exports")
+
+    def in_runtime(self) -> list[str]:
+        """Models whose files are measured in the runtime: the dense one, and that of every search with a GGUF file."""
+        if self.evaluation.runtime is None:
+            return []
+        return [DENSE, *(name for name, search in self.searches.items() if GGUF in _named(search.exports))]
 
     def exporter_of(self, search: str, name: str) -> Exporter:
         """The exporter of this name as a search asks for it, or, if it does not, with the defaults."""
@@ -164,6 +175,11 @@ def _without_removed_texts(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(data, Mapping) or "evaluation" not in data:
         return dict(values)
     return {**values, "data": {**data, "evaluation": drop_removed(data["evaluation"])}}
+
+
+def _named(exports: Iterable[Any]) -> list[Any]:
+    """Names of the exporters that a search asks for, by name alone or with settings."""
+    return [one.get(EXPORTERS.key) if isinstance(one, Mapping) else one for one in exports]
 
 
 def _token_problems(where: str, search: Strategy, available: int | None) -> Iterator[str]:

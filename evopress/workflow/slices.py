@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evopress.artifacts.paths import DENSE, EMBEDDING, Run, manifest_path
 from evopress.config.data import TextSettings
+from evopress.config.evaluation import RuntimeSettings
 from evopress.export.exporters import EXPORTERS
 from evopress.workflow.settings import Settings
 
@@ -59,6 +60,11 @@ def perplexity_slice(settings: Settings) -> str:
     return json.dumps({"datasets": list(settings.data.evaluation)})
 
 
+def runtime_slice(settings: Settings) -> str:
+    """How exported files are measured; those that only a target of its own asks for, with the defaults."""
+    return (settings.evaluation.runtime or RuntimeSettings()).model_dump_json()
+
+
 def expected_slices(settings: Settings, run: Run, blocks: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """One artifact of each job, with the slice that should have made it."""
     yield run.layers, model_slice(settings)
@@ -81,3 +87,5 @@ def expected_slices(settings: Settings, run: Run, blocks: Sequence[str]) -> Iter
     for model in (DENSE, *settings.searches):
         yield run.perplexity(model), perplexity_slice(settings)
         yield run.tasks(model), tasks_slice(settings)
+    for model in settings.in_runtime():
+        yield run.runtime(model), runtime_slice(settings)

@@ -26,6 +26,7 @@ STAGES = {
     "export": Stage("evopress.export.stage", "run_export"),
     "perplexity": Stage("evopress.evaluation.perplexity", "evaluate_perplexity", gpu=True),
     "tasks": Stage("evopress.evaluation.tasks", "evaluate_tasks", gpu=True),
+    "runtime": Stage("evopress.evaluation.runtime", "evaluate_runtime", gpu=True),
     "card": Stage("evopress.export.card", "write_card"),
     "report": Stage("evopress.report.page", "write_report"),
 }

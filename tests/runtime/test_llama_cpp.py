@@ -7,13 +7,14 @@ part (an order of rows, a scale, a window) moves them by 0.3 and more. The bound
 
 from pathlib import Path
 
-import llama_cpp
+import numpy as np
 import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType
 from gguf_layouts import TINY, byte_level, folder_of, packed_weights, sentencepiece, tiny, tokens
 
+from evopress.evaluation import llama_cpp
 from evopress.export.gguf.file import write_gguf
 from evopress.models.gguf_pretokenizers import PRETOKENIZERS
 
@@ -45,7 +46,7 @@ def expected(model: transformers.PreTrainedModel) -> torch.Tensor:
 
 
 def found(path: Path) -> torch.Tensor:
-    return torch.from_numpy(llama_cpp.run(path, tokens()).logits)
+    return torch.from_numpy(np.concatenate(list(llama_cpp.logits(path, [tokens()], threads=1))))
 
 
 def divergence(model: torch.Tensor, runtime: torch.Tensor) -> float:
@@ -88,4 +89,4 @@ def test_tokens_are_those_of_the_tokenizer(name: str, tmp_path: Path) -> None:
     else:
         tokenizer = sentencepiece(prefix=name == "sentencepiece")
     write_gguf(folder_of(tiny("llama"), tmp_path / "model", tokenizer), tmp_path / "x.gguf", {}, name="tiny")
-    assert llama_cpp.run(tmp_path / "x.gguf", texts=TEXTS).tokens == [tokenizer(text)["input_ids"] for text in TEXTS]
+    assert llama_cpp.tokenize(tmp_path / "x.gguf", TEXTS) == [tokenizer(text)["input_ids"] for text in TEXTS]

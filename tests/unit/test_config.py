@@ -117,6 +117,13 @@ def test_the_default_is_valid_and_complete_files_need_nothing_else() -> None:
             "variants.s.sparsity: Input should be greater than 0",
         ),
         ({"name": "a\nb"}, "name: 'a\\nb' cannot name a file"),
+        (
+            {"evaluation": {"runtime": True}},
+            "evaluation.runtime: no search exports a GGUF file, which the runtime could run; add `exports: [gguf]`",
+        ),
+        ({"evaluation": {"runtime": {"tokns": 1}}}, "evaluation.runtime: unknown key 'tokns': did you mean 'tokens'?"),
+        ({"evaluation": {"runtime": {"tokens": 0}}}, "evaluation.runtime.tokens: Input should be greater than or"),
+        ({"evaluation": {"runtime": 3}}, "evaluation.runtime: must be a section with keys of its own, not 3"),
         ({"name": ".."}, "name: '..' cannot name a file"),
         ({"model": {"source": "pypi"}}, "model.package: Field required"),
     ],
@@ -125,6 +132,18 @@ def test_refusals_name_the_setting_and_the_way_out(overlay: dict[str, Any], mess
     with pytest.raises(ConfigError) as error:
         load(overlay)
     assert any(line.startswith(message) or message in line for line in str(error.value).splitlines()), error.value
+
+
+def test_the_runtime_is_measured_where_it_is_asked_for() -> None:
+    file = {"searches": {"q3": {"exports": [{"exporter": "gguf", "dequantize": True}], "seeds": [0, 1]}}}
+    assert load(file).in_runtime() == []
+    for asked in (True, {}, {"tokens": 64}):
+        settings = load({**file, "evaluation": {"runtime": asked}})
+        assert settings.in_runtime() == ["dense", "q3-seed0", "q3-seed1"]  # `flat` exports no GGUF file
+        assert settings.evaluation.runtime is not None
+        assert settings.evaluation.runtime.tokens == (64 if asked == {"tokens": 64} else 4096)
+    for left_out in (False, None):
+        assert load({**file, "evaluation": {"runtime": left_out}}).in_runtime() == []
 
 
 def test_every_problem_has_its_line() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -18,10 +19,14 @@ from evopress.artifacts.tables import PERPLEXITY, TASKS, read_table
 from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
 from evopress.config.evaluation import TaskSettings
+from evopress.data.tokens import read_counted
 from evopress.evaluation import perplexity
 from evopress.evaluation.perplexity import evaluate_perplexity
+from evopress.evaluation.runtime import Text, compare, require_close
 from evopress.evaluation.task_files import check_names, write_overlays
 from evopress.evaluation.tasks import evaluate_tasks, task_rows
+from evopress.models.blockwise import BlockwiseModel
+from evopress.models.propagation import final_hidden
 from evopress.util.errors import ArtifactError, ConfigError, ModelError
 
 COMPUTE = ComputeSettings(device="cpu")
@@ -130,6 +135,35 @@ def test_a_model_of_another_origin_is_refused(results):
     for search in ("dense", "evo"):
         with pytest.raises(ArtifactError, match="was made for another model"):
             evaluate_perplexity(StageContext(results, COMPUTE), search, ["novels"])
+
+
+def test_the_runtime_is_compared_at_the_tokens_that_count(results):
+    starts = [[0, 5], [], [11]]
+    tokens = write_tokens(results, "novels", starts=starts)
+    plain = tiny_model()
+    with torch.no_grad():
+        own = plain(tokens).logits
+    theirs = own + 0.3 * torch.randn(own.shape, generator=torch.Generator().manual_seed(1))
+    model = BlockwiseModel.from_folder(results.model, torch.device("cpu"), torch.float32)
+    text = Text("novels", tokens, perplexity.predicted(read_counted(results, "novels")))
+    hidden = final_hidden(model, tokens, 8, "")
+    kl, own_nll, their_nll = compare(model, hidden, text, iter(theirs.flatten(0, 1).split([5, 1, 20, 10])))
+    log_p, log_q = own.double().log_softmax(-1), theirs.double().log_softmax(-1)
+    kept = [(s, t) for s in range(3) for t in range(11) if t + 1 not in starts[s]]
+    assert kl == pytest.approx(
+        sum(float((log_p[s, t].exp() * (log_p[s, t] - log_q[s, t])).sum()) for s, t in kept) / len(kept), rel=1e-4
+    )
+    for found, log in ((own_nll, log_p), (their_nll, log_q)):
+        expected = -sum(float(log[s, t, tokens[s, t + 1]]) for s, t in kept) / len(kept)
+        assert found == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ModelError, match="gives 63 logits per token and the model 64"):
+        compare(model, hidden, text, iter([theirs[0, :, 1:]]))
+
+
+@pytest.mark.parametrize(("kl", "close"), [(0.0, True), (0.05, True), (0.051, False), (float("nan"), False)])
+def test_a_runtime_that_computes_something_else_is_an_error(kl, close):
+    with nullcontext() if close else pytest.raises(ModelError, match=r"a/b\.gguf: its distribution on novels"):
+        require_close(Path("a/b.gguf"), "novels", kl, 0.05)
 
 
 QUESTIONS = [

@@ -145,3 +145,15 @@ def test_models_that_an_export_cannot_hold_are_refused(tmp_path, variants, confi
 )
 def test_models_that_it_can_hold_pass(tmp_path, variants, config, runtime, dtype):
     require_fit(exporting(tmp_path, variants, runtime, dtype), LLAMA | config)
+
+
+def test_a_runtime_that_is_not_installed_is_told_beforehand(tmp_path, monkeypatch):
+    exports = [{"exporter": "gguf", "dequantize": True}]
+    search = {"strategy": "uniform", "variants": "v", "target": 3, "exports": exports}
+    sections = {"variants": {"v": {"method": "gptq"}}, "searches": {"q3": search}, "evaluation": {"runtime": True}}
+    settings = load_settings([write_settings(tmp_path, "7B", **sections)])
+    monkeypatch.setattr("evopress.evaluation.llama_cpp.is_installed", lambda: False)
+    with pytest.raises(ConfigError, match=r"evaluation\.runtime: .*; run `pip install 'evopress\[runtime\]'`"):
+        require_fit(settings, {})
+    monkeypatch.setattr("evopress.evaluation.llama_cpp.is_installed", lambda: True)
+    require_fit(settings, {})

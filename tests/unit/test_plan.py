@@ -99,6 +99,27 @@ def test_what_flatters_a_run_or_does_not_fit_the_model_is_told(tmp_path):
     assert "data.evaluation.held" not in planned({"source": "python_docs", "sequence_length": positions})
 
 
+def test_files_in_the_runtime_have_their_row(tmp_path):
+    build("llama").config.save_pretrained(tmp_path / "model")
+    text = {"source": "python_docs", "tokens": 512, "sequence_length": 16}
+    search = {"strategy": "uniform", "variants": "v", "target": 3}
+    settings = {
+        "name": "x",
+        "model": {"source": "folder", "path": str(tmp_path / "model")},
+        "data": {"calibration": text, "search": text, "evaluation": {"held": text}},
+        "variants": {"v": {"method": "gptq", "bits": [3], "group_size": 8}},
+        "searches": {"a": {**search, "exports": [{"exporter": "gguf", "dequantize": True}]}, "b": search},
+    }
+
+    def row(**evaluation):
+        lines = plan(Settings.load({**settings, "evaluation": evaluation}), Run(tmp_path / "results")).splitlines()
+        return [line.split() for line in lines if line.startswith("runtime ")]
+
+    assert row() == []
+    ((_, jobs, *sizes),) = row(runtime={"tokens": 128})
+    assert jobs == "2" and "256" in sizes  # the file of `a` and the dense model's, 128 tokens each
+
+
 def test_of_a_hub_model_only_the_config_is_asked_for(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(SHAPES["7B"]))
     asked = []

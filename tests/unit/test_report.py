@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from finished_run import make_results, provenance, tiny_model, write_configuration, write_model, write_tokens
-from report_page import Page, measure, trace
+from report_page import Page, measure, measure_in_runtime, trace
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import PERPLEXITY, SECTIONS, TRACE, VARIANTS, write_table
@@ -99,6 +99,24 @@ def test_summary_fits_the_terminal_and_says_where_things_lie(run):
     places = [f"uniform as huggingface  {exports[0]}", f"evo as huggingface      {exports[1]}"]
     assert lines[-4:] == [*places, f"evo as archive          {exports[2]}", f"report                  {run.report}"]
     assert "; written as huggingface, archive" in run.report.read_text()
+
+
+def test_files_in_the_runtime_have_a_table_of_their_own(run):
+    write_report(StageContext(run), SEARCHES)
+    assert "llama.cpp" not in run.report.read_text() and "llama.cpp" not in run.summary.read_text()
+    measure_in_runtime(run, "dense", 200.0, 1.0)
+    measure_in_runtime(run, "evo", 50.0, 1.5)
+    write_report(StageContext(run), SEARCHES, in_runtime=["dense", "evo"])
+    text = run.report.read_text()
+    rows = [row for row in Page(text).rows if row[0] in ("dense (F16)", "evo")]
+    assert [row[0] for row in rows] == ["evo", "dense (F16)", "evo"]  # the first is that of the comparison
+    costs = ["100.0", "1,500.0", "1.50", "150.0", "1.50"]
+    assert rows[2][1:] == ["50.0", *costs, *["12.75", "12.50", "0.00600"] * 2]
+    assert "with 2\nthreads; dense is the original in F16" in text and "an error beyond 0.05" in text
+    assert 'class="best">1.50' not in text
+    lines = run.summary.read_text().splitlines()
+    assert "GGUF files in llama.cpp" in lines and max(map(len, lines[2:-4])) <= WIDTH
+    assert [line for line in lines if line.startswith("dense (F16) ")]
 
 
 def test_text_that_is_not_held_out_is_named(run):

@@ -54,6 +54,7 @@ def with_(settings: dict[str, Any], *path: str, value: Any) -> dict[str, Any]:
             "no/tasks",
             "evaluation.tasks.include_path: 'no/tasks' is not a folder",
         ),
+        (("evaluation", "runtime"), True, "evaluation.runtime: no search exports a GGUF file"),
         (("evaluation", "tasks", "names"), ["evryday"], "unknown task 'evryday': did you mean 'everyday'?"),
         (
             ("variants", "gptq", "group_size"),

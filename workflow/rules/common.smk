@@ -71,6 +71,7 @@ LOGS = RUN.root / "logs"
 SEARCHES = list(SETTINGS.searches)
 EXPORTS = {search: SETTINGS.exports_of(search) for search in SEARCHES}
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
+IN_RUNTIME = SETTINGS.in_runtime()
 MODULES = [name for name, method in SETTINGS.variants.items() if not method.per_block]
 SEQUENTIAL = [name for name, method in SETTINGS.variants.items() if method.sequential]
 
@@ -253,6 +254,12 @@ def model_of(wildcards):
     return RUN.export_manifest(wildcards.search, "huggingface")
 
 
+def runtime_of(wildcards):
+    """What llama.cpp does with the file of an export, where that is measured."""
+    measured = wildcards.exporter == "gguf" and wildcards.search in IN_RUNTIME
+    return [RUN.runtime(wildcards.search)] if measured else []
+
+
 def small_results():
     """Outputs of all stages that nobody removes to have the space. Snakemake removes the outputs of a job that failed,
     and does not miss them as long as what was made of them earlier is there: the next run would take an old report for
@@ -267,6 +274,7 @@ def small_results():
     yield from exported()
     for model in [DENSE, *SEARCHES]:
         yield from [RUN.perplexity(model), RUN.tasks(model)]
+    yield from map(RUN.runtime, IN_RUNTIME)
 
 
 def studied(tables, section, reported=True):

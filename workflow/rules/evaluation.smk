@@ -1,4 +1,4 @@
-# Held-out perplexity and KL, and lm-eval tasks, of the dense model and of every compressed one.
+# Held-out perplexity and KL, and lm-eval tasks, of the dense model and of every compressed one; GGUF files in llama.cpp.
 
 DENSE_HIDDEN = [RUN.dense_hidden(dataset) for dataset in EVALUATION_SETS]
 
@@ -96,3 +96,53 @@ rule tasks:
     shell:
         "{params.python:q} scripts/stage.py tasks {params.common:q} --key {params.key:q}"
         " --search {wildcards.search:q} --settings {params.settings:q} --log {log:q}"
+
+
+rule runtime_dense:
+    input:
+        RUN.model_manifest,
+        [RUN.tokens(dataset) for dataset in EVALUATION_SETS],
+    output:
+        RUN.runtime(DENSE),
+    log:
+        LOGS / "evaluation" / DENSE / "runtime.log",
+    threads: MANY_THREADS
+    resources:
+        gpu=gpus,
+        mem_mb=memory_of_evaluation,
+    params:
+        **SCRIPT,
+        datasets=EVALUATION_SETS,
+        settings=lambda wildcards: slices.runtime_slice(SETTINGS),
+        key=key(lambda wildcards: KEYS.evaluation("runtime", DENSE)),
+    message:
+        "The dense model in llama.cpp"
+    shell:
+        "{params.python:q} scripts/stage.py runtime {params.common:q} --key {params.key:q}"
+        " --search dense --datasets {params.datasets:q} --settings {params.settings:q} --log {log:q}"
+
+
+rule runtime:
+    input:
+        RUN.model_manifest,
+        model_of,
+        RUN.export_manifest("{search}", "gguf"),
+        [RUN.tokens(dataset) for dataset in EVALUATION_SETS],
+    output:
+        RUN.runtime("{search}"),
+    log:
+        LOGS / "evaluation" / "{search}" / "runtime.log",
+    threads: MANY_THREADS  # so that it runs alone: what else the machine does would slow it down
+    resources:
+        gpu=gpus,
+        mem_mb=memory_of_evaluation,
+    params:
+        **SCRIPT,
+        datasets=EVALUATION_SETS,
+        settings=lambda wildcards: slices.runtime_slice(SETTINGS),
+        key=key(lambda wildcards: KEYS.evaluation("runtime", wildcards.search)),
+    message:
+        "{wildcards.search} in llama.cpp"
+    shell:
+        "{params.python:q} scripts/stage.py runtime {params.common:q} --key {params.key:q}"
+        " --search {wildcards.search:q} --datasets {params.datasets:q} --settings {params.settings:q} --log {log:q}"

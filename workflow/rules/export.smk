@@ -34,6 +34,7 @@ rule card:
         RUN.configuration("{search}"),
         RUN.perplexity("{search}"),
         RUN.perplexity(DENSE),
+        runtime_of,
     output:
         RUN.card("{search}", "{exporter}"),
     log:

@@ -10,6 +10,7 @@ rule report:
         [RUN.export_manifest(search, one.exporter) for search in SEARCHES for one in EXPORTS[search]],
         [RUN.perplexity(search) for search in [DENSE, *SEARCHES]],
         [RUN.tasks(search) for search in [DENSE, *SEARCHES]],
+        [RUN.runtime(model) for model in IN_RUNTIME],
         STUDY_SECTIONS,
     output:
         RUN.report,
@@ -20,10 +21,12 @@ rule report:
         **SCRIPT,
         searches=SEARCHES,
         exports=[RUN.export(search, one.exporter) for search in SEARCHES for one in EXPORTS[search]],
+        in_runtime=IN_RUNTIME,
         sections=STUDY_SECTIONS,
         key=key(lambda wildcards: KEYS.report()),
     message:
         "Report"
     shell:
         "{params.python:q} scripts/stage.py report {params.common:q} --key {params.key:q}"
-        " --searches {params.searches:q} --exports {params.exports:q} --sections {params.sections:q} --log {log:q}"
+        " --searches {params.searches:q} --exports {params.exports:q} --in-runtime {params.in_runtime:q}"
+        " --sections {params.sections:q} --log {log:q}"

@@ -92,6 +92,11 @@ class DynamicProgramming(Enumeration):
                 f"{where}.errors: modules that {self.variants!r} drops have no errors in a table; choose `propagated` "
                 "or `kl`"
             )
+        if self.errors == "propagated" and method.compresses_embedding:
+            yield (
+                f"{where}.errors: {self.variants!r} has levels of the head, which comes after the final hidden states whose "
+                "error `propagated` measures; choose `kl`"
+            )
 
     def grouping(self) -> GroupRule:
         """As the settings say."""

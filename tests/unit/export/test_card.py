@@ -16,15 +16,17 @@ from finished_run import (
     write_model,
     write_tokens,
 )
+from report_page import measure_in_runtime
 
 from evopress.artifacts.exports import file_digests, write_export_manifest
 from evopress.artifacts.model_facts import model_facts, read_card
-from evopress.artifacts.paths import HUGGINGFACE
+from evopress.artifacts.paths import GGUF, HUGGINGFACE
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import PERPLEXITY, VARIANTS, write_table
 from evopress.compression.size import compressed_size, dense_size
 from evopress.config.context import StageContext
 from evopress.export.card import _chosen_by, levels_table, write_card
+from evopress.export.exporters.gguf import GgufFile
 from evopress.export.exporters.huggingface import HuggingFace
 from evopress.export.markdown import escape, markdown_table
 from evopress.models.checkpoint import Checkpoint
@@ -89,6 +91,26 @@ def test_measured_perplexity_is_told_once_it_is_there(results):
     write_card(StageContext(results), "evo", HuggingFace())
     text = results.card("evo", HUGGINGFACE).read_text()
     assert "| novels\\|x | 10.0000 | 12.5000 | 0.25000 | 1,234 |" in text and "Not measured" not in text
+
+
+def test_a_file_that_was_measured_in_the_runtime_says_so(results):
+    folder = results.export("evo", GGUF)
+    folder.mkdir()
+    (folder / "evo.gguf").write_bytes(b"blocks")
+    files = file_digests(folder)
+    write_export_manifest(results, "evo", GGUF, files, Provenance("export", "{}", FINGERPRINT))
+    write_card(StageContext(results), "evo", GgufFile())
+    assert "## In llama.cpp" not in results.card("evo", GGUF).read_text()
+    measure_in_runtime(results, "evo", 50.0, 1.5, files["evo.gguf"]["sha256"])
+    for exporter in (HuggingFace(), GgufFile()):
+        write_card(StageContext(results), "evo", exporter)
+    assert "## In llama.cpp" not in results.card("evo", HUGGINGFACE).read_text()
+    text = results.card("evo", GGUF).read_text()
+    assert "| generation | 150.0 tokens/s, 1.50 times as fast |" in text
+    assert "| novels | 12.5000 | 12.7500 | 0.00600 | 100 |" in text
+    measure_in_runtime(results, "evo", 50.0, 1.5, "0" * 64)  # another file than the one that lies there
+    write_card(StageContext(results), "evo", GgufFile())
+    assert "## In llama.cpp" not in results.card("evo", GGUF).read_text()
 
 
 def test_text_that_is_not_held_out_is_named(results):
