@@ -94,8 +94,8 @@ class DynamicProgramming(Enumeration):
             )
         if self.errors == "propagated" and method.compresses_embedding:
             yield (
-                f"{where}.errors: {self.variants!r} has levels of the head, which comes after the final hidden states whose "
-                "error `propagated` measures; choose `kl`"
+                f"{where}.errors: {self.variants!r} has levels of the head, which comes after the final hidden states "
+                "whose error `propagated` measures; choose `kl`"
             )
 
     def grouping(self) -> GroupRule:
