@@ -4,11 +4,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from evopress.artifacts.manifest import sha256
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, write_table
@@ -36,18 +38,33 @@ def make_variants(context: StageContext, name: str, method: LayerMethod, block: 
     run = context.run
     layers = included_layers(run, name, method, block)
     check_model(run)
-    manifest = check_tensors(run.hessian(block))
-    calibrated = Provenance(**manifest["provenance"])
-    require_same_model(run, calibrated, run.hessian(block))
-
-    def hessian(group: str) -> Tensor:
-        """X^T X of an input group, [columns, columns]."""
-        return read_tensors(run.hessian(block), [group])[group]
-
+    hessian, facts = (_hessians if method.needs_hessians else _given_hessians)(run, name, method, block)
     variants = compress_layers(context, f"variants {name}, block {block}", method, layers, hessian)
-    facts = {"hessians": json.loads(calibrated.settings), "tokens": manifest["facts"].get("tokens")}
     table = variant_table(variants, layers, method, block)
     write_variants(run, name, block, variants, table, variants_provenance(context, method), facts)
+
+
+Hessians = Callable[[str], Tensor]
+"""Gives X^T X of an input group, [columns, columns]."""
+
+
+def _hessians(run: Run, name: str, method: LayerMethod, block: int) -> tuple[Hessians, dict[str, object]]:
+    """The Hessians of a block, and what they were made of."""
+    path = run.hessian(block)
+    manifest = check_tensors(path)
+    calibrated = Provenance(**manifest["provenance"])
+    require_same_model(run, calibrated, path)
+    facts = {"hessians": json.loads(calibrated.settings), "tokens": manifest["facts"].get("tokens")}
+    return lambda group: read_tensors(path, [group])[group], facts
+
+
+def _given_hessians(run: Run, name: str, method: LayerMethod, block: int) -> tuple[Hessians, dict[str, object]]:
+    """What the method has in their place, and the files that it comes from."""
+    try:
+        given = method.given_hessians(run.model, read_table(run.layers, LAYERS), block)
+    except ConfigError as error:
+        raise ConfigError(f"variants.{name}.{error}") from error
+    return given.__getitem__, {"hessians": {key: sha256(Path(path)) for key, path in method.files().items()}}
 
 
 def variants_provenance(context: StageContext, method: LayerMethod) -> Provenance:

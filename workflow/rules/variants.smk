@@ -6,7 +6,7 @@ rule variants:
     input:
         RUN.model_manifest,
         RUN.layers,
-        with_manifest(RUN.hessian("{block}")),
+        calibrated,
     output:
         kept(RUN.variant_tensors("{variants}", "{block}")),
         RUN.variant_table("{variants}", "{block}"),
