@@ -1,0 +1,83 @@
+"""Searches of ours at the sizes of the files that llama.cpp's quantizer has made."""
+
+import shutil
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+
+from evopress.artifacts.atomic import write_text
+from evopress.artifacts.paths import HUGGINGFACE, Run
+from evopress.artifacts.tables import LAYERS, PERPLEXITY, read_table
+from evopress.config.context import StageContext
+from evopress.evaluation.perplexity import evaluate_perplexity
+from evopress.export.base import Exporter
+from evopress.export.exporters.huggingface import HuggingFace
+from evopress.export.stage import run_export
+from evopress.search.base import Strategy
+from evopress.search.run import run_search
+from evopress.util.errors import ConfigError
+from evopress.util.progress import log
+from studies.paths import dense_gguf_path, peer_path, rival_path
+from studies.peers import is_smaller, measured_rows, read_measured, weights_dtype, write_measured
+from studies.settings import PeerSettings
+from studies.tables import PEERS
+
+
+def search_rival(
+    context: StageContext, peer: PeerSettings, name: str, search: Strategy, exporter: Exporter, datasets: Sequence[str]
+) -> None:
+    """Search at the size of a file of llama.cpp, write what is found as GGUF, and measure it.
+
+    What lies in the run of an earlier start is used: the search goes on from its last round, and is not made again once
+    it has ended.
+
+    Args:
+        context: of the run.
+        peer: the file.
+        name: of the search that is copied.
+        search: its settings.
+        exporter: writes the GGUF file.
+        datasets: names of evaluation sets.
+
+    Raises:
+        ArtifactError: what is read is missing, damaged or of another model.
+    """
+    run, own = context.run, f"peers-{peer.name}"
+    theirs = read_measured(run, peer_path(run, peer.name)).iloc[0]
+    size, embedding = int(theirs["bytes"]), str(theirs["embedding"])
+    target, ended = rival_path(run, peer.name), rival_path(run, peer.name).with_suffix(".key")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nothing = pd.DataFrame(columns=PEERS.names)
+    if not is_smaller(run, size):
+        write_measured(run, target, nothing, peer)
+        return
+    try:
+        if not (ended.exists() and ended.read_text() == context.key and run.configuration(own).exists()):
+            run_search(context, own, at_size(run, search, size))
+            write_text(ended, context.key)
+    except ConfigError as error:
+        log.warning("%s: nothing of %.1f MB to compare it with: %s", peer.name, size / 1e6, error)
+        write_measured(run, target, nothing, peer)
+        return
+    for form in (HuggingFace(), exporter):
+        run_export(context, own, form)
+    evaluate_perplexity(context, own, datasets)
+    made = sum(path.stat().st_size for path in run.export(own, exporter.exporter).glob("*.gguf"))
+    found = read_table(run.perplexity(own), PERPLEXITY)
+    write_measured(run, target, measured_rows(found, peer, embedding, name, made), peer)
+    run.export_manifest(own, HUGGINGFACE).unlink()  # it has served: a dense model for each of many files
+    shutil.rmtree(run.export(own, HUGGINGFACE))
+
+
+def at_size(run: Run, search: Strategy, size: int) -> Strategy:
+    """Settings of ``search`` with a GGUF file of at most ``size`` bytes for its target.
+
+    The target is an average over the linear layers, so what the file holds beside them is taken off, at 16 bits.
+    """
+    weights = int(read_table(run.layers, LAYERS)["parameters"].sum())
+    itemsize = torch.empty((), dtype=weights_dtype(run)).itemsize
+    beside = (dense_gguf_path(run).stat().st_size - itemsize * weights) * 2 / itemsize
+    if size <= beside:
+        raise ConfigError(f"{beside:.0f} bytes are no linear layers, and {size} are there in all")
+    return search.model_copy(update={"target": 8 * (size - beside) / weights})
