@@ -63,6 +63,12 @@ def test_problems_of_studies_and_of_searches_are_told_together() -> None:
     ]
 
 
+def test_a_search_may_not_have_the_name_of_a_study_of_peers() -> None:
+    taken = {"strategy": "uniform", "variants": "gptq", "target": 3}
+    with pytest.raises(ConfigError, match=r"^searches\.peers-Q4_0: the name is taken by studies\.peers"):
+        load({"peers": {"quantizer": "sh", "types": ["Q4_0"]}}, searches={"peers-Q4_0": taken})
+
+
 def test_null_removes_a_study() -> None:
     settings = load({"monotonicity": {"p": None}, "convergence": None})
     assert reported_studies(settings).model_dump() == {

@@ -45,6 +45,11 @@ def peer_path(run: Run, peer: str) -> Path:
     return run.root / "peers" / "measured" / f"{peer}.parquet"
 
 
+def rival_name(peer: str) -> str:
+    """Name of the search at the size of that file."""
+    return f"peers-{peer}"
+
+
 def rival_path(run: Run, peer: str) -> Path:
     """What a search has found at the size of that file, measured."""
     return run.root / "peers" / "searched" / f"{peer}.parquet"

@@ -1,31 +1,36 @@
 """Searches of ours at the sizes of the files that llama.cpp's quantizer has made."""
 
+import math
 import shutil
 from collections.abc import Sequence
 
 import pandas as pd
-import torch
 
 from evopress.artifacts.atomic import write_text
 from evopress.artifacts.paths import HUGGINGFACE, Run
 from evopress.artifacts.tables import LAYERS, PERPLEXITY, read_table
 from evopress.config.context import StageContext
 from evopress.evaluation.perplexity import evaluate_perplexity
-from evopress.export.base import Exporter
+from evopress.export.exporters.gguf import GgufFile
 from evopress.export.exporters.huggingface import HuggingFace
 from evopress.export.stage import run_export
+from evopress.models.gguf_parts import whole_header
+from evopress.models.gguf_weights import names_in_gguf
 from evopress.search.base import Strategy
 from evopress.search.run import run_search
 from evopress.util.errors import ConfigError
 from evopress.util.progress import log
-from studies.paths import dense_gguf_path, peer_path, rival_path
-from studies.peers import is_smaller, measured_rows, read_measured, weights_dtype, write_measured
+from studies.paths import dense_gguf_path, peer_path, rival_name, rival_path
+from studies.peers import is_smaller, measured_rows, read_measured, write_measured
 from studies.settings import PeerSettings
 from studies.tables import PEERS
 
+_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
+"""Of a weight, by the exporter's type of matrices that are not searched."""
+
 
 def search_rival(
-    context: StageContext, peer: PeerSettings, name: str, search: Strategy, exporter: Exporter, datasets: Sequence[str]
+    context: StageContext, peer: PeerSettings, name: str, search: Strategy, exporter: GgufFile, datasets: Sequence[str]
 ) -> None:
     """Search at the size of a file of llama.cpp, write what is found as GGUF, and measure it.
 
@@ -43,7 +48,7 @@ def search_rival(
     Raises:
         ArtifactError: what is read is missing, damaged or of another model.
     """
-    run, own = context.run, f"peers-{peer.name}"
+    run, own = context.run, rival_name(peer.name)
     theirs = read_measured(run, peer_path(run, peer.name)).iloc[0]
     size, embedding = int(theirs["bytes"]), str(theirs["embedding"])
     target, ended = rival_path(run, peer.name), rival_path(run, peer.name).with_suffix(".key")
@@ -54,7 +59,7 @@ def search_rival(
         return
     try:
         if not (ended.exists() and ended.read_text() == context.key and run.configuration(own).exists()):
-            run_search(context, own, at_size(run, search, size))
+            run_search(context, own, at_size(run, search, size, exporter))
             write_text(ended, context.key)
     except ConfigError as error:
         log.warning("%s: nothing of %.1f MB to compare it with: %s", peer.name, size / 1e6, error)
@@ -70,14 +75,21 @@ def search_rival(
     shutil.rmtree(run.export(own, HUGGINGFACE))
 
 
-def at_size(run: Run, search: Strategy, size: int) -> Strategy:
+def at_size(run: Run, search: Strategy, size: int, exporter: GgufFile) -> Strategy:
     """Settings of ``search`` with a GGUF file of at most ``size`` bytes for its target.
 
-    The target is an average over the linear layers, so what the file holds beside them is taken off, at 16 bits.
+    The target is an average over the linear layers, so what the file holds beside them is taken off.
+
+    Raises:
+        ConfigError: that alone is as large.
     """
-    weights = int(read_table(run.layers, LAYERS)["parameters"].sum())
-    itemsize = torch.empty((), dtype=weights_dtype(run)).itemsize
-    beside = (dense_gguf_path(run).stat().st_size - itemsize * weights) * 2 / itemsize
+    layers = read_table(run.layers, LAYERS)
+    searched = set(names_in_gguf(run.model, [f"{name}.weight" for name in layers["name"]]).values())
+    tensors = whole_header(dense_gguf_path(run)).tensors
+    beside = float(min(tensor.start for tensor in tensors.values()))
+    for name, tensor in tensors.items():
+        if name not in searched:
+            beside += tensor.size if len(tensor.shape) == 1 else math.prod(tensor.shape) * _BYTES[exporter.dense]
     if size <= beside:
         raise ConfigError(f"{beside:.0f} bytes are no linear layers, and {size} are there in all")
-    return search.model_copy(update={"target": 8 * (size - beside) / weights})
+    return search.model_copy(update={"target": 8 * (size - beside) / int(layers["parameters"].sum())})

@@ -12,7 +12,7 @@ from evopress.workflow.keys import MEASURED, Keys
 from evopress.workflow.searches import groups, variants_problems
 from evopress.workflow.settings import Settings
 from evopress.workflow.stages import Stage
-from studies.paths import convergence_path, pairs_path, peer_path, peers_path
+from studies.paths import convergence_path, pairs_path, peer_path, peers_path, rival_name
 from studies.settings import (
     MonotonicitySettings,
     PeersSettings,
@@ -73,6 +73,9 @@ def _peers_problems(study: PeersSettings, settings: Settings) -> Iterator[str]:
             f"studies.peers.against: no search is named {study.against!r}: there are: "
             f"{', '.join(settings.searches) or 'none'}"
         )
+    for peer in study.peers():
+        if rival_name(peer) in settings.searches:
+            yield f"searches.{rival_name(peer)}: the name is taken by studies.peers; choose another"
 
 
 def comparison_slice(settings: StudiedSettings) -> str:
