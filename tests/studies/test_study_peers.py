@@ -55,9 +55,14 @@ with_program = pytest.mark.skipif(program() is None, reason="needs llama-quantiz
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A tiny model whose rows are blocks of K types, calibrated, with text to measure it on."""
-    run = Run(tmp_path_factory.mktemp("peers") / "run")
-    write_depth_model(run, tiny("llama-tied", bos_token_id=0))
+    """A tiny model whose rows are blocks of K types."""
+    return prepare(tmp_path_factory.mktemp("peers"))
+
+
+def prepare(folder: Path, **sizes: int) -> Run:
+    """A tiny model, calibrated, with text to measure it on, and what the quantizer reads."""
+    run = Run(folder / "run")
+    write_depth_model(run, tiny("llama-tied", **sizes))
     byte_level().save_pretrained(run.model)
     random = torch.Generator().manual_seed(0)
     layers = pd.read_parquet(run.layers)
@@ -158,6 +163,17 @@ def test_a_file_of_every_mixture_has_the_types_and_comes_back(run: Run, context:
             error = float((found - original).square().sum() / original.square().sum())
             bits = int(re.search(r"\d", tensor.tensor_type.name)[0])
             assert error < 4.0 ** (1 - bits), (key, tensor.tensor_type.name)
+
+
+@with_program
+def test_short_rows_have_the_types_that_llama_cpp_takes_for_them(tmp_path: Path) -> None:
+    run, peer = prepare(tmp_path, hidden_size=64, intermediate_size=48), PeerSettings(type="Q4_K_M")
+    quantize_peer(StageContext(run), peer)
+    tensors = gguf.GGUFReader(peer_file_path(run, peer.name)).tensors
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in tensors}
+    assert kinds["token_embd.weight"] == "Q8_0"
+    assert [kinds[f"blk.{block}.attn_v.weight"] for block in range(3)] == ["Q5_0", "Q5_0", "Q8_0"]
+    assert kinds["blk.0.attn_q.weight"] == "Q5_0" and kinds["blk.0.ffn_down.weight"] == "F16"
 
 
 @with_program
