@@ -5,6 +5,7 @@ tokens that they are over), or, before 2025, a binary form of its own. Both are 
 against the file, since such files come from anywhere.
 """
 
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,8 +61,8 @@ def _require_fit(path: Path, squares: dict[str, NDArray[np.float32]], columns: d
     """
     about = f"imatrix: {path}: belongs to another model than this one"
     for name in squares:
-        parts = name.split(".")
-        if parts[0] == "blk" and parts[1].isdigit() and int(parts[1]) >= blocks:
+        block = re.match(r"blk\.(\d+)\.", name)
+        if block is not None and int(block[1]) >= blocks:
             raise ConfigError(f"{about}: it has {name}, and the model {blocks} blocks; make one with this model")
     for name, count in columns.items():
         if name not in squares:

@@ -320,10 +320,12 @@ def test_files_as_large_as_the_models_own_are_left_out(
 
 @with_program
 def test_a_size_that_no_levels_meet_is_left_open(run: Run, context: StageContext, measured: list[str]) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="are no linear layers, and 1000 are there in all"):
         at_size(run, SEARCH, 1000, GgufFile())
-    table = read_table(peer_path(run, "Q2_K"), PEERS).assign(bytes=1000)
-    peer = PeerSettings(type="Q2_K").model_copy(update={"embedding": "Q4_0"})
-    write_table(table, peer_path(run, peer.name), PEERS, Provenance("peers", "{}", FINGERPRINT))
-    search_rival(context, peer, "dp", SEARCH, GgufFile(), ["held"])
-    assert read_table(rival_path(run, peer.name), PEERS).empty
+    peer = PeerSettings(type="IQ2_XS")
+    for size in (1000, peer_file_path(run, "Q2_K").stat().st_size - 200_000):  # the second has no room for Q2_K
+        table = read_table(peer_path(run, "Q2_K"), PEERS).assign(bytes=size)
+        write_table(table, peer_path(run, peer.name), PEERS, Provenance("peers", "{}", FINGERPRINT))
+        search_rival(context, peer, "dp", SEARCH, GgufFile(), ["held"])
+        assert read_table(rival_path(run, peer.name), PEERS).empty
+        rival_path(run, peer.name).unlink()

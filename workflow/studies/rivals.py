@@ -17,6 +17,7 @@ from evopress.export.stage import run_export
 from evopress.models.gguf_parts import whole_header
 from evopress.models.gguf_weights import names_in_gguf
 from evopress.search.base import Strategy
+from evopress.search.problem import open_problem
 from evopress.search.run import run_search
 from evopress.util.errors import ConfigError
 from evopress.util.progress import log
@@ -47,6 +48,8 @@ def search_rival(
 
     Raises:
         ArtifactError: what is read is missing, damaged or of another model.
+        ConfigError: the text and the memory do not allow the search. (A size that no levels meet is no error: nothing
+            is compared with that file.)
     """
     run, own = context.run, rival_name(peer.name)
     theirs = read_measured(run, peer_path(run, peer.name)).iloc[0]
@@ -58,13 +61,15 @@ def search_rival(
         write_measured(run, target, nothing, peer)
         return
     try:
-        if not (ended.exists() and ended.read_text() == context.key and run.configuration(own).exists()):
-            run_search(context, own, at_size(run, search, size, exporter))
-            write_text(ended, context.key)
+        asked = at_size(run, search, size, exporter)
+        open_problem(run, asked, f"studies.peers.against: {name}")
     except ConfigError as error:
-        log.warning("%s: nothing of %.1f MB to compare it with: %s", peer.name, size / 1e6, error)
+        log.warning("%s: no choice of levels is as small as %.1f MB: %s", peer.name, size / 1e6, error)
         write_measured(run, target, nothing, peer)
         return
+    if not (ended.exists() and ended.read_text() == context.key and run.configuration(own).exists()):
+        run_search(context, own, asked)
+        write_text(ended, context.key)
     for form in (HuggingFace(), exporter):
         run_export(context, own, form)
     evaluate_perplexity(context, own, datasets)

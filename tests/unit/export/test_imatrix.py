@@ -143,6 +143,7 @@ def test_importance_from_an_imatrix_matters(run: Run, tmp_path: Path) -> None:
     [
         ({"blk.0.attn_q.weight": None}, r"belongs to another model than this one: it lacks blk\.0\.attn_q\.weight"),
         ({"blk.1.ffn_down.weight": 512}, r"it has 512 inputs for blk\.1\.ffn_down\.weight, which has 256"),
+        ({"blk.0.attn_q.weight": None, "blk": 1}, r"it lacks blk\.0\.attn_q\.weight"),
         ({"blk.3.attn_q.weight": 256}, r"it has blk\.3\.attn_q\.weight, and the model 3 blocks"),
     ],
 )
