@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from gguf import GGMLQuantizationType
 
-from evopress.artifacts.atomic import write_text
+from evopress.artifacts.atomic import atomic_file, write_text
 from evopress.artifacts.manifest import load_manifest
 from evopress.artifacts.model_facts import read_model_facts
 from evopress.artifacts.paths import Run
@@ -57,11 +57,8 @@ def write_sources(context: StageContext) -> None:
     imatrix = imatrix_of(run)
     write_imatrix(imatrix, imatrix_path(run))
     write_imatrix(imatrix, imatrix_path(run).with_suffix(".dat"), "dat")
-    path = dense_gguf_path(run)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".dense.") as scratch:
-        made = Path(scratch, path.name)
-        write_gguf(run.model, made, {}, name=read_model_facts(run).name, dense=_KINDS[weights_dtype(run)])
-        made.replace(path)
+    with atomic_file(dense_gguf_path(run)) as new:
+        write_gguf(run.model, new, {}, name=read_model_facts(run).name, dense=_KINDS[weights_dtype(run)])
 
 
 def weights_dtype(run: Run) -> torch.dtype:
