@@ -286,16 +286,25 @@ def test_the_study_compares_files_of_equal_size(run: Run, context: StageContext,
 def test_what_has_ended_is_not_searched_again(
     run: Run, context: StageContext, measured: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    peer, ended = PeerSettings(type="Q4_K_S"), rival_path(run, "Q4_K_S").with_suffix(".ended")
+    before, tokens, asked = ended.read_text(), run.tokens("search").read_bytes(), []
     monkeypatch.setattr("studies.rivals.run_search", lambda context, name, strategy: asked.append(name))
     monkeypatch.setattr("studies.rivals.run_export", lambda *arguments: asked.append("export") or exit_())
-    peer = PeerSettings(type="Q4_K_S")
-    for key, expected in (("k", ["export"]), ("other", ["peers-Q4_K_S", "export"])):
+
+    def made(key: str = "k") -> list[str]:
         asked.clear()
         with pytest.raises(KeyboardInterrupt):
-            search_rival(replace(context, key=key), peer, "dp", SEARCH, GgufFile(), ["held"])
-        assert asked == expected
-    rival_path(run, peer.name).with_suffix(".key").write_text("k")
+            search_rival(replace(context, key=key), peer, "dp", SEARCH, GgufFile(dense="q8_0"), ["held"])
+        return asked
+
+    assert made() == ["export"]
+    assert made("other code") == made("") == ["peers-Q4_K_S", "export"]
+    ended.write_text(before)
+    run.tokens("search").write_bytes(run.tokens("held").read_bytes())
+    assert made() == ["peers-Q4_K_S", "export"]
+    run.tokens("search").write_bytes(tokens)
+    ended.write_text(before)
+    assert made() == ["export"]
 
 
 def exit_() -> None:

@@ -1,12 +1,16 @@
 """Searches of ours at the sizes of the files that llama.cpp's quantizer has made."""
 
+import hashlib
+import json
 import math
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from evopress.artifacts.atomic import write_text
+from evopress.artifacts.manifest import sha256
 from evopress.artifacts.paths import HUGGINGFACE, Run
 from evopress.artifacts.tables import LAYERS, PERPLEXITY, read_table
 from evopress.config.context import StageContext
@@ -17,7 +21,7 @@ from evopress.export.stage import run_export
 from evopress.models.gguf_parts import whole_header
 from evopress.models.gguf_weights import names_in_gguf
 from evopress.search.base import Strategy
-from evopress.search.problem import open_problem
+from evopress.search.problem import SearchProblem, open_problem
 from evopress.search.run import run_search
 from evopress.util.errors import ConfigError
 from evopress.util.progress import log
@@ -54,7 +58,7 @@ def search_rival(
     run, own = context.run, rival_name(peer.name)
     theirs = read_measured(run, peer_path(run, peer.name)).iloc[0]
     size, embedding = int(theirs["bytes"]), str(theirs["embedding"])
-    target, ended = rival_path(run, peer.name), rival_path(run, peer.name).with_suffix(".key")
+    target = rival_path(run, peer.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     nothing = pd.DataFrame(columns=PEERS.names)
     if not is_smaller(run, size):
@@ -62,14 +66,12 @@ def search_rival(
         return
     try:
         asked = at_size(run, search, size, exporter)
-        open_problem(run, asked, f"studies.peers.against: {name}")
+        problem = open_problem(run, asked, f"studies.peers.against: {name}")
     except ConfigError as error:
         log.warning("%s: no choice of levels is as small as %.1f MB: %s", peer.name, size / 1e6, error)
         write_measured(run, target, nothing, peer)
         return
-    if not (ended.exists() and ended.read_text() == context.key and run.configuration(own).exists()):
-        run_search(context, own, asked)
-        write_text(ended, context.key)
+    _search(context, own, asked, problem, target.with_suffix(".ended"))
     for form in (HuggingFace(), exporter):
         run_export(context, own, form)
     evaluate_perplexity(context, own, datasets)
@@ -78,6 +80,17 @@ def search_rival(
     write_measured(run, target, measured_rows(found, peer, embedding, name, made), peer)
     run.export_manifest(own, HUGGINGFACE).unlink()  # it has served: a dense model for each of many files
     shutil.rmtree(run.export(own, HUGGINGFACE))
+
+
+def _search(context: StageContext, name: str, search: Strategy, problem: SearchProblem, ended: Path) -> None:
+    """Search, unless the file ``ended`` says that the very same has been done."""
+    made_from = [context.key, search.model_dump_json(), *problem.digests, sha256(context.run.tokens("search"))]
+    digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+    there = ended.exists() and context.run.configuration(name).exists()
+    # Without a key nothing tells whether the code of the search is the same.
+    if not (context.key and there and ended.read_text() == digest):
+        run_search(context, name, search)
+        write_text(ended, digest)
 
 
 def at_size(run: Run, search: Strategy, size: int, exporter: GgufFile) -> Strategy:
