@@ -4,11 +4,18 @@ import argparse
 import sys
 
 from evopress.cli import export_config as export_command
+from evopress.cli import export_imatrix as imatrix_command
 from evopress.cli import import_config as import_command
 from evopress.cli import plan, verify
 from evopress.util.errors import INTERRUPTED, EvopressError
 
-COMMANDS = {"plan": plan, "import-config": import_command, "export-config": export_command, "verify": verify}
+COMMANDS = {
+    "plan": plan,
+    "import-config": import_command,
+    "export-config": export_command,
+    "export-imatrix": imatrix_command,
+    "verify": verify,
+}
 """Modules with a first line that says what the command does, `add_arguments` and `run`."""
 
 

@@ -23,7 +23,16 @@ def emit(text: str, output: Path | None, *, force: bool) -> None:
     if output is None:
         sys.stdout.write(text)
         return
-    if output.exists() and not force:
-        raise ArtifactError(f"{output}: is there already; give another name, or --force to replace it")
+    require_free(output, force=force)
     with atomic_file(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def require_free(output: Path, *, force: bool) -> None:
+    """Refuse to replace a file unasked.
+
+    Raises:
+        ArtifactError: it is there.
+    """
+    if output.exists() and not force:
+        raise ArtifactError(f"{output}: is there already; give another name, or --force to replace it")

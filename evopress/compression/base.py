@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -200,6 +201,10 @@ class Method(Section):
         """Whether the input embedding and the head have levels, too."""
         return False
 
+    def files(self) -> dict[str, str]:
+        """Files of the user's own that it reads, by the setting that names each."""
+        return {}
+
     def labels(self) -> list[str]:
         """Labels of the levels that a unit with room for all of them has."""
         raise NotImplementedError
@@ -342,6 +347,19 @@ class LayerMethod(Method):
 
         Raises:
             CompressionError: the layers cannot be compressed as asked.
+        """
+        raise NotImplementedError
+
+    def given_hessians(self, model: Path, layers: "pd.DataFrame", block: int) -> "dict[str, Tensor]":
+        """What stands for the Hessian of each input group of a block, where a method needs none of the model's.
+
+        Args:
+            model: folder of the model.
+            layers: all its linear layers, LAYERS schema.
+            block: index of the block.
+
+        Raises:
+            ConfigError: what the settings name does not fit the model; the message begins with the setting.
         """
         raise NotImplementedError
 

@@ -7,11 +7,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from evopress.artifacts.manifest import sha256
 from evopress.artifacts.paths import EMBEDDING, Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, write_table
@@ -42,16 +44,8 @@ def make_variants(context: StageContext, name: str, method: LayerMethod, block: 
     run = context.run
     layers = included_layers(run, name, method, block)
     check_model(run)
-    manifest = check_tensors(run.hessian(block))
-    calibrated = Provenance(**manifest["provenance"])
-    require_same_model(run, calibrated, run.hessian(block))
-
-    def hessian(group: str) -> Tensor:
-        """X^T X of an input group, [columns, columns]."""
-        return read_tensors(run.hessian(block), [group])[group]
-
+    hessian, facts = _hessians(run, block) if method.needs_hessians else _given_hessians(run, name, method, block)
     variants = compress_layers(context, f"variants {name}, block {block}", method, layers, hessian)
-    facts = {"hessians": json.loads(calibrated.settings), "tokens": manifest["facts"].get("tokens")}
     table = variant_table(variants, layers, method, block)
     write_variants(run, name, block, variants, table, variants_provenance(context, method), facts)
 
@@ -61,7 +55,8 @@ def make_embedding_variants(context: StageContext, name: str, method: LayerMetho
 
     They are rounded to nearest, with the squares of the head's inputs as importance of the columns of a head, and of an
     embedding that is tied to it: what other columns could make up for in the logits would spoil the embedding. The
-    columns of an embedding of its own are alike. How often a token occurs changes nothing in how its row is rounded.
+    columns of an embedding of its own are alike, and all are where the user gives importances, which know none of the
+    head. How often a token occurs changes nothing in how its row is rounded.
 
     Raises:
         ArtifactError: the Hessian is missing, damaged or of another model; the disk is full.
@@ -71,9 +66,8 @@ def make_embedding_variants(context: StageContext, name: str, method: LayerMetho
     """
     run = context.run
     check_model(run)
-    manifest = check_tensors(run.hessian(EMBEDDING))
-    calibrated = Provenance(**manifest["provenance"])
-    require_same_model(run, calibrated, run.hessian(EMBEDDING))
+    given = not (method.needs_hessians or method.sequential)
+    hessian, facts = (None, _digests(method)) if given else _hessians(run, EMBEDDING)
     layers = outer_layers(context)
     layers = layers[[not method.excludes(layer) for layer in layers["name"]]]
     shapes = layer_shapes(layers, itemsize=0)
@@ -82,16 +76,10 @@ def make_embedding_variants(context: StageContext, name: str, method: LayerMetho
 
     def importance(group: str) -> Tensor:
         """A diagonal Hessian, so that nothing is made up for between columns."""
-        if group == HEAD:
-            return torch.diag(read_tensors(run.hessian(EMBEDDING), [HEAD])[HEAD].diagonal())
-        return torch.eye(columns[group])
+        return torch.eye(columns[group]) if hessian is None or group != HEAD else hessian(HEAD).diagonal().diag()
 
     variants = compress_layers(context, f"variants {name}, embedding", method, layers, importance)
-    facts = {
-        "hessians": json.loads(calibrated.settings),
-        "tokens": manifest["facts"].get("tokens"),
-        "shapes": {layer.layer: [layer.rows, layer.columns] for layer in shapes},
-    }
+    facts["shapes"] = {layer.layer: [layer.rows, layer.columns] for layer in shapes}
     blocks = dict(zip(layers["layer"], layers["block"], strict=True))
     table = variant_table(variants, layers, method, 0)
     table["block"] = table["layer"].map(blocks)
@@ -104,6 +92,34 @@ def outer_layers(context: StageContext) -> pd.DataFrame:
     model = skeleton_of(config, torch.float32, trust_remote_code=context.trust_remote_code)
     model.tie_weights()
     return outer_table(model)
+
+
+Hessians = Callable[[str], Tensor]
+"""Gives X^T X of an input group, [columns, columns]."""
+
+
+def _hessians(run: Run, block: int | str) -> tuple[Hessians, dict[str, object]]:
+    """The Hessians of a block, and what they were made of."""
+    path = run.hessian(block)
+    manifest = check_tensors(path)
+    calibrated = Provenance(**manifest["provenance"])
+    require_same_model(run, calibrated, path)
+    facts = {"hessians": json.loads(calibrated.settings), "tokens": manifest["facts"].get("tokens")}
+    return lambda group: read_tensors(path, [group])[group], facts
+
+
+def _given_hessians(run: Run, name: str, method: LayerMethod, block: int) -> tuple[Hessians, dict[str, object]]:
+    """What the method has in their place, and the files that it comes from."""
+    try:
+        given = method.given_hessians(run.model, read_table(run.layers, LAYERS), block)
+    except ConfigError as error:
+        raise ConfigError(f"variants.{name}.{error}") from error
+    return given.__getitem__, _digests(method)
+
+
+def _digests(method: LayerMethod) -> dict[str, object]:
+    """What Hessians were made of that the user gives."""
+    return {"hessians": {key: sha256(Path(path)) for key, path in method.files().items()}}
 
 
 def variants_provenance(context: StageContext, method: LayerMethod) -> Provenance:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -38,22 +39,44 @@ def evaluate_perplexity(context: StageContext, search: str, datasets: Sequence[s
         ModelError: the model gives NaN.
     """
     run = context.run
-    provenance = Provenance("evaluation", json.dumps({"datasets": list(datasets)}), read_model_fingerprint(run))
     if search == DENSE:
         check_model(run)
-    model = BlockwiseModel.from_folder(
-        model_folder(run, search),
-        context.device,
-        resident=False,
-        quick=True,
-        trust_remote_code=context.trust_remote_code,
+    table = measure_folder(context, model_folder(run, search), search, datasets)
+    write_table(table, run.perplexity(search), PERPLEXITY, _provenance(run, datasets))
+
+
+def measure_folder(context: StageContext, folder: Path, name: str, datasets: Sequence[str]) -> pd.DataFrame:
+    """Measure a model in any folder against the dense one; columns of PERPLEXITY.
+
+    Args:
+        context: of the run that has the dense model and the text.
+        folder: of the model, which has the tokens of the dense one.
+        name: what the table calls it.
+        datasets: names of evaluation sets.
+
+    Raises:
+        ArtifactError: tokens or the dense hidden states are missing, damaged or of another model.
+        ModelError: the model gives NaN.
+    """
+    run, provenance = context.run, _provenance(context.run, datasets)
+    model = _open(context, folder)
+    dense = model if folder == run.model else _open(context, run.model)
+    rows = [_measure(run, name, dataset, model, dense, provenance) for dataset in datasets]
+    return pd.DataFrame(rows, columns=PERPLEXITY.names)
+
+
+def _provenance(run: Run, datasets: Sequence[str]) -> Provenance:
+    return Provenance("evaluation", json.dumps({"datasets": list(datasets)}), read_model_fingerprint(run))
+
+
+def _open(context: StageContext, folder: Path) -> BlockwiseModel:
+    return BlockwiseModel.from_folder(
+        folder, context.device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
     )
-    rows = [_measure(run, search, dataset, model, provenance) for dataset in datasets]
-    write_table(pd.DataFrame(rows, columns=PERPLEXITY.names), run.perplexity(search), PERPLEXITY, provenance)
 
 
 def _measure(
-    run: Run, search: str, dataset: str, model: BlockwiseModel, provenance: Provenance
+    run: Run, search: str, dataset: str, model: BlockwiseModel, dense: BlockwiseModel, provenance: Provenance
 ) -> dict[str, str | float | int]:
     """One row of the PERPLEXITY table."""
     require_same_model(run, read_provenance(run.tokens(dataset)), run.tokens(dataset))
@@ -61,9 +84,9 @@ def _measure(
     teacher = None if search == DENSE else read_dense_hidden(run, dataset, provenance)
     hidden = final_hidden(model, tokens, RUN_TOKENS, f"{search} on {dataset}")
     predicts = predicted(read_counted(run, dataset))
-    nll, kl = mean_nll_and_kl(model, hidden, tokens, predicts, teacher)
+    nll, kl = mean_nll_and_kl(model, hidden, tokens, predicts, teacher, dense)
     if math.isnan(nll) or math.isnan(kl):
-        raise ModelError(f"{model_folder(run, search)}: gives NaN on {dataset}; check its weights")
+        raise ModelError(f"{model.checkpoint.folder}: gives NaN on {dataset}; check its weights")
     if search == DENSE:
         write_dense_hidden(run, dataset, hidden, provenance)
     count = int(predicts.sum())
@@ -84,11 +107,12 @@ def mean_nll_and_kl(
     tokens: torch.Tensor,
     predicts: torch.Tensor,
     teacher: torch.Tensor | None,
+    dense: BlockwiseModel | None = None,
 ) -> tuple[float, float]:
     """Mean negative log-likelihood and mean KL(teacher || model), in nats, over the predicted tokens.
 
     Each window is scored on its own: tokens 1 to L-1 are predicted, each from those before it, start tokens apart.
-    Both models' logits come from ``model``'s final norm and head, which compression leaves as they are.
+    Each model's logits come from its own final norm and head, which may be compressed, too.
 
     Args:
         model: gives logits from hidden states.
@@ -96,6 +120,7 @@ def mean_nll_and_kl(
         tokens: [S, L] int64.
         predicts: [S, L] bool, the positions that are scored (`predicted`).
         teacher: [S, L, H] final hidden states of the dense model; None measures no divergence (it is 0).
+        dense: gives logits from those; None where ``model`` has the same norm and head.
     """
     targets = tokens.roll(-1, dims=1).flatten()
     keep = predicts.flatten()
@@ -106,7 +131,7 @@ def mean_nll_and_kl(
         logits = _logits(model, hidden, part)
         nll += nll_per_token(logits, targets[part].to(model.device))[kept].double().sum().item()
         if teacher is not None:
-            kl += kl_per_token(_logits(model, teacher, part), logits)[kept].double().sum().item()
+            kl += kl_per_token(_logits(dense or model, teacher, part), logits)[kept].double().sum().item()
     count = int(keep.sum())
     return nll / count, kl / count
 

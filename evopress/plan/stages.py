@@ -157,7 +157,8 @@ def _perplexity(settings: Settings, shape: ModelShape) -> Stage:
         flops += count * (models * shape.blocks * shape.block_flops(text.sequence_length) + heads)
     running = [_running(shape, text, RUN_TOKENS, 2 * count) for text, count in zip(all_texts, tokens, strict=True)]
     largest = max(running, key=lambda size: (math.isnan(size), size), default=0.0)
-    memory = largest + LOGITS * score_bytes(shape.itemsize)
+    dense = (models > 1) * shape.outside * shape.itemsize  # its head, beside a compressed model's
+    memory = largest + dense + LOGITS * score_bytes(shape.itemsize)
     disk = sum(tokens) * shape.hidden_size * shape.itemsize
     return Stage("perplexity", models, memory, disk, sum(tokens) * models, flops)
 

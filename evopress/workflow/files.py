@@ -1,9 +1,10 @@
 """Files of the user's own that a stage reads: inputs of its jobs, so that a changed file makes them run again."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from evopress.compression.base import Method
 from evopress.config.data import FileText, TextSettings
 from evopress.config.evaluation import TaskSettings
 from evopress.config.model import FolderModel, GgufModel, ModelSettings
@@ -59,12 +60,24 @@ def search_files(search: Strategy, where: str) -> list[str]:
     Raises:
         ConfigError: it is not there.
     """
-    if not isinstance(search, Imported):
-        return []
-    path = Path(search.file)
-    if not path.is_file():
-        raise ConfigError(f"{where}.file: {search.file!r} is not there; check the path")
-    return _literal([path.as_posix()])
+    return _named({"file": search.file} if isinstance(search, Imported) else {}, where)
+
+
+def variants_files(method: Method, where: str) -> list[str]:
+    """Files that variants are made from, as an imatrix: other content makes them anew.
+
+    Raises:
+        ConfigError: one is not there.
+    """
+    return _named(method.files(), where)
+
+
+def _named(files: Mapping[str, str], where: str) -> list[str]:
+    """Files by the setting that names each."""
+    for setting, path in files.items():
+        if not Path(path).is_file():
+            raise ConfigError(f"{where}.{setting}: {path!r} is not there; check the path")
+    return _literal([Path(path).as_posix() for path in files.values()])
 
 
 def _listed(paths: Iterable[Path]) -> list[str]:

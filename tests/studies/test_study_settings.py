@@ -32,6 +32,17 @@ def load(studies: Any, **others: Any) -> StudiedSettings:
         ({"monotonicity": {"p": {**PAIRS, "target": 1.5}}}, "studies.monotonicity.p.target: 1.5 bits is below the"),
         ({"monotonicity": {"p": {**PAIRS, "variants": "gptg"}}}, "studies.monotonicity.p.variants: no variants are"),
         (
+            {"peers": {"types": ["Q4_K"]}},
+            "studies.peers.types.0: unknown type 'Q4_K'; llama.cpp's mixtures are IQ2_XXS",
+        ),
+        ({"peers": {"embeddings": ["Q3_K_M"]}}, "unknown type 'Q3_K_M'; there are Q4_0"),
+        ({"peers": {"types": []}}, "studies.peers.types: "),
+        ({"peers": {"quantizer": "/none"}}, "studies.peers.quantizer: '/none' is no program; check the path"),
+        (
+            {"peers": {"quantizer": "sh", "against": "evo"}},
+            "studies.peers.against: no search is named 'evo': there are: uniform, evopress",
+        ),
+        (
             {"monotonicity": {"p": {**PAIRS, "tokens": 9999}}},
             "studies.monotonicity.p.tokens and confirm_tokens take",
         ),
@@ -52,9 +63,20 @@ def test_problems_of_studies_and_of_searches_are_told_together() -> None:
     ]
 
 
+def test_a_search_may_not_have_the_name_of_a_study_of_peers() -> None:
+    taken = {"strategy": "uniform", "variants": "gptq", "target": 3}
+    with pytest.raises(ConfigError, match=r"^searches\.peers-Q4_0: the name is taken by studies\.peers"):
+        load({"peers": {"quantizer": "sh", "types": ["Q4_0"]}}, searches={"peers-Q4_0": taken})
+
+
 def test_null_removes_a_study() -> None:
     settings = load({"monotonicity": {"p": None}, "convergence": None})
-    assert reported_studies(settings).model_dump() == {"groups": {}, "convergence": False, "monotonicity": ()}
+    assert reported_studies(settings).model_dump() == {
+        "groups": {},
+        "convergence": False,
+        "monotonicity": (),
+        "peers": False,
+    }
     assert list(studied_slices(settings, None)) == []
 
 

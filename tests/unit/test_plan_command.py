@@ -104,7 +104,8 @@ def test_perplexity_is_planned_with_the_tokens_that_it_runs_at_once(tmp_path):
     shape = shape_of(settings.model, Run(tmp_path))
     assert shape is not None
     (found,) = (stage for stage in stages(settings, shape, shape, {}, {}) if stage.name == "perplexity")
-    numbers = shape.outside + (ACTIVATION_WIDTH * RUN_TOKENS + 2 * 4096) * shape.hidden_size
+    heads = 1 + bool(settings.searches)  # the dense model's beside that of a compressed one
+    numbers = heads * shape.outside + (ACTIVATION_WIDTH * RUN_TOKENS + 2 * 4096) * shape.hidden_size
     logits = LOGITS * (2 * 2 + 8)
     assert found.memory == numbers * 2 + shape.block_bytes + logits and found.disk == 4096 * shape.hidden_size * 2
 

@@ -250,6 +250,7 @@ def test_full_disk(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_gguf_gives_the_weights_it_was_made_from(gguf: Path, run: Run) -> None:
     prepare_model(GgufModel(path=str(gguf), dtype="float32"), run)
+    assert json.loads(run.model_manifest.read_text())["origin"]["gguf_bytes"] == gguf.stat().st_size
     original, model = build("llama"), transformers.AutoModelForCausalLM.from_pretrained(run.model)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in original.state_dict().items())
     assert "quantization_config" not in json.loads((run.model / "config.json").read_text())

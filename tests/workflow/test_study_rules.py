@@ -31,6 +31,7 @@ CONFIGS = {
     "steps": ("steps", {"multi-step-seed0", "single-step-seed1"}),
     "monotonicity": ("monotonicity", set()),
     "convergence": ("convergence", set()),
+    "peers": ("peers", {"evopress"}),
 }
 """Config, its target, and some of the searches that it must run."""
 CHANGES: list[tuple[str, Any, set[str]]] = [
@@ -121,6 +122,7 @@ def test_a_setting_of_a_study_repeats_that_study_and_the_report(
 
 def test_every_setting_of_the_studies_is_in_the_table() -> None:
     wanted = {row.path for row in rows(StudiedSettings) if row.path.startswith("studies.")}
+    wanted = {path for path in wanted if not path.startswith("studies.peers.")}  # test_peers_rules.py
     assert wanted == {path.replace(".depth.", ".<name>.") for path, value, _ in CHANGES if value is not None} & wanted
 
 
@@ -189,6 +191,8 @@ def test_a_ready_study_plans(tmp_path: Path, config: str) -> None:
         assert planned == {"convergence", "study_convergence"}
     elif config == "monotonicity":
         assert {"study_monotonicity quantization", "study_monotonicity depth", "report"} <= planned
+    elif config == "peers":
+        assert {"study_peer_file IQ2_XS", "study_peer Q4_0-Q4_0", "study_peer_search Q3_K_M", "report"} <= planned
     else:
         assert {"study_comparison", "report"} <= planned
     needs_hessians = not config.startswith(("comparison-depth", "mutation", "fitness", "steps", "convergence"))

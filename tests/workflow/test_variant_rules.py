@@ -1,6 +1,7 @@
 """Variants in a chain of jobs, and Hessians that are removed after use: run for real, and asked what runs again."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from planning import Checkout
 from test_incremental import EDIT, edited, replaced
 
 from evopress.artifacts.paths import Run, manifest_path
+from evopress.export.gguf.imatrix import imatrix_of, write_imatrix
 
 CHAIN = {"variants_sequential chain", "search chained"}
 
@@ -108,3 +110,28 @@ def test_hessians_go_when_the_last_that_needs_them_has_ended(copied: Checkout, s
     }
     search = {**removing, "searches": {"evo": {**settings["searches"]["evo"], "generations": 3}}}
     assert not copied.plan(search) & {"hessians", "variants gptq"}
+
+
+def test_an_imatrix_takes_the_place_of_hessians_and_other_content_makes_variants_anew(
+    copied: Checkout, settings: dict[str, Any], sources: Path
+) -> None:
+    method = {"method": "gguf", "types": ["Q4_0", "Q8_0"], "rounding": "rtn", "exclude": ["*.down_proj"]}
+    path = copied.root / "own.dat"
+    imatrix = imatrix_of(results_of(copied))
+    write_imatrix(imatrix, path, "dat")
+    search = {"strategy": "dp", "variants": "given", "target": 5.0}
+    wanted = added(settings, variants={"given": {**method, "imatrix": "own.dat"}}, searches={"rounded": search})
+    target = results_of(copied).configuration("rounded").relative_to(copied.root).as_posix()
+    assert copied.plan(wanted, targets=[target]) == {"variants given", "search rounded"}
+    recalibrated = replaced(wanted, "hessians.shards", 2, sources)
+    assert copied.plan(recalibrated, targets=[target]) == {"variants given", "search rounded"}
+    outcome = copied.run(wanted, target)
+    assert outcome.returncode == 0, outcome.stderr
+    assert copied.plan(wanted, targets=[target]) == set()
+    doubled = {name: 2 * sums for name, sums in imatrix.sums.items()}
+    write_imatrix(replace(imatrix, sums=doubled), path, "dat")
+    assert copied.plan(wanted, targets=[target]) == {"variants given", "search rounded"}
+    path.unlink()
+    outcome = copied.run(wanted, target, "--dry-run")
+    assert outcome.returncode == 1
+    assert "variants.given.imatrix: 'own.dat' is not there; check the path" in outcome.stdout + outcome.stderr

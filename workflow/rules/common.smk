@@ -43,6 +43,7 @@ try:
     MODEL_FILES = files.model_files(SETTINGS.model)
     TASK_FILES = files.task_files(SETTINGS.evaluation.tasks)
     SEARCH_FILES = {name: files.search_files(made, f"searches.{name}") for name, made in SETTINGS.searches.items()}
+    VARIANTS_FILES = {name: files.variants_files(made, f"variants.{name}") for name, made in SETTINGS.variants.items()}
     TEXT_FILES = {name: files.text_files(text) for name, text in slices.texts(SETTINGS).items()}
     HISTORY = History(RUN.root)
     EXPECTED = [*slices.expected_slices(SETTINGS, RUN, BLOCKS), *studied_slices(SETTINGS, RUN)]
@@ -179,6 +180,20 @@ def block_before(wildcards):
     """Inputs that stand for the hidden states that the block before has left; none before the first."""
     block = BLOCKS.index(wildcards.block)
     return with_manifest(RUN.chain_state(wildcards.variants, BLOCKS[block - 1])) if block else []
+
+
+def calibrated(wildcards):
+    """Inputs that variants of a block are made from: its Hessians, or what the user gives in their place."""
+    if SETTINGS.variants[wildcards.variants].needs_hessians:
+        return with_manifest(RUN.hessian(wildcards.block))
+    return VARIANTS_FILES[wildcards.variants]
+
+
+def calibrated_embedding(wildcards):
+    """The same for embedding and head, which are never observed behind compressed blocks."""
+    method = SETTINGS.variants[wildcards.variants]
+    own = method.needs_hessians or method.sequential
+    return with_manifest(RUN.hessian(EMBEDDING)) if own else VARIANTS_FILES[wildcards.variants]
 
 
 def hessians_of_search(wildcards):

@@ -1,25 +1,53 @@
 # What the method claims, each with a target of its own and a config under config/studies/. Searches with several seeds,
 # and the studies that the settings name, are part of the report as well. The code is in workflow/studies/.
 
-from studies.paths import candidates_path, comparison_path, convergence_path, pairs_path, sections_path, text_path
-from studies.run import comparison_slice, convergence_slice, monotonicity_slice, reported_studies, study_key
+from studies.paths import (
+    candidates_path,
+    comparison_path,
+    convergence_path,
+    dense_gguf_path,
+    imatrix_path,
+    pairs_path,
+    peer_file_path,
+    peer_path,
+    peers_path,
+    rival_path,
+    sections_path,
+    text_path,
+)
+from studies.run import (
+    comparison_slice,
+    convergence_slice,
+    monotonicity_slice,
+    peer_slice,
+    peers_slice,
+    reported_studies,
+    study_key,
+)
 
 STUDIES = reported_studies(SETTINGS)
 COMPARISON = comparison_path(RUN)
 CONVERGENCE_TABLES = [convergence_path(RUN)] if STUDIES.convergence else []
 MONOTONICITY_TABLES = [pairs_path(RUN, study) for study in STUDIES.monotonicity]
+PEERS = SETTINGS.studies.peers.peers() if STUDIES.peers else {}
+AGAINST = SETTINGS.studies.peers.against if STUDIES.peers else None
+PEERS_TABLES = [peers_path(RUN)] if STUDIES.peers else []
+PEERS_READ = [peer_path(RUN, peer) for peer in PEERS] + [rival_path(RUN, peer) for peer in PEERS if AGAINST]
+QUANTIZER = SETTINGS.studies.peers.quantizer if STUDIES.peers else None
 STUDY_TABLES = [
     *([COMPARISON] if STUDIES.groups else []),
     *CONVERGENCE_TABLES,
     *MONOTONICITY_TABLES,
+    *PEERS_TABLES,
     *(candidates_path(RUN, study) for study in STUDIES.monotonicity),
 ]
-STUDY_TEXTS = [text_path(table) for table in [COMPARISON, *CONVERGENCE_TABLES, *MONOTONICITY_TABLES]]
+STUDY_TEXTS = [text_path(table) for table in [COMPARISON, *CONVERGENCE_TABLES, *MONOTONICITY_TABLES, *PEERS_TABLES]]
 STUDY_SECTIONS = [sections_path(RUN)] if STUDY_TABLES else []
 
 
 wildcard_constraints:
     study=any_of(STUDIES.monotonicity),
+    peer=any_of(PEERS),
 
 
 # The last three are comparisons of searches that differ in one respect.
@@ -41,6 +69,11 @@ rule convergence:
     # Without the report, which would fetch and measure a model.
     input:
         studied(CONVERGENCE_TABLES, "studies.convergence", reported=False),
+
+
+rule peers:
+    input:
+        studied(PEERS_TABLES, "studies.peers"),
 
 
 rule study_comparison:
@@ -106,6 +139,129 @@ rule study_monotonicity:
     shell:
         "{params.python:q} workflow/study.py monotonicity {params.common:q} --key {params.key:q} --name {wildcards.study:q}"
         " --settings {params.settings:q} --log {log:q}"
+
+
+rule study_peer_sources:
+    input:
+        RUN.model_manifest,
+        RUN.layers,
+        with_manifest(*(RUN.hessian(block) for block in BLOCKS)),
+    output:
+        dense_gguf_path(RUN),
+        imatrix_path(RUN),
+        imatrix_path(RUN).with_suffix(".dat"),
+    log:
+        LOGS / "studies" / "peer_sources.log",
+    params:
+        **SCRIPT,
+        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "peer_sources")),
+    message:
+        "Dense model and importances for llama.cpp's quantizer"
+    shell:
+        "{params.python:q} workflow/study.py peer_sources {params.common:q} --key {params.key:q} --log {log:q}"
+
+
+rule study_peer_file:
+    input:
+        dense_gguf_path(RUN),
+        imatrix_path(RUN),
+        imatrix_path(RUN).with_suffix(".dat"),
+        [QUANTIZER] if QUANTIZER and os.path.isfile(QUANTIZER) else [],
+    output:
+        peer_file_path(RUN, "{peer}"),
+    log:
+        LOGS / "studies" / "peer_file_{peer}.log",
+    threads: MANY_THREADS
+    params:
+        **SCRIPT,
+        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "peer_file", wildcards.peer)),
+        peer=lambda wildcards: peer_slice(SETTINGS, wildcards.peer),
+    message:
+        "llama.cpp's quantizer: {wildcards.peer}"
+    shell:
+        "{params.python:q} workflow/study.py peer_file {params.common:q} --key {params.key:q} --peer {params.peer:q}"
+        " --log {log:q}"
+
+
+rule study_peer:
+    input:
+        RUN.model_manifest,
+        peer_file_path(RUN, "{peer}"),
+        [RUN.tokens(dataset) for dataset in EVALUATION_SETS],
+        with_manifest(*DENSE_HIDDEN),
+    output:
+        peer_path(RUN, "{peer}"),
+    log:
+        LOGS / "studies" / "peer_{peer}.log",
+    threads: MANY_THREADS
+    resources:
+        gpu=gpus,
+        mem_mb=memory_of_evaluation,
+    params:
+        **SCRIPT,
+        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "peer", wildcards.peer)),
+        peer=lambda wildcards: peer_slice(SETTINGS, wildcards.peer),
+        datasets=EVALUATION_SETS,
+    message:
+        "Perplexity of llama.cpp's {wildcards.peer}"
+    shell:
+        "{params.python:q} workflow/study.py peer {params.common:q} --key {params.key:q} --peer {params.peer:q}"
+        " --datasets {params.datasets:q} --log {log:q}"
+
+
+rule study_peer_search:
+    input:
+        RUN.model_manifest,
+        RUN.layers,
+        RUN.tokens("search"),
+        lambda wildcards: variants_input(SETTINGS.searches[AGAINST].variants),
+        [RUN.tokens(dataset) for dataset in EVALUATION_SETS],
+        with_manifest(*DENSE_HIDDEN),
+        dense_gguf_path(RUN),
+        peer_path(RUN, "{peer}"),
+    output:
+        rival_path(RUN, "{peer}"),
+    log:
+        LOGS / "studies" / "peer_search_{peer}.log",
+    threads: MANY_THREADS
+    resources:
+        gpu=lambda wildcards: devices_of_search(SETTINGS.searches[AGAINST], SETTINGS.compute),
+        mem_mb=lambda wildcards, attempt: MEMORY.search(AGAINST, attempt),
+    params:
+        **SCRIPT,
+        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "peer_search", wildcards.peer)),
+        peer=lambda wildcards: peer_slice(SETTINGS, wildcards.peer),
+        name=AGAINST,
+        search=lambda wildcards: slices.search_slice(SETTINGS, AGAINST),
+        exporter=lambda wildcards: SETTINGS.exporter_of(AGAINST, "gguf").model_dump_json(),
+        datasets=EVALUATION_SETS,
+    message:
+        "Search at the size of llama.cpp's {wildcards.peer}"
+    shell:
+        "{params.python:q} workflow/study.py peer_search {params.common:q} --key {params.key:q} --peer {params.peer:q}"
+        " --name {params.name:q} --search {params.search:q} --exporter {params.exporter:q}"
+        " --datasets {params.datasets:q} --log {log:q}"
+
+
+rule study_peers:
+    input:
+        RUN.model_manifest,
+        PEERS_READ,
+    output:
+        peers_path(RUN),
+        text_path(peers_path(RUN)),
+    log:
+        LOGS / "studies" / "peers.log",
+    params:
+        **SCRIPT,
+        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "peers")),
+        peers=list(PEERS),
+        against=["--against", AGAINST] if AGAINST else [],
+    message:
+        "Files of llama.cpp's quantizer, and searches at their sizes"
+    shell:
+        "{params.python:q} workflow/study.py peers {params.common:q} --key {params.key:q} --peers {params.peers:q}"
+        " {params.against:q} --log {log:q}"
 
 
 rule study_report:

@@ -6,7 +6,7 @@ rule variants:
     input:
         RUN.model_manifest,
         RUN.layers,
-        with_manifest(RUN.hessian("{block}")),
+        calibrated,
     output:
         kept(RUN.variant_tensors("{variants}", "{block}")),
         RUN.variant_table("{variants}", "{block}"),
@@ -31,7 +31,7 @@ rule variants:
 rule variants_embedding:
     input:
         RUN.model_manifest,
-        with_manifest(RUN.hessian(EMBEDDING)),
+        calibrated_embedding,
     output:
         kept(RUN.variant_tensors("{variants}", EMBEDDING)),
         RUN.variant_table("{variants}", EMBEDDING),

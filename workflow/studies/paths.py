@@ -25,6 +25,41 @@ def pairs_path(run: Run, study: str) -> Path:
     return run.root / "monotonicity" / study / "pairs.parquet"
 
 
+def dense_gguf_path(run: Run) -> Path:
+    """The dense model as one GGUF file, which llama.cpp's quantizer reads."""
+    return run.root / "peers" / "dense.gguf"
+
+
+def imatrix_path(run: Run) -> Path:
+    """Importances of the calibration text in GGUF; beside it, as `.dat`, the same in the form of before 2025."""
+    return run.root / "peers" / "imatrix.gguf"
+
+
+def peer_file_path(run: Run, peer: str) -> Path:
+    """What llama.cpp's quantizer has made."""
+    return run.root / "peers" / "files" / f"{peer}.gguf"
+
+
+def peer_path(run: Run, peer: str) -> Path:
+    """That file, measured."""
+    return run.root / "peers" / "measured" / f"{peer}.parquet"
+
+
+def rival_name(peer: str) -> str:
+    """Name of the search at the size of that file."""
+    return f"peers-{peer}"
+
+
+def rival_path(run: Run, peer: str) -> Path:
+    """What a search has found at the size of that file, measured."""
+    return run.root / "peers" / "searched" / f"{peer}.parquet"
+
+
+def peers_path(run: Run) -> Path:
+    """All of them."""
+    return run.root / "peers" / "peers.parquet"
+
+
 def sections_path(run: Run) -> Path:
     """Sections that the studies of a run add to its report."""
     return run.root / "sections" / "studies.parquet"

@@ -12,6 +12,7 @@ from matplotlib.ticker import NullFormatter
 from evopress.artifacts.paths import DENSE
 from evopress.report.plots import ACCENT, INK, STYLE, to_svg
 from studies.convergence import fits
+from studies.peers import LLAMA_CPP
 
 MOST_PANELS = 4
 """Quantities that the comparison's figure has room for."""
@@ -135,6 +136,40 @@ def errors_figure(candidates: pd.DataFrame, pairs: pd.DataFrame, name: str, fitn
         axes.set_xlabel("sum of the errors of single units")
         axes.set_ylabel(f"{fitness}, lower is better")
         _grid(axes)
+        return to_svg(figure)
+
+
+def peers_figure(table: pd.DataFrame) -> str:
+    """SVG of KL by size of the file, a panel for each text: llama.cpp's files, and searches at their sizes.
+
+    Args:
+        table: columns of PEERS.
+    """
+    panels = list(table.groupby("dataset", sort=False))[:MOST_PANELS]
+    with rc_context({**STYLE, "svg.hashsalt": "peers"}):
+        figure = Figure(figsize=(9, 3.8))
+        for axes, (dataset, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for maker, own in rows.groupby("maker", sort=False):
+                ours = maker != LLAMA_CPP
+                ordered = own.sort_values("bytes")
+                line, colour = ("-", ACCENT) if ours else ("", INK)
+                axes.plot(
+                    ordered["bytes"] / 1e6,
+                    ordered["kl"],
+                    line,
+                    marker="o",
+                    markersize=4,
+                    color=colour,
+                    label=str(maker),
+                )
+            for peer in rows[rows["maker"] == LLAMA_CPP].to_dict("records"):
+                place = (peer["bytes"] / 1e6, peer["kl"])
+                axes.annotate(str(peer["peer"]), place, (3, 3), textcoords="offset points", fontsize=6)
+            axes.set_xlabel("size of the file, MB")
+            axes.set_title(str(dataset))
+            axes.legend(frameon=False)
+            _grid(axes)
+        figure.axes[0].set_ylabel("KL to the dense model, lower is better")
         return to_svg(figure)
 
 

@@ -18,10 +18,18 @@ from evopress.report.sections import environment
 from studies.comparison import as_comparison
 from studies.convergence import convergence_rows
 from studies.monotonicity import measured, monotonicity_findings, monotonicity_rows, value
-from studies.paths import candidates_path, comparison_path, convergence_path, pairs_path, sections_path
-from studies.plots import comparison_figure, convergence_figure, errors_figure, progress_figure
+from studies.paths import (
+    candidates_path,
+    comparison_path,
+    convergence_path,
+    pairs_path,
+    peers_path,
+    sections_path,
+)
+from studies.peers import peers_findings, peers_rows
+from studies.plots import comparison_figure, convergence_figure, errors_figure, peers_figure, progress_figure
 from studies.settings import ReportedStudies
-from studies.tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS, Rows
+from studies.tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS, PEERS, Rows
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 WITHIN_BUDGET = ("evolution", "random")
@@ -46,6 +54,12 @@ _MONOTONE = (
     "on some text, and the clearest of them judged again on other text; worse by so much, ± the standard error of the "
     "difference over its sequences, in the logarithm of perplexity or in KL."
 )
+_PEERS = (
+    "Files that llama.cpp's own quantizer makes of the same model with importances from the same calibration text, "
+    "read back and measured as the models of searches are; those that are smaller than the file that the model came "
+    "in. Ours is a search with the size of each for its target."
+)
+_SIZES = "Each point is one GGUF file."
 _SCATTER = "Random candidates of equal budget. Orange lines join the confirmed pairs whose summed errors mislead."
 
 
@@ -86,6 +100,11 @@ def _sections(run: Run, studies: ReportedStudies) -> Iterator[StudySection]:
         yield _comparison(run, studies)
     for name in studies.monotonicity:
         yield _monotonicity(run, name)
+    if studies.peers:
+        peers = _table(run, peers_path(run), PEERS)
+        figures = [_shown(peers_figure(peers), _SIZES)] if len(peers) else []
+        text = f"{_PEERS} {peers_findings(peers)}"
+        yield StudySection("llama.cpp's quantizer", text, rows=peers_rows(peers), figures=figures)
     if studies.convergence:
         table = read_table(convergence_path(run), CONVERGENCE)
         figure = _shown(convergence_figure(table), "Every run, on logarithmic axes.")

@@ -1,13 +1,22 @@
 """Settings of the studies: the section `studies` of a run's settings, and what each stage is given of it."""
 
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from evopress.config.base import Name, Section, drop_removed
+from evopress.compression.gguf_types import GGUF_TYPES
+from evopress.config.base import Name, Section, UserPath, drop_removed
+from evopress.util.errors import ConfigError
+from studies.recipes import BASES
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+INSTALL = "pip install 'evopress[peers]', or name a program in studies.peers.quantizer"
+"""How to have a `llama-quantize`."""
+_PACKAGE = "ik_llama_cpp"
 LEAST_SEQUENCES = 8
 """Fewer sequences give no standard error to rely on."""
 
@@ -46,6 +55,82 @@ class MonotonicitySettings(Section):
     seed: int = Field(0, ge=0, description="Seed of the candidates and of the choice of text.")
 
 
+def _known_mixture(name: str) -> str:
+    if name not in BASES:
+        raise ValueError(f"unknown type {name!r}; llama.cpp's mixtures are {', '.join(BASES)}")
+    return name
+
+
+def _known_type(name: str | None) -> str | None:
+    if name is not None and name not in GGUF_TYPES:
+        raise ValueError(f"unknown type {name!r}; there are {', '.join(GGUF_TYPES)}")
+    return name
+
+
+Mixture = Annotated[str, AfterValidator(_known_mixture)]
+EmbeddingType = Annotated[str | None, AfterValidator(_known_type)]
+
+
+class PeerSettings(Section):
+    """One file that llama.cpp's quantizer makes: a slice of the settings, made by the workflow."""
+
+    type: Mixture
+    embedding: EmbeddingType = None
+    quantizer: UserPath | None = None
+
+    @property
+    def name(self) -> str:
+        """As tables and files are called."""
+        return self.type if self.embedding is None else f"{self.type}-{self.embedding}"
+
+
+class PeersSettings(Section):
+    """Files that llama.cpp's own quantizer makes of the model, beside searches that end at exactly their sizes."""
+
+    types: tuple[Mixture, ...] = Field(
+        ("IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_S", "Q3_K_M", "IQ4_XS", "Q4_0"),
+        min_length=1,
+        description="Types of files, as llama.cpp names its mixtures.",
+    )
+    embeddings: tuple[EmbeddingType, ...] = Field(
+        (None, "Q4_0"), min_length=1, description="Types of the token embedding; null is what the file's type takes."
+    )
+    quantizer: UserPath | None = Field(
+        None, description="The program `llama-quantize`; null is that of the package `ik-llama-cpp-python`."
+    )
+    against: Name | None = Field(
+        None,
+        description="A search whose settings are copied for each file, with the file's size for its target; null "
+        "measures the files alone.",
+    )
+
+    def peers(self) -> dict[str, PeerSettings]:
+        """Every file by its name."""
+        made = (
+            PeerSettings(type=kind, embedding=embedding, quantizer=self.quantizer)
+            for embedding in dict.fromkeys(self.embeddings)
+            for kind in dict.fromkeys(self.types)
+        )
+        return {peer.name: peer for peer in made}
+
+
+def find_program(named: str | None) -> Path:
+    """The `llama-quantize` of the settings, or that of the installed package.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if named is not None:
+        if found := shutil.which(named):
+            return Path(found)
+        raise ConfigError(f"studies.peers.quantizer: {named!r} is no program; check the path")
+    package = find_spec(_PACKAGE)
+    path = Path(package.origin).parent / "bin" / "llama-quantize" if package and package.origin else None
+    if path is None or not path.is_file():
+        raise ConfigError(f"studies.peers: there is no llama-quantize; {INSTALL}")
+    return path
+
+
 class ReportedStudies(Section):
     """What the report says of studies: a slice of the settings, made by the workflow."""
 
@@ -54,6 +139,7 @@ class ReportedStudies(Section):
     convergence: bool = False
     monotonicity: tuple[str, ...] = ()
     """Names of the studies."""
+    peers: bool = False
 
 
 class StudiesSettings(Section):
@@ -63,6 +149,7 @@ class StudiesSettings(Section):
     monotonicity: Annotated[dict[Name, MonotonicitySettings], BeforeValidator(drop_removed)] = Field(
         {}, description="Studies by name; null removes an entry."
     )
+    peers: PeersSettings | None = None
 
 
 def require_text(study: MonotonicitySettings, sequences: int, length: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -10,8 +11,10 @@ from pydantic import Field, field_validator, model_validator
 from evopress.compression.base import LayerMethod, LayerShape, Level, Variant
 from evopress.compression.families import BITS
 from evopress.compression.gguf_types import GGUF_TYPES, possible_types
+from evopress.config.base import UserPath
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from evopress.compression.gguf_gptq import GgufQuantized
@@ -42,6 +45,11 @@ class Gguf(LayerMethod):
         "gptq",
         description="`gptq` makes up for the error of each column in the others. `rtn` rounds to nearest as llama.cpp "
         "does, with the Hessian's diagonal as importance; it needs `libgguf`, and has the types with codebooks, too.",
+    )
+    imatrix: UserPath | None = Field(
+        None,
+        description="With `rtn`, an imatrix file of this model, as `llama-imatrix` or `evopress export-imatrix` writes "
+        "it: its importances take the place of the Hessians, which are not needed then.",
     )
     embedding: bool = Field(
         True,
@@ -81,6 +89,30 @@ class Gguf(LayerMethod):
     def compresses_embedding(self) -> bool:
         """As the settings say."""
         return self.embedding
+
+    @model_validator(mode="after")
+    def _check_imatrix(self) -> Self:
+        if self.imatrix is not None and self.rounding == "gptq":
+            raise ValueError("imatrix: `rounding: gptq` needs whole Hessians; choose `rounding: rtn`, or remove it")
+        if self.imatrix is not None and self.sequential:
+            raise ValueError("imatrix: `propagation: sequential` observes inputs itself; remove one of the two")
+        return self
+
+    @property
+    def needs_hessians(self) -> bool:
+        """Unless there is an imatrix, or the jobs make their own."""
+        return super().needs_hessians and self.imatrix is None
+
+    def files(self) -> dict[str, str]:
+        """The imatrix."""
+        return {} if self.imatrix is None else {"imatrix": self.imatrix}
+
+    def given_hessians(self, model: Path, layers: "pd.DataFrame", block: int) -> "dict[str, Tensor]":
+        """Diagonal matrices with the importances of the imatrix."""
+        from evopress.compression.imatrix import diagonal_hessians
+
+        assert self.imatrix is not None
+        return diagonal_hessians(Path(self.imatrix), model, layers, block)
 
     def labels(self) -> list[str]:
         """Types."""
