@@ -21,7 +21,7 @@ from evopress.artifacts.tensors import write_tensors
 from evopress.compression.formats.gguf import GgufFormat
 from evopress.compression.gguf_types import GGUF_TYPES
 from evopress.compression.methods.gguf import Gguf
-from evopress.compression.stage import make_variants
+from evopress.compression.stage import make_embedding_variants, make_variants
 from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
 from evopress.evaluation.perplexity import evaluate_perplexity
@@ -31,6 +31,7 @@ from evopress.models.checkpoint import Checkpoint
 from evopress.models.dequantize import dequantize
 from evopress.models.gguf_header import read_gguf_header
 from evopress.models.gguf_weights import stored_names
+from evopress.search.problem import open_problem
 from evopress.search.strategies.dp import DynamicProgramming
 from evopress.util.errors import ConfigError, ModelError
 from studies.paths import dense_gguf_path, imatrix_path, peer_file_path, peer_path, peers_path, rival_path, text_path
@@ -249,8 +250,10 @@ SEARCH = DynamicProgramming(variants="v", target=4)
 def measured(run: Run, context: StageContext) -> list[str]:
     """Two files and searches at their sizes."""
     peers = [PeerSettings(type="Q4_K_S"), PeerSettings(type="Q4_K_S", embedding="Q4_0"), PeerSettings(type="Q2_K")]
+    method = Gguf(types=("Q2_K", "Q4_K", "Q6_K"))
     for block in range(3):
-        make_variants(context, "v", Gguf(types=("Q2_K", "Q4_K", "Q6_K")), block)
+        make_variants(context, "v", method, block)
+    make_embedding_variants(context, "v", method)
     for peer in peers:
         quantize_peer(context, peer)
         measure_peer(context, peer, ["held"])
@@ -329,8 +332,8 @@ def test_files_as_large_as_the_models_own_are_left_out(
 
 @with_program
 def test_a_size_that_no_levels_meet_is_left_open(run: Run, context: StageContext, measured: list[str]) -> None:
-    with pytest.raises(ConfigError, match="are no linear layers, and 1000 are there in all"):
-        at_size(run, SEARCH, 1000, GgufFile())
+    with pytest.raises(ConfigError, match="0.001 MB is below the smallest file"):
+        open_problem(run, at_size(SEARCH, 1000, GgufFile()), "studies.peers.against: dp")
     peer = PeerSettings(type="IQ2_XS")
     for size in (1000, peer_file_path(run, "Q2_K").stat().st_size - 200_000):  # the second has no room for Q2_K
         table = read_table(peer_path(run, "Q2_K"), PEERS).assign(bytes=size)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,27 +10,23 @@ import pandas as pd
 
 from evopress.artifacts.atomic import write_text
 from evopress.artifacts.manifest import sha256
-from evopress.artifacts.paths import HUGGINGFACE, Run
-from evopress.artifacts.tables import LAYERS, PERPLEXITY, read_table
+from evopress.artifacts.paths import HUGGINGFACE
+from evopress.artifacts.tables import PERPLEXITY, read_table
 from evopress.config.context import StageContext
 from evopress.evaluation.perplexity import evaluate_perplexity
 from evopress.export.exporters.gguf import GgufFile
 from evopress.export.exporters.huggingface import HuggingFace
 from evopress.export.stage import run_export
-from evopress.models.gguf_parts import whole_header
-from evopress.models.gguf_weights import names_in_gguf
 from evopress.search.base import Strategy
 from evopress.search.problem import SearchProblem, open_problem
 from evopress.search.run import run_search
+from evopress.search.target import SizeTarget
 from evopress.util.errors import ConfigError
 from evopress.util.progress import log
-from studies.paths import dense_gguf_path, peer_path, rival_name, rival_path
+from studies.paths import peer_path, rival_name, rival_path
 from studies.peers import is_smaller, measured_rows, read_measured, write_measured
 from studies.settings import PeerSettings
 from studies.tables import PEERS
-
-_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
-"""Of a weight, by the exporter's type of matrices that are not searched."""
 
 
 def search_rival(
@@ -65,7 +60,7 @@ def search_rival(
         write_measured(run, target, nothing, peer)
         return
     try:
-        asked = at_size(run, search, size, exporter)
+        asked = at_size(search, size, exporter)
         problem = open_problem(run, asked, f"studies.peers.against: {name}")
     except ConfigError as error:
         log.warning("%s: no choice of levels is as small as %.1f MB: %s", peer.name, size / 1e6, error)
@@ -93,21 +88,6 @@ def _search(context: StageContext, name: str, search: Strategy, problem: SearchP
         write_text(ended, digest)
 
 
-def at_size(run: Run, search: Strategy, size: int, exporter: GgufFile) -> Strategy:
-    """Settings of ``search`` with a GGUF file of at most ``size`` bytes for its target.
-
-    The target is an average over the linear layers, so what the file holds beside them is taken off.
-
-    Raises:
-        ConfigError: that alone is as large.
-    """
-    layers = read_table(run.layers, LAYERS)
-    searched = set(names_in_gguf(run.model, [f"{name}.weight" for name in layers["name"]]).values())
-    tensors = whole_header(dense_gguf_path(run)).tensors
-    beside = float(min(tensor.start for tensor in tensors.values()))
-    for name, tensor in tensors.items():
-        if name not in searched:
-            beside += tensor.size if len(tensor.shape) == 1 else math.prod(tensor.shape) * _BYTES[exporter.dense]
-    if size <= beside:
-        raise ConfigError(f"{beside:.0f} bytes are no linear layers, and {size} are there in all")
-    return search.model_copy(update={"target": 8 * (size - beside) / int(layers["parameters"].sum())})
+def at_size(search: Strategy, size: int, exporter: GgufFile) -> Strategy:
+    """Settings of ``search`` with a GGUF file of at most ``size`` bytes for its target."""
+    return search.model_copy(update={"target": SizeTarget(bytes=size, file=exporter)})
