@@ -97,7 +97,9 @@ class CompressedTensors(Exporter):
             )
         if self.runtime == "vllm":
             yield from _unfused(where, method, layers)
-            yield from _uneven(where, [layer for layer in layers if not method.excludes(layer.name)])
+            packed = (layer for layer in layers if not method.excludes(layer.name))
+            uneven = [problem for one in packed if (problem := _uneven(one.name, one.rows, one.columns))]
+            yield from (f"{where}: {problem}" for problem in uneven[:1])
 
     def ties(self) -> tuple[tuple[str, ...], ...]:
         """What vLLM fuses."""
@@ -125,7 +127,7 @@ class CompressedTensors(Exporter):
         stored = {unit: model.checkpoint.stored_name(f"{unit}.weight") for unit in model.configuration["unit"]}
         modules = {str(unit): schemes[name] for unit, name in stored.items() if name is not None}
         ignored = [name for name in _linear_modules(context) if name not in modules]
-        self._check(modules, ignored)
+        self._check(modules, ignored, {str(unit): dense[name].shape for unit, name in stored.items() if name})
         sizes = {
             name: packed_bytes(schemes[name], tensor) if name in schemes else tensor.nbytes
             for name, tensor in dense.items()
@@ -142,8 +144,15 @@ class CompressedTensors(Exporter):
             write_tensors(model.checkpoint, folder, sizes, parts, self.shard_bytes)
         _write_config(folder, quantization_config(modules, ignored))
 
-    def _check(self, modules: "Mapping[str, Scheme]", ignored: Sequence[str]) -> None:
+    def _check(
+        self, modules: "Mapping[str, Scheme]", ignored: Sequence[str], shapes: Mapping[str, Sequence[int]]
+    ) -> None:
         """Refuse what settings could not tell.
+
+        Args:
+            modules: how each compressed layer is packed.
+            ignored: linear layers that stay dense.
+            shapes: rows and columns of each compressed layer.
 
         Raises:
             ArtifactError: with a layer that is in the way.
@@ -152,6 +161,8 @@ class CompressedTensors(Exporter):
             for name, scheme in modules.items():
                 if not _has_kernel(str(scheme.bits), scheme.symmetric) or scheme.group not in GROUP_SIZES:
                     raise ArtifactError(f"{name}: vLLM has no kernel for {scheme}; set `runtime: transformers`")
+                if problem := _uneven(name, *shapes[name]):
+                    raise ArtifactError(problem)
             _check_fused(modules, ignored)
         if len(set(modules.values())) > 1 and not all(scheme.symmetric for scheme in modules.values()):
             raise ArtifactError(
@@ -226,16 +237,14 @@ def _unfused(where: str, method: Method, layers: Sequence[LayerShape]) -> Iterat
                 return
 
 
-def _uneven(where: str, layers: Sequence[LayerShape]) -> Iterator[str]:
-    """The first layer whose size vLLM's kernel does not take."""
-    for layer in layers:
-        if layer.rows % _ROWS or layer.columns % _COLUMNS:
-            yield (
-                f"{where}: vLLM's kernel (Marlin) takes layers with inputs in multiples of {_COLUMNS} and outputs in "
-                f"multiples of {_ROWS}, and {layer.name} is {layer.rows} x {layer.columns}; exclude such layers, or "
-                "set `runtime: transformers`"
-            )
-            return
+def _uneven(name: str, rows: int, columns: int) -> str | None:
+    """What is wrong with the size of a layer for vLLM's kernel; None if nothing is."""
+    if not rows % _ROWS and not columns % _COLUMNS:
+        return None
+    return (
+        f"{name}: is {rows} x {columns}, and vLLM's kernel (Marlin) takes outputs in multiples of {_ROWS} and inputs "
+        f"in multiples of {_COLUMNS}; exclude such layers, or set `runtime: transformers`"
+    )
 
 
 def _write_config(folder: Path, quantization: Mapping[str, Any]) -> None:

@@ -229,6 +229,17 @@ def test_what_vllm_would_fuse_must_be_at_one_level(tmp_path: Path) -> None:
             exported(run)
 
 
+def test_layers_of_sizes_that_the_kernel_does_not_take_are_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    layers = write_model(run, "Llama", torch.bfloat16, hidden_size=64)
+    method = Gptq(bits=(4,), group_size=64, symmetric=True, scale_dtype="bfloat16")
+    write_search(run, layers, method, everywhere(layers, "4"))
+    with pytest.raises(ArtifactError, match=r"q_proj: is 64 x 64, and .* inputs in multiples of 128; exclude"):
+        exported(run)
+    folder = exported(run, CompressedTensors(runtime="transformers"))
+    assert torch.equal(logits(folder), logits(run.export("s", "huggingface")))
+
+
 def test_several_widths_with_zero_points_are_refused(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     layers = write_model(run, "Llama", torch.bfloat16)
