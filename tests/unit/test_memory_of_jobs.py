@@ -73,3 +73,16 @@ def test_the_config_of_a_wheel_is_known_once_the_model_is_there(tmp_path):
     assert model_config(settings, run)["hidden_size"] == 4096
     (run.model / "config.json").write_text("[")
     assert model_config(settings, run) == {}
+
+
+def test_a_search_holds_the_text_in_the_working_type_or_single_effects_in_float32(tmp_path):
+    def needed(strategy, **settings):
+        search = {"strategy": strategy, "variants": "gptq", "target": 3.0, **settings}
+        variants = {"gptq": {"method": "gptq", "bits": [2, 3, 4], "group_size": 64}}
+        made = memory(tmp_path, variants=variants, searches={"s": search}, compute={"memory_gb": 10})
+        return made.search("s", 1) - 48_000 - 12_000 - 10_000
+
+    assert needed("uniform") == 0
+    whole = (1 << 20) * 4096 * 2 // 1_000_000
+    assert needed("dp", errors="kl", tokens=4096) == whole
+    assert needed("dp", errors="kl", tokens=1 << 20) == (1 << 20) * 4096 * 4 // 1_000_000
