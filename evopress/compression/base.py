@@ -285,6 +285,10 @@ class LayerMethod(Method):
         """
         raise NotImplementedError
 
+    def limited(self, labels: Collection[str]) -> Self:
+        """The same method with the levels ``labels`` alone, or with more where it cannot leave any out."""
+        return self
+
     def check_inputs(self, columns: int, everywhere: Collection[int]) -> None:
         """Refuse layers of so many inputs that cannot have the levels, whatever their other sizes.
 

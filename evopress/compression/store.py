@@ -37,16 +37,18 @@ class VariantStore:
         run: the run.
         variants: their name.
         verify: whether to compare each tensor that is read with its digest.
+        polished: a search that picked from them; what is read then is the levels that it chose, as its polish has made
+            them.
 
     Raises:
         ArtifactError: a block is missing or damaged, was made by other settings than the rest, or for another model.
     """
 
-    def __init__(self, run: Run, variants: str, *, verify: bool = False) -> None:
-        self.run, self.variants, self.verify = run, variants, verify
+    def __init__(self, run: Run, variants: str, *, verify: bool = False, polished: str | None = None) -> None:
+        self.run, self.variants, self.verify, self.polished = run, variants, verify, polished
         layers = read_table(run.layers, LAYERS)
         blocks = sorted(int(block) for block in layers["block"].unique())
-        tables = [read_table(run.variant_table(variants, block), VARIANTS) for block in blocks]
+        tables = [read_table(self._table_path(block), VARIANTS) for block in blocks]
         self.table: pd.DataFrame = pd.concat(tables, ignore_index=True)
         """Rows of the VARIANTS schema, in the order of blocks; layers that stay dense are absent."""
         self._digests = self._check(blocks)
@@ -65,7 +67,7 @@ class VariantStore:
         """
         self._require(block, layer, level)
         stream, parts = self._stream(block)
-        path = self.run.variant_tensors(self.variants, block)
+        path = self._path(block)
         try:
             tensors = {part: stream.get_tensor(tensor_name(layer, level, part)) for part in parts[layer, level]}
         except (KeyError, SafetensorError) as error:
@@ -109,10 +111,19 @@ class VariantStore:
         """
         parts = self._stream(block)[1]
         if block not in self._ahead:
-            self._ahead[block] = ReadAhead(self.run.variant_tensors(self.variants, block))
+            self._ahead[block] = ReadAhead(self._path(block))
         for layer, level in variants:
             self._require(block, layer, level)
             self._ahead[block].ask([tensor_name(layer, level, part) for part in parts[layer, level]])
+
+    def _path(self, block: int) -> Path:
+        """File of a block's tensors."""
+        if self.polished is not None:
+            return self.run.polished_tensors(self.polished, block)
+        return self.run.variant_tensors(self.variants, block)
+
+    def _table_path(self, block: int) -> Path:
+        return self._path(block).with_suffix(".parquet")
 
     def _require(self, block: int, layer: str, level: str) -> None:
         if (block, layer, level) not in self._formats:
@@ -125,7 +136,7 @@ class VariantStore:
     def _stream(self, block: int) -> tuple[Any, dict[tuple[str, str], list[str]]]:
         """The open file of a block, and the names of each variant's parts."""
         if block not in self._open:
-            path = self.run.variant_tensors(self.variants, block)
+            path = self._path(block)
             try:
                 stream = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
@@ -142,8 +153,8 @@ class VariantStore:
         digests: dict[int, dict[str, str]] = {}
         made_by: dict[int, tuple[str, str]] = {}
         for block in blocks:
-            path = self.run.variant_tensors(self.variants, block)
-            table = self.run.variant_table(self.variants, block)
+            path = self._path(block)
+            table = self._table_path(block)
             manifest = check_tensors(path)
             digests[block] = manifest["tensors"]
             provenance = Provenance(**manifest["provenance"])
@@ -156,7 +167,7 @@ class VariantStore:
         if odd:
             raise ArtifactError(
                 f"variants {self.variants!r}: blocks {', '.join(odd)} were made by other settings than the others; "
-                f"delete {self.run.variant_tensors(self.variants, blocks[0]).parent} and run again"
+                f"delete {self._path(blocks[0]).parent} and run again"
             )
         return digests
 

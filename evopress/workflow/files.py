@@ -54,12 +54,12 @@ def task_files(tasks: TaskSettings) -> list[str]:
 
 
 def search_files(search: Strategy, where: str) -> list[str]:
-    """The file of an imported configuration: an edited one is imported again.
+    """The file of a configuration that is imported from one: an edited one is imported again.
 
     Raises:
         ConfigError: it is not there.
     """
-    if not isinstance(search, Imported):
+    if not isinstance(search, Imported) or search.file is None:
         return []
     path = Path(search.file)
     if not path.is_file():

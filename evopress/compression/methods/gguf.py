@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -75,6 +75,10 @@ class Gguf(LayerMethod):
     def labels(self) -> list[str]:
         """Types."""
         return list(self.types)
+
+    def limited(self, labels: Collection[str]) -> Self:
+        """Other types are left out."""
+        return self.model_copy(update={"types": tuple(name for name in self.types if name in labels)})
 
     def target_problems(self, target: float, where: str) -> Iterator[str]:
         """A target below the bits per weight of the smallest type, or above those of the largest."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -45,6 +45,10 @@ class Gptq(LayerMethod):
     def labels(self) -> list[str]:
         """Bit-widths."""
         return [str(bits) for bits in self.bits]
+
+    def limited(self, labels: Collection[str]) -> Self:
+        """Other bit-widths are left out of the sweep."""
+        return self.model_copy(update={"bits": tuple(bits for bits in self.bits if str(bits) in labels)})
 
     def target_problems(self, target: float, where: str) -> Iterator[str]:
         """A target below the lowest bit-width, or above the highest."""
