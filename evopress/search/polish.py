@@ -25,7 +25,7 @@ from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import EFFORT, LAYERS, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import check_tensors, read_tensors, write_tensors
 from evopress.compression.asymmetric import InputStatistics, observe_both
-from evopress.compression.base import LayerMethod, Variant
+from evopress.compression.base import LayerMethod, Variant, layer_shapes
 from evopress.compression.hessian import embed, observe_block
 from evopress.compression.sequential import advance, calibration_facts, unpacked
 from evopress.compression.stage import compress_layers, variant_table, write_packed
@@ -62,6 +62,9 @@ def polish(context: StageContext, search: str, how: Polish, method: LayerMethod)
     """
     run = context.run
     chosen = Configuration.read(run, search).table.set_index("unit")
+    layers = read_table(run.layers, LAYERS)
+    layers = layers[layers["name"].isin(chosen.index)]
+    _require_levels(layers, chosen, method)
     tokens = read_tokens(run, "calibration")
     check_model(run)
     model = BlockwiseModel.from_folder(
@@ -70,8 +73,6 @@ def polish(context: StageContext, search: str, how: Polish, method: LayerMethod)
     settings = json.dumps({"polish": how, **method.model_dump(mode="json")})
     provenance = Provenance("polish", settings, read_model_fingerprint(run), key=context.key)
     facts = {**calibration_facts(run, tokens), "configuration_sha256": sha256(run.configuration(search))}
-    layers = read_table(run.layers, LAYERS)
-    layers = layers[layers["name"].isin(chosen.index)]
     resume = _Resume(run, search, provenance, facts)
     states = resume.load() or _States.before(model, tokens, asymmetric=how == "asymmetric")
     inputs = model.embed(tokens[:1])[1]
@@ -93,6 +94,21 @@ def polish(context: StageContext, search: str, how: Polish, method: LayerMethod)
     write_table(effort_table(effort), run.polish_effort(search), EFFORT, provenance)
     resume.remove()
     log.info("polish %s: %d layers of %d blocks in %.0f s", search, len(layers), len(model.blocks), states.seconds)
+
+
+def _require_levels(layers: pd.DataFrame, chosen: pd.DataFrame, method: LayerMethod) -> None:
+    """Check that the method makes the level that was chosen for each layer.
+
+    Raises:
+        CompressionError: it does not; the message names the first such layer.
+    """
+    for shape in layer_shapes(layers, itemsize=0):  # which levels there are does not depend on the bytes of weights
+        labels = [level.label for level in method.levels_of(shape)]
+        if (level := chosen.at[shape.name, "level"]) not in labels:
+            raise CompressionError(
+                f"{shape.name}: {method.method} as it is set makes no level {level}, which the search chose, but "
+                f"{', '.join(labels)}; run the search again"
+            )
 
 
 @dataclass
@@ -155,11 +171,6 @@ def _polish_block(
     description = f"polish {search}, block {block}"
     variants = compress_layers(context, description, method, layers, seen.hessians.__getitem__, prepare)
     made = [variant for variant in variants if variant.level == level_of[variant.layer]]
-    if lacking := sorted(set(level_of) - {variant.layer for variant in made}):
-        raise CompressionError(
-            f"{model.block_names[block]}.{lacking[0]}: {method.method} with these settings makes no level "
-            f"{level_of[lacking[0]]}, which the search chose; run the search again"
-        )
     for variant in made:
         if variant.bytes != size_of[variant.layer]:
             raise CompressionError(

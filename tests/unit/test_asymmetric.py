@@ -12,7 +12,6 @@ from evopress.compression.gptq import gptq
 from evopress.compression.hessian import embed, observe_block
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
-from evopress.util.errors import CompressionError
 
 ROWS, COLUMNS, SAMPLES = 7, 24, 90
 DAMPING = 0.02
