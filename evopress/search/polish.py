@@ -104,7 +104,7 @@ def _require_levels(layers: pd.DataFrame, chosen: pd.DataFrame, method: LayerMet
     """
     for shape in layer_shapes(layers, itemsize=0):  # which levels there are does not depend on the bytes of weights
         labels = [level.label for level in method.levels_of(shape)]
-        if (level := chosen.at[shape.name, "level"]) not in labels:
+        if (level := str(chosen.at[shape.name, "level"])) not in labels:
             raise CompressionError(
                 f"{shape.name}: {method.method} as it is set makes no level {level}, which the search chose, but "
                 f"{', '.join(labels)}; run the search again"
