@@ -62,6 +62,18 @@ def read_export_manifest(run: Run, search: str, exporter: str) -> dict[str, Any]
     return content
 
 
+def recorded_polish(run: Run, search: str, exporter: str) -> str:
+    """How the levels of an export were polished, as its manifest records it; `none` where they, or it, were not made.
+
+    Raises:
+        DamagedError: the manifest is cut short or changed.
+    """
+    if not run.export_manifest(search, exporter).exists():
+        return "none"
+    provenance = load_export_manifest(run.export_manifest(search, exporter))["provenance"]
+    return str(json.loads(provenance["settings"]).get("polish", "none"))
+
+
 def model_folder(run: Run, search: str) -> Path:
     """Hugging Face folder of a search's model or of the dense one, after checking the former against its manifest.
 

@@ -85,6 +85,22 @@ class Run:
         """Folder of the state from which a killed search goes on; not a declared output."""
         return self.root / "search" / search / "resume"
 
+    def polished_tensors(self, search: str, block: int | str) -> Path:
+        """The levels that a search chose in one block, made anew: packed as variants are."""
+        return self.root / "search" / search / "polished" / f"{block_name(block)}.safetensors"
+
+    def polished_table(self, search: str, block: int | str) -> Path:
+        """Table of these, as of variants."""
+        return self.root / "search" / search / "polished" / f"{block_name(block)}.parquet"
+
+    def polish_effort(self, search: str) -> Path:
+        """Tokens and time that took, written once all blocks are there."""
+        return self.root / "search" / search / "polished" / "effort.parquet"
+
+    def polish_state(self, search: str) -> Path:
+        """Hidden states from which a killed polish goes on; not a declared output."""
+        return self.root / "search" / search / "polished" / "resume" / "hidden.safetensors"
+
     def export(self, search: str, exporter: str) -> Path:
         """Folder of a compressed model as an exporter writes it."""
         return self.root / "exports" / search / exporter

@@ -10,7 +10,7 @@ from evopress.util.progress import progress
 
 Check = Callable[[Path], Iterable[EvopressError]]
 """Looks at one artifact; raises or returns what is wrong with it."""
-_TENSORS = ("hessians/**/block_*", "variants/**/block_*", "evaluation/dense/hidden_*")
+_TENSORS = ("hessians/**/block_*", "variants/**/block_*", "search/*/polished/block_*", "evaluation/dense/hidden_*")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,11 @@ def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
 
     tensors = {path.with_suffix(".safetensors") for pattern in _TENSORS for path in _written(run.root, pattern)}
     tables = {path for path in run.root.rglob("*.parquet") if not path.name.startswith(".")}
-    tables |= {path.with_suffix(".parquet") for path in tensors if path.parent.parent == run.root / "variants"}
+    tables |= {
+        path.with_suffix(".parquet")
+        for path in tensors
+        if path.parent.parent == run.root / "variants" or path.parent.name == "polished"
+    }
     if tables or tensors or run.model_manifest.exists():
         yield run.model_manifest, lambda path: verify_model(run)
         yield from ((path, _raising(read_provenance)) for path in sorted(tables))

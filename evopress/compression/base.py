@@ -209,8 +209,8 @@ class Method(Section):
         """Labels of the levels that a unit with room for all of them has."""
         raise NotImplementedError
 
-    def offering(self, labels: Collection[str]) -> Self:
-        """The same method with no other levels than these, as far as it can be restricted: to check what is left."""
+    def limited(self, labels: Collection[str]) -> Self:
+        """The same method with the levels ``labels`` alone, or with more where it cannot leave any out."""
         return self
 
     def target_problems(self, target: float, where: str) -> Iterator[str]:

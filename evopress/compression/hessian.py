@@ -6,7 +6,7 @@ before them will be compressed.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -117,18 +117,21 @@ def propagate(
     yield EMBEDDING, {HEAD: observe_head(model, hidden)}
 
 
-def embed(model: BlockwiseModel, tokens: Tensor) -> tuple[Tensor, BlockInputs]:
-    """Hidden states [S, L, H] before the first block, on the host, and the inputs of the blocks."""
+def embed(model: BlockwiseModel, tokens: Tensor, weight: Tensor | None = None) -> tuple[Tensor, BlockInputs]:
+    """Hidden states [S, L, H] before the first block, on the host, and the inputs of the blocks.
+
+    ``weight`` [V, H] takes the place of that of the input embedding.
+    """
     hidden = torch.empty(*tokens.shape, model.hidden_size, dtype=model.dtype)
     size = batch_size(tokens)
     for part, ids in zip(hidden.split(size), tokens.split(size), strict=True):
-        part.copy_(model.embed(ids)[0])
+        part.copy_(model.embed(ids, weight)[0])
     return hidden, model.embed(tokens[:1])[1]
 
 
-def batch_size(sequences: Tensor) -> int:
-    """Sequences [S, L, ...] that pass a block together."""
-    return max(1, TOKENS_AT_ONCE // sequences.shape[1])
+def batch_size(sequences: Tensor, inputs: BlockInputs | None = None) -> int:
+    """Sequences [S, L, ...] that pass a block together: one, where its ``inputs`` are for one alone."""
+    return 1 if inputs is not None and inputs.alone else max(1, TOKENS_AT_ONCE // sequences.shape[1])
 
 
 def observe_block(
@@ -154,15 +157,23 @@ def observe_block(
     Raises:
         CompressionError: an input of a layer is not finite.
     """
+    hessians = {name: torch.zeros(width, width, device=model.device) for name, width in input_widths(layers).items()}
+
+    def observe(name: str, inputs: Tensor) -> None:
+        accumulate(hessians[name], inputs)
+
+    for part in hidden.split(batch_size(hidden, inputs)):
+        with watched(model.blocks[block], hessians, observe, stop=not outputs):
+            output = model.run_block(block, part.to(model.device), inputs)
+            if outputs:
+                part.copy_(output)
+    return {name: finished(hessian, model.block_names[block], name) for name, hessian in hessians.items()}
+
+
+def input_widths(layers: pd.DataFrame) -> dict[str, int]:
+    """Columns of each input group of ``layers`` (LAYERS schema), by the layer that stands for it."""
     groups = layers.drop_duplicates("input_group")
-    widths = dict(zip(groups["input_group"], groups["columns"], strict=True))
-    with _hooks(model.blocks[block], widths, model.device, stop=not outputs) as hessians:
-        for part in hidden.split(batch_size(hidden)):
-            with suppress(_AllSeen):
-                output = model.run_block(block, part.to(model.device), inputs)
-                if outputs:
-                    part.copy_(output)
-    return {name: _finished(hessian, model.block_names[block], name) for name, hessian in hessians.items()}
+    return dict(zip(groups["input_group"], groups["columns"], strict=True))
 
 
 def observe_head(model: BlockwiseModel, hidden: Tensor) -> Tensor:
@@ -174,7 +185,7 @@ def observe_head(model: BlockwiseModel, hidden: Tensor) -> Tensor:
     hessian = torch.zeros(model.hidden_size, model.hidden_size, device=model.device)
     for part in hidden.split(batch_size(hidden)):
         accumulate(hessian, model.head_inputs(part.to(model.device)))
-    return _finished(hessian, type(model.model).__name__, HEAD)
+    return finished(hessian, type(model.model).__name__, HEAD)
 
 
 class _AllSeen(Exception):  # noqa: N818 (not an error)
@@ -182,30 +193,31 @@ class _AllSeen(Exception):  # noqa: N818 (not an error)
 
 
 @contextmanager
-def _hooks(
-    block: nn.Module, widths: Mapping[str, int], device: torch.device, *, stop: bool
-) -> Iterator[dict[str, Tensor]]:
-    """Accumulate the inputs of the named layers while the block runs; one layer stands for all of its input group."""
-    hessians = {name: torch.zeros(width, width, device=device) for name, width in widths.items()}
+def watched(
+    block: nn.Module, names: Collection[str], observe: Callable[[str, Tensor], None], *, stop: bool
+) -> Iterator[None]:
+    """Hand the inputs [S, L, columns] of the named layers to ``observe`` while the block runs once.
+
+    With ``stop``, the run ends as soon as the last input is known, and so does the body of the `with` statement.
+    """
     seen: set[str] = set()
 
-    def observe(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Add what a layer gets, [S, L, columns], to its Hessian."""
-        accumulate(hessians[name], args[0])
+    def hook(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        observe(name, args[0])
         seen.add(name)
-        if stop and len(seen) == len(hessians):
-            seen.clear()
+        if stop and len(seen) == len(names):
             raise _AllSeen
 
-    handles = [block.get_submodule(name).register_forward_pre_hook(partial(observe, name)) for name in hessians]
+    handles = [block.get_submodule(name).register_forward_pre_hook(partial(hook, name)) for name in names]
     try:
-        yield hessians
+        with suppress(_AllSeen):
+            yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _finished(hessian: Tensor, block: str, layer: str) -> Tensor:
+def finished(hessian: Tensor, block: str, layer: str) -> Tensor:
     """Whole Hessian on the host, after a check."""
     if not bool(torch.isfinite(hessian).all()):
         raise CompressionError(

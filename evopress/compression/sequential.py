@@ -6,7 +6,7 @@ observed before any is compressed. One level is chosen to run on with; its hidde
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -54,7 +54,7 @@ def make_sequential_variants(context: StageContext, name: str, method: LayerMeth
     layers = included_layers(run, name, method, block)
     provenance = variants_provenance(context, method)
     tokens = read_tokens(run, "calibration")
-    facts = _facts(run, tokens)
+    facts = calibration_facts(run, tokens)
     check_model(run)
     model = BlockwiseModel.from_folder(
         run.model, context.device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
@@ -67,9 +67,9 @@ def make_sequential_variants(context: StageContext, name: str, method: LayerMeth
     description = f"variants {name}, block {block}"
     variants = compress_layers(context, description, method, layers, hessians.__getitem__)
     shapes = dict(zip(layers["layer"], zip(layers["rows"], layers["columns"], strict=True), strict=True))
-    weights = _weights(variants, str(method.propagation_level), shapes, model)
+    weights = unpacked(_at_level(variants, str(method.propagation_level), shapes), shapes, model)
     if block + 1 < len(model.blocks):
-        _run(model, block, hidden, inputs, weights)
+        advance(model, block, hidden, inputs, weights)
     else:
         hidden = hidden[:0]  # nothing comes after
     table = variant_table(variants, layers, method, block)
@@ -78,8 +78,8 @@ def make_sequential_variants(context: StageContext, name: str, method: LayerMeth
     log.info("%s: %d sequences go on at level %s", description, len(hidden), method.propagation_level)
 
 
-def _facts(run: Run, tokens: Tensor) -> dict[str, object]:
-    """What calibrates, for the manifests of all blocks."""
+def calibration_facts(run: Run, tokens: Tensor) -> dict[str, object]:
+    """What calibrates blocks in sequence, for the manifests of all of them."""
     path = run.tokens("calibration")
     provenance = read_provenance(path)
     require_same_model(run, provenance, path)
@@ -96,28 +96,35 @@ def _read_state(path: Path, provenance: Provenance, facts: Mapping[str, object])
     return read_tensors(path, [_STATE])[_STATE]
 
 
-def _weights(
-    variants: Sequence[Variant], level: str, shapes: Mapping[str, tuple[int, int]], model: BlockwiseModel
-) -> dict[str, Tensor]:
-    """Weights of the layers at one level.
+def _at_level(variants: Sequence[Variant], level: str, layers: Collection[str]) -> list[Variant]:
+    """The variant of each layer at one level.
 
     Raises:
         CompressionError: a layer has no such level.
     """
-    chosen = {variant.layer: variant for variant in variants if variant.level == level}
-    if lacking := sorted(set(shapes) - set(chosen)):
+    chosen = [variant for variant in variants if variant.level == level]
+    if lacking := sorted(set(layers) - {variant.layer for variant in chosen}):
         own = ", ".join(variant.level for variant in variants if variant.layer == lacking[0])
         raise CompressionError(
             f"{', '.join(lacking)}: no room for the propagation_level {level}; choose one that all layers have ({own})"
         )
+    return chosen
+
+
+def unpacked(
+    variants: Iterable[Variant], shapes: Mapping[str, tuple[int, int]], model: BlockwiseModel
+) -> dict[str, Tensor]:
+    """Weights by layer, as the model computes with them; ``shapes`` are of the layers."""
     return {
-        layer: decode(variant.format, variant.parts, shapes[layer], model.stored, model.device).to(model.dtype)
-        for layer, variant in chosen.items()
+        one.layer: decode(one.format, one.parts, shapes[one.layer], model.stored, model.device).to(model.dtype)
+        for one in variants
     }
 
 
 @torch.no_grad()
-def _run(model: BlockwiseModel, block: int, hidden: Tensor, inputs: BlockInputs, weights: Mapping[str, Tensor]) -> None:
+def advance(
+    model: BlockwiseModel, block: int, hidden: Tensor, inputs: BlockInputs, weights: Mapping[str, Tensor]
+) -> None:
     """Replace hidden states [S, L, H] by what the block makes of them with ``weights``."""
     for part in hidden.split(batch_size(hidden)):
         part.copy_(model.run_block(block, part.to(model.device), inputs, weights))

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from evopress.compression.base import LayerMethod, LayerShape, Level, Variant, sweep_bytes, sweep_operations
 from evopress.compression.families import SPARSITY
@@ -145,6 +145,9 @@ class PruningMethod(LayerMethod):
         "`sparsity`, `step` and `levels`, which put zeros anywhere.",
     )
 
+    _only: frozenset[str] | None = PrivateAttr(None)
+    """Labels of the levels that are made; None is all."""
+
     @field_validator("patterns")
     @classmethod
     def _check_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -157,6 +160,12 @@ class PruningMethod(LayerMethod):
     def labels(self) -> list[str]:
         """Patterns, or steps from the target."""
         return list(self.patterns) or [step_label(steps) for steps in range(-self.levels, self.levels + 1)]
+
+    def limited(self, labels: Collection[str]) -> Self:
+        """Other sparsities or patterns are left out."""
+        copy = self.model_copy()
+        copy._only = frozenset(labels)
+        return copy
 
     def target_problems(self, target: float, where: str) -> Iterator[str]:
         """A target that is no sparsity, or above all patterns."""
@@ -191,8 +200,10 @@ class PruningMethod(LayerMethod):
             CompressionError: the layer cannot have them.
         """
         if self.patterns:
-            return pattern_levels(parameters, columns, self.patterns)
-        return unstructured_levels(parameters, self.sparsity, self.step, self.levels)
+            levels = pattern_levels(parameters, columns, self.patterns)
+        else:
+            levels = unstructured_levels(parameters, self.sparsity, self.step, self.levels)
+        return [level for level in levels if self._only is None or level.label in self._only]
 
     def pruner(self, hessian: "Tensor") -> "tuple[Prune, float]":
         """The function that prunes layers with this Hessian, and the damping that it uses (0 where it has none).
@@ -225,7 +236,7 @@ class PruningMethod(LayerMethod):
         """Levels of layers of the same shape, stacked as [layers, rows, columns]."""
         parameters, columns = stacked[0].numel(), stacked.shape[-1]
         levels, names = self.sparsities(parameters, columns), ", ".join(layers)
-        if len(levels) == 1 and self.levels and not self.patterns:
+        if len(levels) == 1 and self.levels and not self.patterns and self._only is None:
             log.info(
                 "%s: %d weights leave no room for a step of %d; fixed at sparsity %g",
                 names,

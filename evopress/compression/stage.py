@@ -158,6 +158,7 @@ def compress_layers(
     method: LayerMethod,
     layers: pd.DataFrame,
     hessian: Callable[[str], Tensor],
+    prepare: Callable[[str, Mapping[str, Tensor]], tuple[LayerMethod, Mapping[str, Tensor]]] | None = None,
 ) -> list[Variant]:
     """All variants of some layers, one input group after the other.
 
@@ -167,6 +168,8 @@ def compress_layers(
         method: what is to be done.
         layers: rows of the LAYERS schema.
         hessian: gives the Hessian of an input group.
+        prepare: gives the method and the weights that an input group is compressed with, in place of ``method`` and the
+            weights of its layers.
 
     Raises:
         CompressionError: a layer cannot be compressed as asked; the message names it.
@@ -180,7 +183,8 @@ def compress_layers(
             weights = _weights(checkpoint, members, device)
             own = hessian(str(group)).to(device)
             start = time.perf_counter()
-            variants += _compress(weights, own, method, members, context.memory)
+            used, aims = prepare(str(group), weights) if prepare else (method, weights)
+            variants += _compress(aims, own, used, members, context.memory)
             seconds += time.perf_counter() - start
             bar.advance(len(members))
     log.info("%s: compressed in %.2f s, apart from reading and writing", description, seconds)
@@ -239,15 +243,26 @@ def write_variants(
     Raises:
         ArtifactError: the files cannot be written.
     """
-    path = run.variant_table(name, block)
-    path.unlink(missing_ok=True)
     run.module_table(name).unlink(missing_ok=True)  # of another method under this name
-    tensors = {
+    write_packed(run.variant_tensors(name, block), run.variant_table(name, block), variants, table, provenance, facts)
+
+
+def write_packed(
+    tensors: Path,
+    path: Path,
+    variants: list[Variant],
+    table: pd.DataFrame,
+    provenance: Provenance,
+    facts: Mapping[str, object],
+) -> None:
+    """The same at the paths ``tensors`` and, for the table, ``path``."""
+    path.unlink(missing_ok=True)
+    named = {
         tensor_name(variant.layer, variant.level, part): tensor
         for variant in variants
         for part, tensor in variant.parts.items()
     }
-    write_tensors(tensors, run.variant_tensors(name, block), provenance, facts)
+    write_tensors(named, tensors, provenance, facts)
     write_table(table, path, VARIANTS, provenance)
 
 

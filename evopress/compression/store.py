@@ -37,18 +37,20 @@ class VariantStore:
         run: the run.
         variants: their name.
         verify: whether to compare each tensor that is read with its digest.
+        polished: a search that picked from them; what is read then is the levels that it chose, as its polish has made
+            them.
 
     Raises:
         ArtifactError: a block is missing or damaged, was made by other settings than the rest, or for another model.
     """
 
-    def __init__(self, run: Run, variants: str, *, verify: bool = False) -> None:
-        self.run, self.variants, self.verify = run, variants, verify
+    def __init__(self, run: Run, variants: str, *, verify: bool = False, polished: str | None = None) -> None:
+        self.run, self.variants, self.verify, self.polished = run, variants, verify, polished
         layers = read_table(run.layers, LAYERS)
         blocks = sorted(int(block) for block in layers["block"].unique())
         self.parts: list[int | str] = [*blocks, *_of_embedding(run.variant_table(variants, blocks[0]))]
         """What files there are: of blocks, and of `EMBEDDING` where it is compressed."""
-        tables = [read_table(run.variant_table(variants, part), VARIANTS) for part in self.parts]
+        tables = [read_table(self._table_path(part), VARIANTS) for part in self.parts]
         self.table: pd.DataFrame = pd.concat(tables, ignore_index=True)
         """Rows of the VARIANTS schema, in the order of blocks; layers that stay dense are absent."""
         self._blocks = range(len(blocks))
@@ -74,7 +76,7 @@ class VariantStore:
         """
         self._require(block, layer, level)
         stream, parts = self._stream(block)
-        path = self.run.variant_tensors(self.variants, self._file(block))
+        path = self._path(self._file(block))
         try:
             tensors = {part: stream.get_tensor(tensor_name(layer, level, part)) for part in parts[layer, level]}
         except (KeyError, SafetensorError) as error:
@@ -118,7 +120,7 @@ class VariantStore:
         """
         parts, file = self._stream(block)[1], self._file(block)
         if file not in self._ahead:
-            self._ahead[file] = ReadAhead(self.run.variant_tensors(self.variants, file))
+            self._ahead[file] = ReadAhead(self._path(file))
         for layer, level in variants:
             self._require(block, layer, level)
             self._ahead[file].ask([tensor_name(layer, level, part) for part in parts[layer, level]])
@@ -126,6 +128,15 @@ class VariantStore:
     def _file(self, block: int) -> int | str:
         """What the file is of that holds the variants of a block."""
         return block if block in self._blocks else EMBEDDING
+
+    def _path(self, block: int | str) -> Path:
+        """File of a block's tensors; embedding and head are never polished."""
+        if self.polished is not None and isinstance(block, int):
+            return self.run.polished_tensors(self.polished, block)
+        return self.run.variant_tensors(self.variants, block)
+
+    def _table_path(self, block: int | str) -> Path:
+        return self._path(block).with_suffix(".parquet")
 
     def _require(self, block: int, layer: str, level: str) -> None:
         if (block, layer, level) not in self._formats:
@@ -139,7 +150,7 @@ class VariantStore:
         """The open file of a block, and the names of each variant's parts."""
         file = self._file(block)
         if file not in self._open:
-            path = self.run.variant_tensors(self.variants, file)
+            path = self._path(file)
             try:
                 stream = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
@@ -156,8 +167,8 @@ class VariantStore:
         manifests: dict[int | str, dict[str, Any]] = {}
         made_by: dict[int | str, tuple[str, str]] = {}
         for block in self.parts:
-            path = self.run.variant_tensors(self.variants, block)
-            table = self.run.variant_table(self.variants, block)
+            path = self._path(block)
+            table = self._table_path(block)
             manifest = manifests[block] = check_tensors(path)
             provenance = Provenance(**manifest["provenance"])
             require_same_model(self.run, provenance, path)
@@ -171,7 +182,7 @@ class VariantStore:
         if odd:
             raise ArtifactError(
                 f"variants {self.variants!r}: blocks {', '.join(odd)} were made by other settings than the others; "
-                f"delete {self.run.variant_tensors(self.variants, 0).parent} and run again"
+                f"delete {self._path(0).parent} and run again"
             )
         return manifests
 

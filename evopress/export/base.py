@@ -8,18 +8,27 @@ Snakemake imports this module while it parses, so whatever takes long to import 
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from evopress.compression.base import LayerShape, Method
 from evopress.compression.families import LayerFamily
 from evopress.config.base import Section
+from evopress.config.context import StageContext
 from evopress.search.base import Strategy
 
 if TYPE_CHECKING:
     from evopress.artifacts.paths import Run
     from evopress.compression.dropped import Dropped
-    from evopress.config.context import StageContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportContext(StageContext):
+    """An export of a run."""
+
+    polished: bool = False
+    """Whether what a search chose is taken as its polish has made it, and not from the variants."""
 
 
 class Exporter(Section):
@@ -88,7 +97,7 @@ class Exporter(Section):
         """What its file takes for a weight that is packed in ``size`` bytes."""
         return size
 
-    def write(self, context: "StageContext", search: str, folder: Path) -> None:
+    def write(self, context: StageContext, search: str, folder: Path) -> None:
         """Write what ``search`` has chosen into ``folder``, which is empty and takes its place when this returns.
 
         Raises:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.exports import read_export_manifest
+from evopress.artifacts.exports import read_export_manifest, recorded_polish
 from evopress.artifacts.model_facts import ModelFacts, read_model_facts
 from evopress.artifacts.paths import DENSE, GGUF, HUGGINGFACE, Run
 from evopress.artifacts.tables import PERPLEXITY, RUNTIME, read_table, settings_of
@@ -31,6 +31,17 @@ from evopress.search.target import target_text
 from evopress.util.errors import ConfigError
 from evopress.util.versions import versions
 from evopress.util.yaml_text import to_yaml
+
+_IN_SEQUENCE = (
+    "The model was polished: once the levels were chosen, the layers were compressed to them once more, block after "
+    "block, with inputs from the compressed blocks before"
+)
+POLISHED = {
+    "sequential": f"{_IN_SEQUENCE}.",
+    "asymmetric": f"{_IN_SEQUENCE}, to give what the layers of the original give for its own inputs "
+    "([GPTAQ](https://arxiv.org/abs/2504.02692)).",
+}
+"""What the card says of a polish."""
 
 
 def write_card(context: StageContext, search: str, exporter: Exporter) -> None:
@@ -58,6 +69,7 @@ def render_card(run: Run, search: str, exporter: Exporter) -> str:
     facts = read_model_facts(run)
     configuration = Configuration.read(run, search).table
     settings = settings_of(run.configuration(search))
+    polish = recorded_polish(run, search, exporter.exporter)
     size, dense = size_of(run, configuration), dense_size(Checkpoint(run.model), configuration)
     folder = run.export(search, exporter.exporter)
     lost = _without_modules(size, folder, exporter)
@@ -65,6 +77,7 @@ def render_card(run: Run, search: str, exporter: Exporter) -> str:
         header(facts, exporter.library, None if lost else exporter.relation),
         f"# {escape(facts.name)} {_title(size)}",
         *_introduction(facts, search, settings, size, lost, exporter),
+        *([POLISHED[polish]] if polish in POLISHED else []),
         "## Usage",
         exporter.usage(folder.as_posix()),
         "## Size",
@@ -73,7 +86,7 @@ def render_card(run: Run, search: str, exporter: Exporter) -> str:
         *_runtime_section(run, search, exporter),
         *_levels_sections(configuration, size, lost),
         "## Settings",
-        _settings_section(run, search, configuration),
+        _settings_section(run, search, configuration, polish),
         "## Versions",
         ", ".join(f"{name} {number}" for name, number in versions().items()),
     ]
@@ -258,9 +271,9 @@ def _runtime_section(run: Run, search: str, exporter: Exporter) -> list[str]:
     ]
 
 
-def _settings_section(run: Run, search: str, configuration: pd.DataFrame) -> str:
+def _settings_section(run: Run, search: str, configuration: pd.DataFrame, polish: str) -> str:
     """Settings that made the configuration and its variants, as the artifacts themselves record them."""
-    made: dict[str, Any] = {"search": settings_of(run.configuration(search))}
+    made: dict[str, Any] = {"search": settings_of(run.configuration(search)) | {"polish": polish}}
     for name, table in Configuration(configuration).made_by(run):
         made.setdefault("variants", {})[name] = settings_of(table)
     return fenced(to_yaml(made), "yaml")

@@ -18,6 +18,7 @@ from evopress.compression.dropped import Dropped, block_tensors, dropped_modules
 from evopress.compression.families import of_modules
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
+from evopress.export.base import ExportContext
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.skeleton import load_config
 from evopress.models.verify import check_model, check_weight
@@ -47,6 +48,7 @@ class Layout:
 class CompressedModel:
     """The dense checkpoint with the chosen variant of every searched layer in its place, without what was dropped.
 
+    In an `ExportContext` that says so, the variants are those that the search's polish has made.
     Blocks that lost both modules are gone; a module dropped alone stays, with an output projection of zeros. Each
     tensor that is read is compared with its digest.
     """
@@ -72,7 +74,8 @@ class CompressedModel:
         """The variant in the place of each compressed tensor, by the name that the dense checkpoint has for it."""
         self._digests = check_model(run)
         names = sorted({choice.variants for choice in self.choices.values()})
-        self._stores = {name: VariantStore(run, name, verify=True) for name in names}
+        polished = search if isinstance(context, ExportContext) and context.polished else None
+        self._stores = {name: VariantStore(run, name, verify=True, polished=polished) for name in names}
 
     def weight(self, name: str, dense: Tensor) -> Tensor:
         """What to store in the place of a dense tensor: zeros, the chosen variant in its type, or the tensor itself.

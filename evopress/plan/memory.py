@@ -30,6 +30,11 @@ class Memory:
         """A block of a chain of variants: all calibration tokens pass through it."""
         return _BLOCK * attempt + self._states(self.settings.data.calibration.tokens)
 
+    def polish(self, name: str, attempt: int) -> int:
+        """All blocks, one after the other: all calibration tokens pass through, of both models where they differ."""
+        states = self._states(self.settings.data.calibration.tokens)
+        return _BLOCK * attempt + (2 if self.settings.searches[name].polish == "asymmetric" else 1) * states
+
     def hessians(self, attempt: int) -> int:
         """One shard of the calibration tokens."""
         tokens = self.settings.data.calibration.tokens or 0

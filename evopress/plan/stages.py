@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from evopress.compression.base import layer_shapes
+from evopress.compression.base import Method, layer_shapes
 from evopress.compression.hessian import TOKENS_AT_ONCE
 from evopress.config.data import TextSettings
 from evopress.config.model import FolderModel, HubModel
@@ -65,6 +65,9 @@ def stages(
         yield _variants(settings, here, name, table)
     for name, work in searches.items():
         yield _search(settings, here, name, work)
+    for name in searches:
+        if settings.searches[name].polishes:
+            yield _polish(settings, here, name, variants[settings.searches[name].variants])
     yield Stage("stitch", models, min(SHARD_BYTES, shape.bytes), shape.bytes * models)
     yield _perplexity(settings, here)
     yield Stage("tasks", models + 1, here.bytes, note="work depends on the tasks' documents")
@@ -119,13 +122,8 @@ def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFr
     method, text = settings.variants[name], settings.data.calibration
     if not method.per_block:
         return Stage(f"variants {name}", 1, note="only a list")
-    inside = table[table["block"] >= 0]
-    own = inside[inside["block"] == inside["block"].min()]
-    layers = shape.layers[shape.layers["name"].isin(own["name"])]
-    groups = [layer_shapes(members, shape.itemsize) for _, members in layers.groupby("input_group", sort=False)]
-    peaks = [method.peak_bytes(group, settings.compute.memory_gb * 1e9) for group in groups]
-    memory = max(peaks, default=0) + float(own["bytes"].sum())
-    flops = shape.blocks * sum(map(method.operations, groups), start=0.0)
+    memory, flops = _compressing(settings, shape, method, table)
+    memory += float(table[table["block"] == table["block"].max() // 2]["bytes"].sum())
     disk = float(table["bytes"].sum())
     if not method.sequential:
         return Stage(f"variants {name}", shape.blocks, memory, disk, flops=flops)
@@ -145,6 +143,32 @@ def _search(settings: Settings, shape: ModelShape, name: str, work: SearchWork) 
     memory = work.memory_bytes + work.dense_bytes
     jobs = max(1, search.workers(settings.compute.processes))
     return Stage(f"search {name}", jobs, memory, 0.0, whole.candidate_tokens, whole.flops, note)
+
+
+def _compressing(settings: Settings, shape: ModelShape, method: Method, table: pd.DataFrame) -> tuple[float, float]:
+    """Memory to make all variants of a block (without them), and the work for those of all blocks."""
+    inside = table[table["block"] >= 0]
+    own = inside[inside["block"] == inside["block"].min()]
+    layers = shape.layers[shape.layers["name"].isin(own["name"])]
+    groups = [layer_shapes(members, shape.itemsize) for _, members in layers.groupby("input_group", sort=False)]
+    peaks = [method.peak_bytes(group, settings.compute.memory_gb * 1e9) for group in groups]
+    return max(peaks, default=0), shape.blocks * sum(map(method.operations, groups), start=0.0)
+
+
+def _polish(settings: Settings, shape: ModelShape, name: str, table: pd.DataFrame) -> Stage:
+    """One level of each layer, made in sequence: on average as large, and as much work, as the mean of its levels."""
+    search, text = settings.searches[name], settings.data.calibration
+    both = search.polish == "asymmetric"  # models run: the polished one, and the dense one beside it
+    tokens, hessians, levels = tokens_of(text), hessian_bytes(shape.layers), len(table) / table["name"].nunique()
+    memory, flops = _compressing(settings, shape, settings.variants[search.variants], table)
+    memory += _running(shape, text, TOKENS_AT_ONCE, (1 + both) * tokens) + (1 + both) * hessians / shape.blocks
+    # Each block runs to be observed and once it is compressed; deviations are whole products, Hessians are half ones.
+    passes, products = 2 + both, 1 + 2 * both
+    flops = flops / levels + tokens * (
+        passes * shape.blocks * shape.block_flops(text.sequence_length) + products * hessians / 4
+    )
+    disk = float(table["bytes"].sum()) / levels
+    return Stage(f"polish {name}", 1, memory, disk, tokens, flops, note="one block after the other")
 
 
 def _perplexity(settings: Settings, shape: ModelShape) -> Stage:

@@ -9,9 +9,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from evopress.artifacts.atomic import write_text
+from evopress.artifacts.exports import recorded_polish
 from evopress.artifacts.model_facts import read_model_facts
-from evopress.artifacts.paths import DENSE, Run
-from evopress.artifacts.tables import PERPLEXITY, RUNTIME, TRACE, read_table, settings_of
+from evopress.artifacts.paths import DENSE, HUGGINGFACE, Run
+from evopress.artifacts.tables import EFFORT, PERPLEXITY, RUNTIME, TRACE, read_table, settings_of
 from evopress.compression.base import Family
 from evopress.compression.families import family_of, of_modules
 from evopress.config.context import StageContext
@@ -21,6 +22,7 @@ from evopress.report.plots import FITNESS, level_map, outer_levels, search_curve
 from evopress.report.sections import environment, read_sections
 from evopress.report.summary import summary
 from evopress.search.configuration import Configuration
+from evopress.search.evaluation import read_effort
 from evopress.search.target import target_text
 from evopress.util.versions import versions
 from evopress.util.yaml_text import to_yaml
@@ -43,6 +45,8 @@ class SearchSection:
     level_map: Markup | None
     level: str
     """The one level of a configuration that has no other."""
+    polish: str
+    """How the chosen levels were made once more; empty where they were not."""
     exports: str
     """Forms in which its model is written."""
 
@@ -138,8 +142,18 @@ def _section(
         curve=curve,
         level_map=Markup(level_map(configuration, search, sorted(values[family.name]))) if several else None,  # noqa: S704
         level="" if several else levels[0],
+        polish=_polish(results, search),
         exports=", ".join(exporters),
     )
+
+
+def _polish(results: Run, search: str) -> str:
+    """How the model that is evaluated was polished, and how long that took."""
+    polish = recorded_polish(results, search, HUGGINGFACE)
+    if polish == "none":
+        return ""
+    effort = read_effort(read_table(results.polish_effort(search), EFFORT))
+    return f"polished ({polish}, {effort.seconds:.0f} s)"
 
 
 def _budget(target: object, configuration: pd.DataFrame, family: Family) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
+Polish = Literal["none", "sequential", "asymmetric"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Strategy(Section):
     """Kinds of families whose variants it can pick from."""
     needs_hessians: ClassVar[bool] = False
     """Whether it reads the Hessians."""
+    earlier: ClassVar[str] = "start_from"
+    """Setting that names the searches on which it depends."""
     rounds: ClassVar[str] = "rounds"
     """What the progress bar and the plan count."""
 
@@ -91,12 +94,24 @@ class Strategy(Section):
         "have. Exports take out those that their format cannot hold.",
     )
 
+    polish: Polish = Field(
+        "none",
+        exclude=True,  # what is found is the same
+        description="Whether the levels that were chosen are made once more, in sequence: each block is calibrated on "
+        "what the polished ones before it return. `sequential` keeps to its dense weights, `asymmetric` makes up for "
+        "how the inputs of a layer have changed, too.",
+    )
     exports: tuple[Any, ...] = Field(
         ("huggingface",),
         exclude=True,  # what is found is the same
         description="Forms in which the model is written: names of exporters, or sections with `exporter` and its "
         "settings. `huggingface`, which evaluation reads, is always among them.",
     )
+
+    @property
+    def polishes(self) -> bool:
+        """Whether what is chosen is made once more."""
+        return self.polish != "none"
 
     def search(self, context: "SearchContext", problem: "SearchProblem") -> "SearchResult":
         """Choose a level for every unit; all processes of the search call this, and get the same result.

@@ -55,12 +55,12 @@ def task_files(tasks: TaskSettings) -> list[str]:
 
 
 def search_files(search: Strategy, where: str) -> list[str]:
-    """The file of an imported configuration: an edited one is imported again.
+    """The file of a configuration that is imported from one: an edited one is imported again.
 
     Raises:
         ConfigError: it is not there.
     """
-    return _named({"file": search.file} if isinstance(search, Imported) else {}, where)
+    return _named({"file": search.file} if isinstance(search, Imported) and search.file is not None else {}, where)
 
 
 def variants_files(method: Method, where: str) -> list[str]:

@@ -70,10 +70,17 @@ class Keys:
             before.append(self.hessians())
         return self._key("search", slices.search_slice(self.settings, name), *before, plugins=[strategy])
 
+    def polish(self, name: str) -> str:
+        """Of what a search chose, made anew."""
+        strategy = self.settings.searches[name]
+        before, method = [self.search(name), self.tokens("calibration")], self.settings.variants[strategy.variants]
+        return self._key("polish", slices.polish_slice(self.settings, name), *before, plugins=[method])
+
     def export(self, search: str, exporter: str) -> str:
         """Of the model that a search chose, as an exporter writes it."""
         own = self.settings.exporter_of(search, exporter)
-        before = [self.search(search), *(self.export(search, one) for one in own.reads)]
+        chosen = self.polish if self.settings.searches[search].polishes else self.search
+        before = [chosen(search), *(self.export(search, one) for one in own.reads)]
         return self._key("export", own.model_dump_json(), *before, plugins=[own])
 
     def evaluation(self, stage: str, model: str) -> str:

@@ -105,6 +105,16 @@ def strategy_problems(where: str, search: Strategy, variants: Mapping[str, Metho
     yield from own or variants_problems(where, search.variants, search.target, variants)
 
 
+def polish_problems(where: str, search: Strategy, variants: Mapping[str, Method]) -> Iterator[str]:
+    """Why what a search finds cannot be polished."""
+    made = variants.get(search.variants)
+    if search.polishes and made is not None and made.family.takes_modules:
+        yield (
+            f"{where}.polish: makes levels of linear layers anew, but {search.variants!r} drops modules and leaves the "
+            "rest as it is; remove it"
+        )
+
+
 def dependency_problems(
     where: str, name: str, searches: Mapping[str, Strategy], variants: Mapping[str, Method]
 ) -> Iterator[str]:
@@ -116,18 +126,19 @@ def dependency_problems(
         searches: all there are, by name.
         variants: all there are, by name.
     """
+    at = f"{where}.{searches[name].earlier}"
     for other in searches[name].depends_on():
         if other not in searches and (repetitions := groups(searches).get(other)):
-            yield f"{where}.start_from: {other!r} is run with several seeds; name one of {', '.join(repetitions)}"
+            yield f"{at}: {other!r} is run with several seeds; name one of {', '.join(repetitions)}"
         elif other not in searches:
             near = get_close_matches(other, searches, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(searches)}"
-            yield f"{where}.start_from: no search is named {other!r}: {hint}"
+            yield f"{at}: no search is named {other!r}: {hint}"
         elif _reaches(other, name, searches):
-            yield f"{where}.start_from: {other!r} depends on this search itself; name another"
+            yield f"{at}: {other!r} depends on this search itself; name another"
         elif _family(searches[name], variants) != _family(searches[other], variants):
             yield (
-                f"{where}.start_from: {other!r} chooses from variants of another family "
+                f"{at}: {other!r} chooses from variants of another family "
                 f"({searches[other].variants!r}); name one that quantizes, prunes or drops as this one does"
             )
 
@@ -215,7 +226,7 @@ def offer_problems(where: str, search: Strategy, variants: Mapping[str, Method])
     elif not search.levels:
         yield f"{where}.levels: none of {search.variants!r} is left that all exports can write; name fewer exports"
     else:
-        left = {search.variants: method.offering(search.levels)}
+        left = {search.variants: method.limited(search.levels)}
         for problem in strategy_problems(where, search, left):
             yield f"{problem} (`levels` and exports leave {', '.join(search.levels)} of {', '.join(made)})"
 

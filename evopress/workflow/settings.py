@@ -27,6 +27,7 @@ from evopress.workflow.searches import (
     export_problems,
     exporters_of,
     offer_problems,
+    polish_problems,
     repeated,
     strategy_problems,
     with_exports,
@@ -107,6 +108,7 @@ class Settings(Section):
             if name == DENSE:
                 yield f"{where}: the name is taken by the uncompressed model; choose another"
             yield from strategy_problems(where, search, self.variants)
+            yield from polish_problems(where, search, self.variants)
             yield from dependency_problems(where, repetition, self.searches, self.variants)
             yield from _token_problems(where, search, self.data.search.tokens)
             yield from export_problems(f"{where}.exports", search, self.variants)

@@ -44,10 +44,17 @@ def search_slice(settings: Settings, search: str) -> str:
     return settings.searches[search].model_dump_json()
 
 
+def polish_slice(settings: Settings, search: str) -> str:
+    """How what a search chose is made anew, and the method that does it."""
+    chosen = settings.searches[search]
+    return json.dumps({"polish": chosen.polish, **settings.variants[chosen.variants].model_dump(mode="json")})
+
+
 def export_slice(settings: Settings, search: str, exporter: str) -> str:
     """One export of a search: both their settings."""
     own = settings.exporter_of(search, exporter).model_dump(mode="json")
-    return json.dumps({**json.loads(search_slice(settings, search)), **own})
+    polish = settings.searches[search].polish
+    return json.dumps({**json.loads(search_slice(settings, search)), "polish": polish, **own})
 
 
 def tasks_slice(settings: Settings) -> str:
@@ -82,6 +89,8 @@ def expected_slices(settings: Settings, run: Run, blocks: Sequence[str]) -> Iter
             yield run.module_table(variants), variants_slice(settings, variants)
     for search in settings.searches:
         yield run.configuration(search), search_slice(settings, search)
+        if settings.searches[search].polishes:
+            yield run.polish_effort(search), polish_slice(settings, search)
         for exporter in EXPORTERS.names:  # a target of its own may have made what the settings do not name
             yield run.export_manifest(search, exporter), export_slice(settings, search, exporter)
     for model in (DENSE, *settings.searches):

@@ -23,6 +23,7 @@ STAGES = {
     "variants_sequential": Stage("evopress.compression.sequential", "make_sequential_variants", gpu=True),
     "variants_modules": Stage("evopress.compression.methods.drop", "make_module_table"),
     "search": Stage("evopress.search.run", "run_search", gpu=True),
+    "polish": Stage("evopress.search.polish", "polish", gpu=True),
     "export": Stage("evopress.export.stage", "run_export"),
     "perplexity": Stage("evopress.evaluation.perplexity", "evaluate_perplexity", gpu=True),
     "tasks": Stage("evopress.evaluation.tasks", "evaluate_tasks", gpu=True),

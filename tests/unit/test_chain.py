@@ -32,7 +32,7 @@ def make_all(run: Run, settings: LayerMethod, name: str = "c") -> VariantStore:
     return VariantStore(run, name)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "opt"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "bloom"])  # the last takes one sequence at a time
 def test_hessians_are_those_of_the_model_compressed_so_far(name, tmp_path, monkeypatch):
     """Against full forward passes of a model whose weights are replaced block by block.
 

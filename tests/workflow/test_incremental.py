@@ -90,6 +90,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("searches.evo.population", 2, SEARCH),
     ("searches.evo.switches", 3, SEARCH),
     ("searches.evo.seed", 1, SEARCH),
+    ("searches.evo.polish", "sequential", {"polish evo"} | STITCH),
     ("searches.evo.exports", ["huggingface", "archive"], REPORT),  # the archive is there already
     ("searches.evo.seeds", [0, 1], SEEDS),
     ("searches.evo.variants", "second", {"variants second"} | SEARCH),

@@ -33,6 +33,7 @@ STAGES = [
     "variants_sequential chain 001",
     "search evo",
     "search even",
+    "polish even",
     "export evo huggingface",
     "export evo archive",
     "perplexity_dense",
@@ -53,7 +54,8 @@ def exported(job: Job) -> str:
 
 def made_by(job: Job) -> tuple[str, ...]:
     """Beginnings of the paths of all that a job writes, in the folder of the run."""
-    folders = {"model": ["model/"], "export": [exported(job)]}
+    polished = f"search/{job.wildcards.get('search')}/polished/"
+    folders = {"model": ["model/"], "export": [exported(job)], "polish": [polished]}
     declared = [output.removeprefix("results/tiny/") for output in job.outputs]
     return (*declared, *folders.get(job.rule, []))
 

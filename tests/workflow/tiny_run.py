@@ -16,13 +16,13 @@ TARGETS = ("all", "archives")
 
 
 def fault_settings(tiny: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a run that has a job of every kind: shards of Hessians, a chain of variants, two strategies."""
+    """Settings of a run with a job of every kind: shards of Hessians, a chain of variants, two strategies, a polish."""
     settings = deepcopy(tiny)
     gptq = settings["variants"]["gptq"]
     settings["hessians"]["shards"] = 2
     settings["variants"]["chain"] = {**gptq, "propagation": "sequential", "propagation_level": "3"}
     settings["searches"]["evo"]["generations"] = 6
-    settings["searches"]["even"] = {"strategy": "uniform", "variants": "chain", "target": 3.0}
+    settings["searches"]["even"] = {"strategy": "uniform", "variants": "chain", "target": 3.0, "polish": "asymmetric"}
     return settings
 
 

@@ -74,6 +74,7 @@ EXPORTS = {search: SETTINGS.exports_of(search) for search in SEARCHES}
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
 IN_RUNTIME = SETTINGS.in_runtime()
 MODULES = [name for name, method in SETTINGS.variants.items() if not method.per_block]
+POLISHED = [name for name, search in SETTINGS.searches.items() if search.polishes]
 SEQUENTIAL = [name for name, method in SETTINGS.variants.items() if method.sequential]
 
 
@@ -152,6 +153,10 @@ def memory_of_sequence(wildcards, attempt):
 
 def memory_of_hessians(wildcards, attempt):
     return MEMORY.hessians(attempt)
+
+
+def memory_of_polish(wildcards, attempt):
+    return MEMORY.polish(wildcards.search, attempt)
 
 
 def memory_of_search(wildcards, attempt):
@@ -250,6 +255,11 @@ def exporter_of(wildcards):
     return SETTINGS.exporter_of(wildcards.search, wildcards.exporter)
 
 
+def polished(wildcards):
+    """Inputs that stand for what a search chose, made once more; none where it is exported as the variants have it."""
+    return [RUN.polish_effort(wildcards.search)] if wildcards.search in POLISHED else []
+
+
 def exports_read(wildcards):
     """Inputs that stand for the other exports of a search that one is made of."""
     return [RUN.export_manifest(wildcards.search, one) for one in exporter_of(wildcards).reads]
@@ -283,9 +293,11 @@ def small_results():
     yield from [RUN.model_manifest, RUN.layers]
     searched = {search.variants for search in SETTINGS.searches.values()}
     yield from map(RUN.tokens, [*EVALUATION_SETS, *(["search"] if SEARCHES else [])])
-    if any(SETTINGS.variants[name].needs_hessians or SETTINGS.variants[name].sequential for name in searched):
+    used = [SETTINGS.variants[name] for name in searched]
+    if POLISHED or any(method.needs_hessians or method.sequential for method in used):
         yield RUN.tokens("calibration")
     yield from map(RUN.configuration, SEARCHES)
+    yield from map(RUN.polish_effort, POLISHED)
     yield from exported()
     for model in [DENSE, *SEARCHES]:
         yield from [RUN.perplexity(model), RUN.tasks(model)]

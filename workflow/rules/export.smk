@@ -11,6 +11,7 @@ rule export:
         RUN.layers,
         RUN.configuration("{search}"),
         searched_variants,
+        polished,
         exports_read,
     output:
         RUN.export_manifest("{search}", "{exporter}"),
@@ -19,12 +20,13 @@ rule export:
     params:
         **SCRIPT,
         settings=lambda wildcards: exporter_of(wildcards).model_dump_json(),
+        polish=lambda wildcards: SETTINGS.searches[wildcards.search].polish,
         key=key(lambda wildcards: KEYS.export(wildcards.search, wildcards.exporter)),
     message:
         "Model of {wildcards.search}: {wildcards.exporter}"
     shell:
         "{params.python:q} scripts/stage.py export {params.common:q} --key {params.key:q}"
-        " --search {wildcards.search:q} --exporter {params.settings:q} --log {log:q}"
+        " --search {wildcards.search:q} --exporter {params.settings:q} --polish {params.polish:q} --log {log:q}"
 
 
 rule card:

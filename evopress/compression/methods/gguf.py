@@ -118,7 +118,7 @@ class Gguf(LayerMethod):
         """Types."""
         return list(self.types)
 
-    def offering(self, labels: Collection[str]) -> Self:
+    def limited(self, labels: Collection[str]) -> Self:
         """Those of its types."""
         return self.model_copy(update={"types": tuple(name for name in self.types if name in labels)})
 

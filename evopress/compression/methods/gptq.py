@@ -62,7 +62,7 @@ class Gptq(LayerMethod):
         """Bit-widths."""
         return [str(bits) for bits in self.bits]
 
-    def offering(self, labels: Collection[str]) -> Self:
+    def limited(self, labels: Collection[str]) -> Self:
         """Those of its bit-widths."""
         return self.model_copy(update={"bits": tuple(bits for bits in self.bits if str(bits) in labels)})
 

@@ -51,7 +51,7 @@ def export(results: Run, search: str, **settings: int) -> None:
 class RoundedStore:
     """Variants that are the dense weights rounded to a step which the level sets."""
 
-    def __init__(self, results, name, *, verify=False):
+    def __init__(self, results, name, *, verify=False, polished=None):
         assert name == "gptq"
         self.checkpoint = Checkpoint(results.model)
 

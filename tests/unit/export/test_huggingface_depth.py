@@ -174,7 +174,7 @@ def test_modules_and_layers_of_one_configuration_both_count(tmp_path, monkeypatc
     from evopress.export import compressed
 
     class Halved:
-        def __init__(self, results, name, *, verify=False):
+        def __init__(self, results, name, *, verify=False, polished=None):
             self.checkpoint = Checkpoint(results.model)
 
         def weight(self, block, layer, level, device, dtype):
