@@ -103,7 +103,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``, for what is needed only while ``path`` is made; it is removed at the end.
 
     Raises:
-        ArtifactError: the disk is full or the folder cannot be written.
+        OSError: the folder cannot be made.
     """
     folder = path.with_name(f"{path.name}.scratch")
     temporary = _temporary(folder)
@@ -112,8 +112,6 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         _remove_abandoned(folder)
         temporary.mkdir()
         yield temporary
-    except OSError as error:
-        raise explain(error, path) from error
     finally:
         _remove(temporary)
 

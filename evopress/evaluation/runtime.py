@@ -1,10 +1,12 @@
 """Exported GGUF files in llama.cpp itself: whether they compute what was judged, and what memory and time that takes.
 
 What this package computes of the search's Hugging Face folder, in float32, is the reference. A file that holds the
-same numbers still differs from it a little, since llama.cpp rounds on its way: what goes into a quantized matrix to 8
-bits per number with a scale for every 32 (or 256), what goes into one in 16 bits to those, and keys and values to F16.
-How much that is depends on the model and hardly on the type of the weights: it is no error of the file. What would be
-(rows in another order, a lost scale, another tokenizer's embedding) moves the distribution by far more.
+same model still differs from it a little, since llama.cpp rounds on its way: what goes into a quantized matrix to 8
+bits per number with a scale for every 32 (or 256), what goes into one in F16 to that, and keys and values to F16. And
+the folder holds weights rounded to the type of the original, the file the blocks themselves. How much that makes
+depends on the model and hardly on the types: of SmolLM2-135M 2e-3 nats per token in Q4_0 as in Q8_0 (on other text up
+to 6e-3, of which rounded activations are four fifths), and 2e-6 in F16. What would be an error of the file (rows in
+another order, a lost scale, another embedding) moves the distribution by far more.
 """
 
 import json

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import socket
 import stat
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evopress.artifacts.atomic import atomic_file, atomic_folder, write_text
+from evopress.artifacts.atomic import atomic_file, atomic_folder, scratch_folder, write_text
 from evopress.artifacts.paths import manifest_path
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import PERPLEXITY, TASKS, read_provenance, read_table, write_table
@@ -33,6 +35,19 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path):
         temporary.write_text("half")
         raise RuntimeError("killed")
     assert path.read_text() == "old" and files(tmp_path) == ["a.txt"]
+
+
+def test_a_scratch_folder_goes_and_so_does_that_of_a_killed_process(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    killed = tmp_path / f".a.parquet.scratch.{socket.gethostname()}.{dead.pid}.{dead.pid}.tmp"
+    killed.mkdir()
+    (killed / "large").touch()
+    with pytest.raises(RuntimeError), scratch_folder(tmp_path / "a.parquet") as folder:
+        (folder / "half").touch()
+        assert not killed.exists() and files(tmp_path) == [folder.name]
+        raise RuntimeError("killed")
+    assert files(tmp_path) == []
 
 
 def test_a_failed_folder_leaves_what_was_there_and_nothing_else(tmp_path):

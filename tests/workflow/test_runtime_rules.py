@@ -91,7 +91,7 @@ def test_nothing_changed_repeats_nothing(measured: Checkout, measuring: dict[str
     assert measured.plan(measuring) == set()
 
 
-@pytest.mark.parametrize("name", ["runtime.py", "llama_cpp.py"])
+@pytest.mark.parametrize("name", ["runtime.py", "llama_cpp.py", "llama_cpp_process.py"])
 def test_edited_code_of_the_measurement_repeats_it_alone(
     measured: Checkout, measuring: dict[str, Any], name: str
 ) -> None:
