@@ -1,4 +1,4 @@
-"""The ready configurations for vLLM: parsed and planned, against numbers that are worked out by hand."""
+"""The ready configurations for vLLM and llama.cpp: parsed, planned, and held against numbers worked out by hand."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,12 @@ from paper_models import MODELS as PAPER_MODELS
 
 from evopress.artifacts.paths import Run
 from evopress.config.model import HubModel
+from evopress.export.exporters.gguf import GgufFile
 from evopress.plan.foreseen import require_fit
 from evopress.plan.run import plan
 from evopress.plan.shape import shape_of
 from evopress.search.problem import problem_of
+from evopress.search.target import SizeTarget
 from evopress.workflow.loading import load_settings, read_yaml
 from evopress.workflow.settings import Settings, lay_over
 
@@ -123,3 +125,38 @@ def test_fused_layers_are_units_and_the_budget_is_four_and_a_half_bits(name: str
 
 def test_it_can_be_planned(settings: Settings, tmp_path: Path) -> None:
     assert "search evopress, 100 generations" in plan(settings, Run(tmp_path / "run"))
+
+
+# --- llama.cpp -------------------------------------------------------------------------------------------------------
+
+
+def test_for_llama_cpp_there_is_one_for_each_model() -> None:
+    files = sorted(CONFIG.glob("gguf-*.yaml"))
+    assert [path.stem.removeprefix("gguf-") for path in files] == sorted(MODELS)
+    for path in files:
+        values = read_yaml(path)
+        settings = load_settings([path])
+        assert values["name"] == path.stem and isinstance(settings.model, HubModel)
+        targets = [search.target for search in settings.searches.values()]
+        assert all(isinstance(target, SizeTarget) and target.file == GgufFile() for target in targets)
+
+
+def test_its_file_has_so_many_bits_for_each_parameter(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MODELS[name]))
+    source = {"model": {"source": "folder", "path": str(tmp_path), "dtype": "bfloat16"}}
+    settings = Settings.load(lay_over(read_yaml(CONFIG / f"gguf-{name}.yaml"), source))
+    require_fit(settings, MODELS[name])
+    shape = shape_of(settings.model, Run(Path("none")))
+    assert shape is not None
+    search, target = settings.searches["evopress"], settings.searches["evopress"].target
+    table = shape.table(settings.variants["gguf"], "variants.gguf")
+    space = problem_of(table, "gguf", target, "none", "searches.evopress", file=shape.file).space
+    tied = MODELS[name].get("tie_word_embeddings", True)
+    ends = MODELS[name]["vocab_size"] * MODELS[name]["hidden_size"] * (1 if tied else 2)
+    blocks = BLOCK[name] * MODELS[name]["num_hidden_layers"]
+    assert sum(unit.parameters for unit in space.units) == ends + blocks
+    norms = shape.outside + shape.inside - ends - blocks
+    assert isinstance(target, SizeTarget) and target.bpw is not None
+    assert space.budget == int(target.bpw * (ends + blocks + norms) / 8) - 2 * norms
+    assert "search evopress, 100 generations" in plan(settings, Run(tmp_path / "run"))
+    assert search.exports == ("gguf",)
