@@ -83,17 +83,20 @@ class Configuration:
     def nearest(self, space: Space) -> Candidate:
         """What it comes to in a space, whatever that costs.
 
-        A layer gets its level of nearest value, as the space may have other levels; where it is missing, its uniform
-        one. A unit of modules is dropped if all of them are.
+        A layer gets its level of nearest value, of equals the one of the same name, as the space may have other levels;
+        where it is missing, its uniform one. A unit of modules is dropped if all of them are.
         """
-        values = dict(zip(self.table["unit"], self.table["value"], strict=True))
+        chosen = zip(self.table["value"], self.table["level"], strict=True)
+        own = dict(zip(self.table["unit"], chosen, strict=True))
         gone = set(self._dropped())
         candidate = uniform_start(space)
         for number, unit in enumerate(space.units):
             if unit.modules:
                 candidate[number] = 0 if gone.issuperset(unit.modules) else space.top[number]
-            elif unit.name in values:
-                candidate[number] = int(np.argmin([abs(level.value - values[unit.name]) for level in unit.levels]))
+            elif unit.name in own:
+                value, label = own[unit.name]
+                distances = [(abs(level.value - value), level.label != label) for level in unit.levels]
+                candidate[number] = distances.index(min(distances))
         return candidate
 
     def text(self, run: Run) -> str:
@@ -131,7 +134,7 @@ def require_budget(problem: SearchProblem, candidate: Candidate, target: float, 
     excess = problem.space.cost_of(candidate) - problem.space.budget
     if excess > 0:
         how_much = problem.family.excess(excess, problem.space.units, target)
-        raise ConfigError(f"{where}: {how_much}; set another target, or choose another file")
+        raise ConfigError(f"{where}: {how_much}; set another target, or choose another configuration")
 
 
 # --- from text -------------------------------------------------------------------------------------------------------

@@ -235,3 +235,19 @@ def test_names_that_some_file_systems_take_for_the_same_are_refused(overlay: dic
 
 def test_names_may_differ_in_more_than_case_and_across_sections() -> None:
     load({"searches": {"gptq": FLAT, "q3b": FLAT}, "variants": {"held": {"method": "gptq"}}})
+
+
+def test_modules_that_are_dropped_are_not_polished() -> None:
+    drop = {"strategy": "evolution", "variants": "modules", "target": 7, "polish": "sequential"}
+    message = r"searches\.less\.polish: makes levels of linear layers anew, but 'modules' drops modules"
+    with pytest.raises(ConfigError, match=message):
+        load({"variants": {"modules": {"method": "drop"}}, "searches": {"less": drop}})
+
+
+def test_a_polish_belongs_to_the_export_and_not_to_the_search() -> None:
+    plain, polished = (load({"searches": {"evopress": {"polish": how}}}) for how in ("none", "asymmetric"))
+    assert slices.search_slice(plain, "evopress") == slices.search_slice(polished, "evopress")
+    own = json.loads(slices.polish_slice(polished, "evopress"))
+    assert own["polish"] == "asymmetric" and own["method"] == "gptq" and own["group_size"] == 64
+    exports = [json.loads(slices.export_slice(each, "evopress", "huggingface")) for each in (plain, polished)]
+    assert [each["polish"] for each in exports] == ["none", "asymmetric"]
