@@ -85,20 +85,24 @@ class Configuration:
     def nearest(self, space: Space) -> Candidate:
         """What it comes to in a space, whatever that costs.
 
-        A layer gets its level of nearest value, as the space may have other levels; where it is missing, its uniform
-        one. Layers that share a level get the one nearest to their mean. A unit of modules is dropped if all of them
-        are.
+        A layer gets its level of nearest value, of equals the one of the same name, as the space may have other levels;
+        where it is missing, its uniform one. Layers that share a level get the one nearest to their mean. A unit of
+        modules is dropped if all of them are.
         """
-        values = dict(zip(self.table["unit"], self.table["value"], strict=True))
+        chosen = zip(self.table["value"], self.table["level"], strict=True)
+        own = dict(zip(self.table["unit"], chosen, strict=True))
         gone = set(self._dropped())
         candidate = uniform_start(space)
         for number, unit in enumerate(space.units):
             if unit.modules:
                 candidate[number] = 0 if gone.issuperset(unit.modules) else space.top[number]
-            elif known := [layer for layer in unit.layers if layer.name in values]:
-                mean = np.average([values[each.name] for each in known], weights=[each.parameters for each in known])
-                wanted = values[known[0].name] if len(known) == 1 else mean
-                candidate[number] = int(np.argmin([abs(level.value - wanted) for level in unit.levels]))
+            elif known := [layer for layer in unit.layers if layer.name in own]:
+                value, label = own[known[0].name]
+                if len(known) > 1:
+                    weights = [each.parameters for each in known]
+                    value = float(np.average([own[each.name][0] for each in known], weights=weights))
+                distances = [(abs(level.value - value), level.label != label) for level in unit.levels]
+                candidate[number] = distances.index(min(distances))
         return candidate
 
     def text(self, run: Run) -> str:
@@ -140,7 +144,7 @@ def require_budget(problem: SearchProblem, candidate: Candidate, target: float |
             how_much = f"{megabytes(excess)} above the target of {target}"
         else:
             how_much = problem.family.excess(excess, problem.space.units, target)
-        raise ConfigError(f"{where}: {how_much}; set another target, or choose another file")
+        raise ConfigError(f"{where}: {how_much}; set another target, or choose another configuration")
 
 
 # --- from text -------------------------------------------------------------------------------------------------------

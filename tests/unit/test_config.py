@@ -194,7 +194,8 @@ def test_every_field_of_every_kind_is_in_the_slice_of_its_stage(
         section = kind.model_construct(**dict.fromkeys(kind.model_fields, "x"))
         settings = load({}).model_copy(update=filled(where, section))
         with warnings.catch_warnings(action="ignore"):  # "x" is no number
-            assert set(json.loads(slice_of(settings))) == set(kind.model_fields) - {"blocks", "seeds", "exports"}, kind
+            elsewhere = {"blocks", "seeds", "exports", "polish"}
+            assert set(json.loads(slice_of(settings))) == set(kind.model_fields) - elsewhere, kind
 
 
 def filled(where: dict[str, Any], section: Section) -> dict[str, Any]:
@@ -254,3 +255,19 @@ def test_names_that_some_file_systems_take_for_the_same_are_refused(overlay: dic
 
 def test_names_may_differ_in_more_than_case_and_across_sections() -> None:
     load({"searches": {"gptq": FLAT, "q3b": FLAT}, "variants": {"held": {"method": "gptq"}}})
+
+
+def test_modules_that_are_dropped_are_not_polished() -> None:
+    drop = {"strategy": "evolution", "variants": "modules", "target": 7, "polish": "sequential"}
+    message = r"searches\.less\.polish: makes levels of linear layers anew, but 'modules' drops modules"
+    with pytest.raises(ConfigError, match=message):
+        load({"variants": {"modules": {"method": "drop"}}, "searches": {"less": drop}})
+
+
+def test_a_polish_belongs_to_the_export_and_not_to_the_search() -> None:
+    plain, polished = (load({"searches": {"q3": {"polish": how}}}) for how in ("none", "asymmetric"))
+    assert slices.search_slice(plain, "q3") == slices.search_slice(polished, "q3")
+    own = json.loads(slices.polish_slice(polished, "q3"))
+    assert own["polish"] == "asymmetric" and own["method"] == "gptq" and own["group_size"] == 64
+    exports = [json.loads(slices.export_slice(each, "q3", "huggingface")) for each in (plain, polished)]
+    assert [each["polish"] for each in exports] == ["none", "asymmetric"]

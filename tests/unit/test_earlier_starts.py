@@ -1,6 +1,7 @@
 """Searches that start from what others have found: mapped to the space, brought to the budget, compared, accounted."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from test_evolution import Linear, bit_strings, rng
 from toy_search import first_state
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import EFFORT, TRACE, read_table
+from evopress.artifacts.tables import CONFIGURATION, EFFORT, TRACE, read_table
 from evopress.compression.methods.drop import Drop, make_module_table
 from evopress.config.context import StageContext
 from evopress.search.budget import brought_to_budget
@@ -19,6 +20,7 @@ from evopress.search.problem import open_variants
 from evopress.search.run import run_search
 from evopress.search.strategies.dp import DynamicProgramming
 from evopress.search.strategies.evolution import Evolution
+from evopress.search.strategies.imported import Imported
 from evopress.search.strategies.scores import without
 from evopress.util.errors import ConfigError
 from evopress.workflow.loading import read_yaml
@@ -66,6 +68,30 @@ def test_levels_that_are_not_there_become_the_nearest(run: Run) -> None:
     table.loc[0, "value"] = 2.2
     candidate = Configuration(table).nearest(choices.space)
     assert candidate[0] == 0 and candidate[1:].tolist() == choices.space.top[1:].tolist()
+
+
+def test_of_levels_with_the_same_value_the_one_of_the_same_name_is_taken(run: Run) -> None:
+    """As GGUF types of the same size are."""
+    choices = open_variants(run, "gptq", 2.7, "none", "searches.x")
+    unit = choices.space.units[0]
+    alike = replace(unit, levels=tuple(replace(unit.levels[0], label=label) for label in ("IQ4_NL", "Q4_K", "Q4_0")))
+    space = replace(choices.space, units=(alike, *choices.space.units[1:]))
+    table = Configuration.of_candidate(choices, choices.space.top).table
+    for number, label in enumerate(("IQ4_NL", "Q4_K", "Q4_0")):
+        table.loc[0, ["value", "level"]] = alike.levels[0].value, label
+        assert Configuration(table).nearest(space)[0] == number
+
+
+def test_the_levels_of_another_search_are_taken_as_they_are(run: Run) -> None:
+    context = StageContext(run, COMPUTE)
+    run_search(context, "first", DynamicProgramming(variants="gptq", target=2.7))
+    run_search(context, "again", Imported(variants="gptq", target=2.7, same_as="first"))
+    first, again = (read_table(run.configuration(name), CONFIGURATION) for name in ("first", "again"))
+    assert again.equals(first)
+    with pytest.raises(
+        ConfigError, match=r"searches\.less\.same_as: first: .* bits per weight above the target of 2\.1"
+    ):
+        run_search(context, "less", Imported(variants="gptq", target=2.1, same_as="first"))
 
 
 def test_dropped_blocks_are_dropped_modules_and_the_reverse(run: Run) -> None:

@@ -33,6 +33,14 @@ def test_a_chain_holds_the_hidden_states_of_all_calibration_tokens(tmp_path):
     assert made.hessians(1) == 64_000 + states
 
 
+def test_an_asymmetric_polish_holds_the_states_of_two_models(tmp_path):
+    uniform = {"strategy": "uniform", "variants": "gptq", "target": 3}
+    searches = {how: {**uniform, "polish": how} for how in ("sequential", "asymmetric")}
+    made = memory(tmp_path, data={"calibration": text(1 << 23)}, searches=searches)
+    assert made.polish("sequential", 1) == 16_000 + 68_719
+    assert made.polish("asymmetric", 2) == 32_000 + 2 * 68_719
+
+
 def test_shards_hold_their_share(tmp_path):
     made = memory(tmp_path, data={"calibration": text(1 << 23)}, hessians={"shards": 4})
     assert made.hessians(1) == 64_000 + 68_719 // 4

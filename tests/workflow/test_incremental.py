@@ -62,6 +62,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("variants.gptq.group_size", 8, VARIANTS),
     ("variants.gptq.symmetric", True, VARIANTS),
     ("variants.gptq.scale_dtype", "bfloat16", VARIANTS),
+    ("variants.gptq.embedding", True, {"variants_embedding gptq"} | VARIANTS),
     ("variants.gptq.activation_order", False, VARIANTS),
     ("variants.gptq.clip_search", False, VARIANTS),
     ("variants.gptq.damping", 0.02, VARIANTS),
@@ -72,6 +73,9 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("variants.unused", {"method": "gptq", "bits": [2, 3], "group_size": 8}, set()),
     ("searches.evo.strategy", "uniform", SEARCH),
     ("searches.evo.target", 2.5, SEARCH),
+    ("searches.evo.target", {"bytes": "90 kB"}, SEARCH),
+    ("searches.evo.target", {"fraction": 0.3}, SEARCH),
+    ("searches.evo.target", {"bpw": 4, "above_source": True}, SEARCH),
     ("searches.evo.tied", [["q_proj", "k_proj", "v_proj"]], SEARCH),
     ("searches.evo.levels", ["2", "4"], SEARCH),
     ("searches.evo.generations", 3, SEARCH),
@@ -191,6 +195,7 @@ def test_every_setting_is_in_the_table() -> None:
     }
     elsewhere = {"studies", "searches.<name>.exports[].exporter"}  # test_study_rules.py; a form of `exports`
     elsewhere |= {path for path in wanted if path.startswith("evaluation.runtime.")}  # test_runtime_rules.py
+    elsewhere |= {path for path in wanted if path.startswith("searches.<name>.target.")}  # forms of `target`
     assert wanted - elsewhere - generic == set()
 
 

@@ -30,6 +30,7 @@ STAGES = [
     "hessians 1",
     "hessian_sum 001",
     "variants gptq 001",
+    "variants_embedding gptq",
     "variants_sequential chain 001",
     "search evo",
     "search even",

@@ -16,11 +16,12 @@ TARGETS = ("all", "archives")
 
 
 def fault_settings(tiny: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a run with a job of every kind: shards of Hessians, a chain of variants, two strategies, a polish."""
+    """Settings of a run with a job of every kind: shards of Hessians, a chain of variants, an embedding, a polish."""
     settings = deepcopy(tiny)
     gptq = settings["variants"]["gptq"]
     settings["hessians"]["shards"] = 2
     settings["variants"]["chain"] = {**gptq, "propagation": "sequential", "propagation_level": "3"}
+    gptq["embedding"] = True
     settings["searches"]["evo"]["generations"] = 6
     settings["searches"]["even"] = {"strategy": "uniform", "variants": "chain", "target": 3.0, "polish": "asymmetric"}
     return settings

@@ -61,6 +61,17 @@ def _header(text):
     return yaml.safe_load(text[4:].split("\n---\n", 1)[0])
 
 
+@pytest.mark.parametrize(("polish", "told"), [("none", False), ("sequential", True), ("asymmetric", True)])
+def test_a_polished_model_says_so(results, polish, told):
+    made = Provenance("export", json.dumps({"polish": polish}), FINGERPRINT)
+    write_export_manifest(results, "evo", HUGGINGFACE, {}, made)
+    write_card(StageContext(results), "evo", HuggingFace())
+    text = results.card("evo", HUGGINGFACE).read_text()
+    assert ("The model was polished" in text) == told
+    assert ("2504.02692" in text) == (polish == "asymmetric")
+    assert f"polish: {polish}" in text
+
+
 def test_header_names_the_original_and_inherits_its_license(results):
     (results.model / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en]\ntags: [x]\n---\n# Tiny\n")
     write_card(StageContext(results), "evo", HuggingFace())
