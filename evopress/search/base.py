@@ -82,7 +82,7 @@ class Strategy(Section):
         exclude=True,  # what is found is the same
         description="Whether the levels that were chosen are made once more, in sequence: each block is calibrated on "
         "what the polished ones before it return. `sequential` keeps to its dense weights, `asymmetric` makes up for "
-        "how the inputs of a layer have changed, too, which takes many calibration tokens: with few it makes it worse.",
+        "how the inputs of a layer have changed, too.",
     )
     exports: tuple[Any, ...] = Field(
         ("huggingface",),
