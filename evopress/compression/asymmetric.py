@@ -10,6 +10,7 @@ So every method that minimizes an error weighted by a Hessian does this, too, on
 feedback and its choice of what goes stay as they are. Inputs as in the dense model (D = 0) leave W as it is.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -56,17 +57,27 @@ def asymmetric_target(weight: Tensor, hessian: Tensor, deviation: Tensor, dampin
 
 
 def observe_both(
-    model: BlockwiseModel, block: int, hidden: Tensor, dense: Tensor, inputs: BlockInputs, layers: pd.DataFrame
+    model: BlockwiseModel,
+    block: int,
+    hidden: Tensor,
+    dense: Tensor,
+    inputs: BlockInputs,
+    layers: pd.DataFrame,
+    weights: Mapping[str, Tensor],
 ) -> InputStatistics:
     """Run the hidden states of the compressed and of the dense model through a loaded dense block, side by side.
+
+    Layers that have made up for their inputs change those of the layers after them in the same block. So these must be
+    observed with the new weights, or they would make up for the same deviation once more.
 
     Args:
         model: runs the block.
         block: index of the block.
-        hidden: [S, L, H] on the host, of the compressed model; left as it is.
-        dense: the same of the dense model; becomes what the block returns.
+        hidden: [S, L, H] on the host, of the compressed model.
+        dense: the same of the dense model.
         inputs: of the blocks, from `embed`.
         layers: rows of the LAYERS schema whose inputs are wanted.
+        weights: new weights of layers of the block, for the compressed model.
 
     Raises:
         CompressionError: an input is not finite, or a layer does not get the same tokens in both models.
@@ -89,10 +100,10 @@ def observe_both(
 
     size = batch_size(hidden, inputs)
     for part, dense_part in zip(hidden.split(size), dense.split(size), strict=True):
-        with watched(model.blocks[block], widths, expected.__setitem__, stop=False):
-            dense_part.copy_(model.run_block(block, dense_part.to(model.device), inputs))
+        with watched(model.blocks[block], widths, expected.__setitem__, stop=True):
+            model.run_block(block, dense_part.to(model.device), inputs)
         with watched(model.blocks[block], widths, compare, stop=True):
-            model.run_block(block, part.to(model.device), inputs)
+            model.run_block(block, part.to(model.device), inputs, weights)
     return InputStatistics(
         {name: finished(hessian, name_of, name) for name, hessian in hessians.items()},
         {name: deviation.cpu() for name, deviation in deviations.items()},

@@ -163,7 +163,8 @@ def _polish(settings: Settings, shape: ModelShape, name: str, table: pd.DataFram
     memory, flops = _compressing(settings, shape, settings.variants[search.variants], table)
     memory += _running(shape, text, TOKENS_AT_ONCE, (1 + both) * tokens) + (1 + both) * hessians / shape.blocks
     # Each block runs to be observed and once it is compressed; deviations are whole products, Hessians are half ones.
-    passes, products = 2 + both, 1 + 2 * both
+    # Side by side, both models run up to each of the inputs: on average half a block for each of about four.
+    passes, products = 6 if both else 2, 1 + 2 * both
     flops = flops / levels + tokens * (
         passes * shape.blocks * shape.block_flops(text.sequence_length) + products * hessians / 4
     )

@@ -165,13 +165,10 @@ def _polish_block(
         search: for messages.
     """
     block = states.block
-    if states.dense is None:
-        seen = InputStatistics(observe_block(model, block, states.hidden, inputs, layers, outputs=False), {})
-    else:
-        seen = observe_both(model, block, states.hidden, states.dense, inputs, layers)
     damping = getattr(method, "damping", _DAMPING)
     level_of = dict(zip(layers["layer"], chosen["level"], strict=True))
     size_of = dict(zip(layers["layer"], chosen["bytes"], strict=True))
+    shapes = dict(zip(layers["layer"], zip(layers["rows"], layers["columns"], strict=True), strict=True))
 
     def prepare(group: str, weights: Mapping[str, Tensor]) -> tuple[LayerMethod, Mapping[str, Tensor]]:
         aims = weights
@@ -179,9 +176,16 @@ def _polish_block(
             aims = {layer: seen.target(group, weight, damping) for layer, weight in weights.items()}
         return method.limited({level_of[layer] for layer in weights}), aims
 
-    description = f"polish {search}, block {block}"
-    variants = compress_layers(context, description, method, layers, seen.hessians.__getitem__, prepare)
-    made = [variant for variant in variants if variant.level == level_of[variant.layer]]
+    made: list[Variant] = []
+    for members in _observed_together(layers, alone=states.dense is not None):
+        if states.dense is None:
+            seen = InputStatistics(observe_block(model, block, states.hidden, inputs, members, outputs=False), {})
+        else:
+            weights = unpacked(made, shapes, model)
+            seen = observe_both(model, block, states.hidden, states.dense, inputs, members, weights)
+        description = f"polish {search}, block {block}"
+        variants = compress_layers(context, description, method, members, seen.hessians.__getitem__, prepare)
+        made += [variant for variant in variants if variant.level == level_of[variant.layer]]
     for variant in made:
         if variant.bytes > size_of[variant.layer]:  # which may be filled up to where a file goes on
             raise CompressionError(
@@ -189,10 +193,16 @@ def _polish_block(
                 f"and {size_of[variant.layer]} before it was polished; set `polish: none`"
             )
     if block + 1 < len(model.blocks):
-        shapes = dict(zip(layers["layer"], zip(layers["rows"], layers["columns"], strict=True), strict=True))
         advance(model, block, states.hidden, inputs, unpacked(made, shapes, model))
+        if states.dense is not None:
+            advance(model, block, states.dense, inputs, {})
     states.block += 1
     return made
+
+
+def _observed_together(layers: pd.DataFrame, *, alone: bool) -> list[pd.DataFrame]:
+    """All layers of a block together, or, in the order in which they run, those of each input group ``alone``."""
+    return [members for _, members in layers.groupby("input_group", sort=False)] if alone else [layers]
 
 
 class _Resume:
