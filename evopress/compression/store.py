@@ -48,7 +48,7 @@ class VariantStore:
         self.run, self.variants, self.verify, self.polished = run, variants, verify, polished
         layers = read_table(run.layers, LAYERS)
         blocks = sorted(int(block) for block in layers["block"].unique())
-        self.parts: list[int | str] = [*blocks, *_of_embedding(run.variant_table(variants, blocks[0]))]
+        self.parts: list[int | str] = [*blocks, *_of_embedding(self._table_path(blocks[0]))]
         """What files there are: of blocks, and of `EMBEDDING` where it is compressed."""
         tables = [read_table(self._table_path(part), VARIANTS) for part in self.parts]
         self.table: pd.DataFrame = pd.concat(tables, ignore_index=True)
@@ -175,9 +175,9 @@ class VariantStore:
             if read_provenance(table) != provenance:
                 raise ArtifactError(f"{table}: made by other settings than {path}; delete both and run again")
             made_by[block] = provenance.settings, str(manifest["facts"].get("hessians"))
-        usual = Counter(made_by.values()).most_common(1)[0][0]
-        if EMBEDDING in made_by:  # it has one Hessian, the dense model's, whatever the blocks were calibrated on
-            made_by[EMBEDDING] = made_by[EMBEDDING][0], usual[1]
+        usual = Counter(made for part, made in made_by.items() if part != EMBEDDING).most_common(1)[0][0]
+        if EMBEDDING in made_by:  # it is never polished, and has one Hessian, whatever the blocks were calibrated on
+            made_by[EMBEDDING] = usual[0] if self.polished else made_by[EMBEDDING][0], usual[1]
         odd = [str(block) for block in self.parts if made_by[block] != usual]
         if odd:
             raise ArtifactError(

@@ -141,8 +141,8 @@ def test_asymmetric_aims_at_the_outputs_of_the_dense_model(name, tmp_path):
         QUANTIZED,
         SparseGpt(step=100, levels=2),
         SparseGpt(patterns=("2:4", "1:4")),
-        Gguf(types=("Q4_0", "Q5_0", "Q8_0")),
-        Gguf(types=("Q4_0", "Q8_0"), rounding="rtn"),
+        Gguf(embedding=False, types=("Q4_0", "Q5_0", "Q8_0")),
+        Gguf(embedding=False, types=("Q4_0", "Q8_0"), rounding="rtn"),
     ],
     ids=["gptq", "sparsegpt", "patterns", "gguf", "gguf-rtn"],
 )
