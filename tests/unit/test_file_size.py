@@ -28,9 +28,11 @@ from evopress.export.exporters.huggingface import HuggingFace
 from evopress.export.stage import run_export
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.gguf_header import read_gguf_header
-from evopress.search.base import Fitness
+from evopress.models.gguf_weights import read_tensor
+from evopress.search.base import Fitness, Polish
 from evopress.search.engine.evaluator import open_evaluator, search_text
 from evopress.search.evaluation import Minibatch
+from evopress.search.polish import polish
 from evopress.search.problem import open_problem
 from evopress.search.run import run_search
 from evopress.search.space import DENSE_LEVEL
@@ -241,3 +243,23 @@ def test_the_file_of_a_size_is_one_that_the_search_writes() -> None:
     with pytest.raises(ConfigError, match="huggingface is the same size whatever the levels"):
         with_file(strategy, "searches.u.target.file")
     assert with_file(Uniform(variants="v", target=SizeTarget(bytes=5)), "x").target == SizeTarget(bytes=5)
+
+
+@pytest.mark.parametrize("how", ["sequential", "asymmetric"])
+def test_a_polish_leaves_embedding_and_size_as_they_are(run: Run, how: Polish) -> None:
+    strategy = sized(middle(run))
+    run_search(StageContext(run, COMPUTE), "evo", strategy)
+    files = []
+    for polished in ("none", how):
+        if polished != "none":
+            polish(StageContext(run, COMPUTE), "evo", how, METHOD)
+        run_export(StageContext(run), "evo", HuggingFace(), polished)
+        run_export(StageContext(run), "evo", GgufFile(), polished)
+        header = read_gguf_header(run.export("evo", "gguf") / "evo.gguf")
+        tensors = {name: read_tensor(tensor).numpy() for name, tensor in header.tensors.items()}
+        files.append(((run.export("evo", "gguf") / "evo.gguf").stat().st_size, tensors))
+    (before, plain), (after, remade) = files
+    assert before == after
+    for name in ("token_embd.weight", "output.weight", "output_norm.weight"):
+        assert name not in plain or np.array_equal(plain[name], remade[name])
+    assert not np.array_equal(plain["blk.2.ffn_down.weight"], remade["blk.2.ffn_down.weight"])
