@@ -208,7 +208,8 @@ def _unknown(line: LayerLine, known: Iterable[str]) -> str:
 
 def _level(unit: Unit, asked: str) -> int:
     """Number of the level with this label, or with another spelling of it (3, +3); -1 if there is none."""
-    spellings = {asked} if ":" in asked else {str(int(asked)), f"{int(asked):+d}"}
+    number = asked.removeprefix("-").removeprefix("+")
+    spellings = {str(int(asked)), f"{int(asked):+d}"} if number.isdigit() else {asked}
     return next((number for number, level in enumerate(unit.levels) if level.label in spellings), -1)
 
 

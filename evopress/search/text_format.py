@@ -1,7 +1,8 @@
 """The two text formats of configurations that are published with the paper (arXiv 2410.14649), read and written.
 
 Quantization and sparsity: one linear layer a line, `model.layers.0.self_attn.q_proj: 3`. The level is a bit-width, or a
-number of steps from the target sparsity, where more steps remove more.
+number of steps from the target sparsity, where more steps remove more. (Our own: a pattern, as `2:4`; the name of a
+GGUF type, as `Q4_K`; and lines for the input embedding and the head, where they have levels.)
 Depth: one block a line, in order: `none`, `attn`, `mlp` or `attn+mlp` says what is dropped of it.
 Lines that start with `#` are comments.
 """
@@ -123,7 +124,7 @@ def _layer_line(number: int, line: str, where: str) -> LayerLine:
             "name variants with `method: drop`"
         )
     # No layer has a colon in its name, but a pattern does: `layer: 2:4`.
-    match = re.fullmatch(r"([^\s:]+)[ \t]*:[ \t]*([+-]?[0-9]{1,9}|[0-9]{1,9}:[0-9]{1,9})", line)
+    match = re.fullmatch(r"([^\s:]+)[ \t]*:[ \t]*([+-]?[0-9]{1,9}|[0-9]{1,9}:[0-9]{1,9}|[A-Z][A-Z0-9_]{1,15})", line)
     if match is None:
         raise ConfigError(f"{where}, line {number}: {shown(line)} is not of the form `layer.name: level`")
     return LayerLine(number, match[1], match[2])

@@ -30,6 +30,7 @@ from evopress.models.checkpoint import Checkpoint
 from evopress.models.gguf_header import read_gguf_header
 from evopress.models.gguf_weights import read_tensor
 from evopress.search.base import Fitness, Polish
+from evopress.search.configuration import Configuration, parse_candidate
 from evopress.search.engine.evaluator import open_evaluator, search_text
 from evopress.search.evaluation import Minibatch
 from evopress.search.polish import polish
@@ -243,6 +244,16 @@ def test_the_file_of_a_size_is_one_that_the_search_writes() -> None:
     with pytest.raises(ConfigError, match="huggingface is the same size whatever the levels"):
         with_file(strategy, "searches.u.target.file")
     assert with_file(Uniform(variants="v", target=SizeTarget(bytes=5)), "x").target == SizeTarget(bytes=5)
+
+
+def test_what_was_found_survives_as_text(run: Run) -> None:
+    strategy = sized(middle(run))
+    run_search(StageContext(run, COMPUTE), "evo", strategy)
+    found = Configuration.read(run, "evo")
+    text = found.text(run)
+    assert f"model.embed_tokens: {found.table.iloc[0]['level']}" in text.splitlines()
+    space = open_problem(run, strategy, "searches.evo").space
+    assert parse_candidate(text, space, 3, "file").tolist() == found.nearest(space).tolist()
 
 
 @pytest.mark.parametrize("how", ["sequential", "asymmetric"])
