@@ -62,7 +62,9 @@ class Exporter(Section):
         """
         yield from ()
 
-    def unfit(self, where: str, method: Method, layers: Sequence[LayerShape], dtype: str | None) -> Iterator[str]:
+    def unfit(
+        self, where: str, method: Method, layers: Sequence[LayerShape], dtype: str | None, model_type: str | None
+    ) -> Iterator[str]:
         """Say why it cannot write this model, as far as that is known from the model's config.
 
         Args:
@@ -70,6 +72,7 @@ class Exporter(Section):
             method: makes the variants that the search picks from.
             layers: linear layers of the model; none where its config does not tell.
             dtype: of the model's weights, as in `bfloat16`; None where that is not known.
+            model_type: what transformers calls the architecture; None where that is not known.
         """
         yield from ()
 

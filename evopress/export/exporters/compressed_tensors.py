@@ -88,7 +88,9 @@ class CompressedTensors(Exporter):
                 f"make variants at {bits}, or set `runtime: transformers`"
             )
 
-    def unfit(self, where: str, method: Method, layers: Sequence[LayerShape], dtype: str | None) -> Iterator[str]:
+    def unfit(
+        self, where: str, method: Method, layers: Sequence[LayerShape], dtype: str | None, model_type: str | None
+    ) -> Iterator[str]:
         """Scales that the type of the model does not hold, and layers that vLLM cannot fuse or compute."""
         if dtype == "bfloat16" and isinstance(method, Gptq) and method.scale_dtype == "float16":
             yield (

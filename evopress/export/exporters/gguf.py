@@ -1,12 +1,12 @@
 """A GGUF file: the blocks that the search judged, byte for byte, and the rest as the settings say."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from evopress.compression.base import Method
+from evopress.compression.base import LayerShape, Method
 from evopress.compression.families import LayerFamily
 from evopress.export.base import Exporter
 from evopress.search.base import Strategy
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from evopress.export.compressed import CompressedModel
     from evopress.export.gguf.file import Packed
 
+MODEL_TYPES = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")
+"""What transformers calls the architectures that can be written: the keys of `evopress.export.gguf.layouts.LAYOUTS`."""
 _PREFIX = "gguf-"
 """Of the names of formats that hold blocks of a GGUF type."""
 
@@ -74,6 +76,14 @@ class GgufFile(Exporter):
             dense=GGMLQuantizationType[self.dense.upper()],
             absent=_absent(source, model.dropped),
         )
+
+    def unfit(
+        self, where: str, method: Method, layers: Sequence[LayerShape], dtype: str | None, model_type: str | None
+    ) -> Iterator[str]:
+        """Architectures that llama.cpp, or this exporter, does not know."""
+        if model_type is not None and model_type not in MODEL_TYPES:
+            known = ", ".join(MODEL_TYPES)
+            yield f"{where}: models of the type {model_type} cannot be written as GGUF; those that can are {known}"
 
     def fixed_bytes(self, run: "Run", searched: Collection[str]) -> int:
         """Header, tokenizer and all tensors that have no levels."""
