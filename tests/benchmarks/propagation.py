@@ -60,7 +60,7 @@ def comparison(bits: int) -> dict[str, object]:
     chain = {"propagation": "sequential", "propagation_level": str(bits)}
     return {
         "name": "propagation",
-        "variants": {"gptq": None, kind_name("dense"): gptq, kind_name("compressed"): {**gptq, **chain}},
+        "variants": {"gguf": None, kind_name("dense"): gptq, kind_name("compressed"): {**gptq, **chain}},
         "searches": {
             "uniform": None,
             "evopress": None,
