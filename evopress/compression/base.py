@@ -198,8 +198,8 @@ class Method(Section):
 
     @property
     def compresses_embedding(self) -> bool:
-        """Whether the input embedding and the head have levels, too."""
-        return False
+        """Whether the input embedding and the head have levels, too: what a setting `embedding` says."""
+        return bool(getattr(self, "embedding", False))
 
     def files(self) -> dict[str, str]:
         """Files of the user's own that it reads, by the setting that names each."""

@@ -80,7 +80,7 @@ class LayerFamily(Family):
     def units(self, table: "pd.DataFrame", group_rule: GroupRule) -> tuple[Unit, ...]:
         """Units of a table with the VARIANTS schema: one per linear layer, ordered by block."""
         by_layer: dict[str, list[dict[Any, Any]]] = {}
-        for record in table.sort_values("cost", kind="stable").to_dict("records"):  # once: frames are slow by the row
+        for record in sorted(table.to_dict("records"), key=_by_cost):  # once: frames are slow by the row
             by_layer.setdefault(record["name"], []).append(record)
         units = []
         for name in table["name"].unique():
@@ -329,6 +329,12 @@ def share_out(budget: int, wanted: Sequence[int], limits: Sequence[tuple[int, in
         return tuple(shares)
     # Floor division rounds towards less cost, for either sign, and never past an edge: |missing| <= |total|.
     return tuple(share + missing * part // total for share, part in zip(shares, room, strict=True))
+
+
+def _by_cost(record: dict[Any, Any]) -> tuple[int, float]:
+    """By rising cost; of equal ones (types of one size), the one with less error is later: raising betters a layer."""
+    error = float(record.get("error", 0.0))
+    return int(record["cost"]), 0.0 if math.isnan(error) else -error
 
 
 def _parameters(units: Iterable[Unit]) -> int:

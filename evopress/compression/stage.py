@@ -68,7 +68,7 @@ def make_embedding_variants(context: StageContext, name: str, method: LayerMetho
     check_model(run)
     given = not (method.needs_hessians or method.sequential)
     hessian, facts = (None, _digests(method)) if given else _hessians(run, EMBEDDING)
-    layers = outer_layers(context)
+    layers = outer_layers(run, trust_remote_code=context.trust_remote_code)
     layers = layers[[not method.excludes(layer) for layer in layers["name"]]]
     shapes = layer_shapes(layers, itemsize=0)
     method.check(shapes, shapes)
@@ -86,10 +86,10 @@ def make_embedding_variants(context: StageContext, name: str, method: LayerMetho
     write_variants(run, name, EMBEDDING, variants, table, variants_provenance(context, method), facts)
 
 
-def outer_layers(context: StageContext) -> pd.DataFrame:
+def outer_layers(run: Run, *, trust_remote_code: bool = False) -> pd.DataFrame:
     """Input embedding and head of the run's model (`outer_table`), from its config alone."""
-    config = load_config(context.run.model, trust_remote_code=context.trust_remote_code)
-    model = skeleton_of(config, torch.float32, trust_remote_code=context.trust_remote_code)
+    config = load_config(run.model, trust_remote_code=trust_remote_code)
+    model = skeleton_of(config, torch.float32, trust_remote_code=trust_remote_code)
     model.tie_weights()
     return outer_table(model)
 
@@ -139,9 +139,11 @@ def included_layers(run: Run, name: str, method: LayerMethod, block: int) -> pd.
     layers = read_table(run.layers, LAYERS)
     if block not in set(layers["block"]):
         raise ArtifactError(f"{run.layers}: has no block {block}; the model has {layers['block'].max() + 1} blocks")
-    outer = ["model.embed_tokens", "lm_head"] if method.compresses_embedding else []
     for pattern in method.exclude:
-        if not any(fnmatchcase(layer, pattern) for layer in [*layers["name"], *outer]):
+        names = list(layers["name"])
+        if method.compresses_embedding and not any(fnmatchcase(name, pattern) for name in names):
+            names += list(outer_layers(run)["name"])
+        if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(
                 f"variants.{name}.exclude: {pattern!r} matches no layer; names look like {layers['name'].iloc[0]!r}"
             )

@@ -279,7 +279,17 @@ class EvaluatingStrategy(RoundStrategy):
 class GroupedStrategy(EvaluatingStrategy):
     """A strategy in which only layers of a group trade levels."""
 
-    group_rule: GroupRule = Field("size", description="Which layers may trade levels.")
+    group_rule: GroupRule = Field(
+        "size",
+        description="Which layers may trade levels; where the target is the size of a file, by default any.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trade_bytes(cls, values: Any) -> Any:
+        sized = isinstance(values, dict) and isinstance(values.get("target"), dict | SizeTarget)
+        # A byte is a byte, and the embedding has no equal to trade with.
+        return {"group_rule": "none", **values} if sized else values
 
     def grouping(self) -> GroupRule:
         """As the settings say."""

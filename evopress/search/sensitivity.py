@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from evopress.models.modules import OUTER
 from evopress.search.budget import relaxed_least_error
 from evopress.search.candidates import uniform_start
 from evopress.search.evaluation import Evaluation, Evaluator, Minibatch, TraceRow
@@ -76,7 +77,9 @@ def measured_starts(
     ]
     by_fitness = [found.fitness - evaluations[0].fitness for found in evaluations[1:]]
     by_error = [found.hidden_error for found in evaluations[1:]]
-    known = [effects for effects in (by_fitness, by_error) if np.isfinite(effects).all()]
+    if any(unit.layer in OUTER for unit in space.units):  # the head comes after the hidden states
+        by_error = []
+    known = [effects for effects in (by_fitness, by_error) if len(effects) and np.isfinite(effects).all()]
     return [_least_effect(space, changes, effects) for effects in known or [by_fitness]], rows
 
 

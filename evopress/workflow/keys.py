@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from evopress.artifacts.paths import DENSE, GGUF, HUGGINGFACE
+from evopress.search.target import SizeTarget
 from evopress.workflow import slices
 from evopress.workflow.code_dependencies import code_digest
 from evopress.workflow.settings import Settings
@@ -68,7 +69,9 @@ class Keys:
         before = [self.tokens("search"), self.variants(strategy.variants), *map(self.search, strategy.depends_on())]
         if strategy.needs_hessians:
             before.append(self.hessians())
-        return self._key("search", slices.search_slice(self.settings, name), *before, plugins=[strategy])
+        target = strategy.target
+        sized = [target.file] if isinstance(target, SizeTarget) and target.file is not None else []
+        return self._key("search", slices.search_slice(self.settings, name), *before, plugins=[strategy, *sized])
 
     def polish(self, name: str) -> str:
         """Of what a search chose, made anew."""

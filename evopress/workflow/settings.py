@@ -38,6 +38,8 @@ ROLES = ("calibration", "search")
 """Names of token files that no evaluation set may take."""
 KINDS = ("source", "method", "strategy", "exporter")
 """Keys that say of which kind a section is, and so which other keys it may hold."""
+SIZES = ("bytes", "fraction", "bpw")
+"""Forms of a target that is the size of a file; a section has one of them."""
 
 
 class Settings(Section):
@@ -155,7 +157,7 @@ def lay_over(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, A
     """Merge ``overlay`` into ``base``, key by key and at every depth.
 
     A section whose kind changes (another ``source``, ``method`` or ``strategy``) is replaced whole: the keys of the
-    old kind mean nothing to the new one.
+    old kind mean nothing to the new one. So is a target in `bytes` by one that is a `fraction`, or in `bpw`.
     """
     merged = dict(base)
     for key, value in overlay.items():
@@ -168,7 +170,9 @@ def lay_over(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, A
 
 
 def _changes_kind(below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
-    return any(kind in above and kind in below and above[kind] != below[kind] for kind in KINDS)
+    if any(kind in above and kind in below and above[kind] != below[kind] for kind in KINDS):
+        return True
+    return any(form in above and form not in below for form in SIZES) and any(form in below for form in SIZES)
 
 
 def _without_removed_texts(values: Mapping[str, Any]) -> dict[str, Any]:

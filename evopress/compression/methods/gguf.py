@@ -85,11 +85,6 @@ class Gguf(LayerMethod):
             )
         return self
 
-    @property
-    def compresses_embedding(self) -> bool:
-        """As the settings say."""
-        return self.embedding
-
     @model_validator(mode="after")
     def _check_imatrix(self) -> Self:
         if self.imatrix is not None and self.rounding == "gptq":

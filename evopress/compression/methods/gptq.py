@@ -53,11 +53,6 @@ class Gptq(LayerMethod):
             raise ValueError(f"a bit-width is named twice in {list(bits)}")
         return tuple(sorted(bits))
 
-    @property
-    def compresses_embedding(self) -> bool:
-        """As the settings say."""
-        return self.embedding
-
     def labels(self) -> list[str]:
         """Bit-widths."""
         return [str(bits) for bits in self.bits]

@@ -14,6 +14,7 @@ from evopress.export.base import Exporter
 from evopress.export.exporters.huggingface import SHARD_BYTES
 from evopress.search.base import Strategy
 from evopress.search.strategies.uniform import Uniform
+from evopress.search.target import SizeTarget
 from evopress.util.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class CompressedTensors(Exporter):
         if method.formats != INTEGERS:
             yield f"{where}: compressed_tensors holds integers with scales, which {name!r} are not; use `method: gptq`"
             return
+        if isinstance(strategy.target, SizeTarget):
+            yield f"{where}: the size of such a folder is not known before it is written; give an average as the target"
         if method.compresses_embedding:
             yield f"{where}: compressed_tensors keeps embedding and head dense; set `embedding: false` in {name!r}"
         if self.runtime == "vllm" and isinstance(method, Gptq) and method.group_size not in GROUP_SIZES:

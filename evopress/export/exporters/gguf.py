@@ -10,6 +10,7 @@ from evopress.compression.base import LayerShape, Method
 from evopress.compression.families import LayerFamily
 from evopress.export.base import Exporter
 from evopress.search.base import Strategy
+from evopress.search.target import SizeTarget
 from evopress.util.errors import ArtifactError
 from evopress.util.progress import log
 
@@ -48,6 +49,11 @@ class GgufFile(Exporter):
             yield (
                 f"{where}: {strategy.variants!r} has levels that are no GGUF types; search over variants of "
                 "`method: gguf`, or write `{exporter: gguf, dequantize: true}` to have them as dense matrices"
+            )
+        if method.formats != _PREFIX and self.dequantize and isinstance(strategy.target, SizeTarget):
+            yield (
+                f"{where}: dense matrices are as large whatever their level, so the file cannot be the target; give an "
+                "average"
             )
 
     def write(self, context: "StageContext", search: str, folder: Path) -> None:
