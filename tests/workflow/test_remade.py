@@ -92,6 +92,8 @@ def test_what_is_damaged_is_named_and_made_again(
     assert any(name.endswith(".damaged") for name in after), how
     for target in ("report.html", "exports/evo/archive.json", "exports/even/archive.json"):
         (run.results / target).unlink(missing_ok=True)  # where a job failed, the next run makes its targets anyway
+    if reader.startswith("hessian_sum"):  # it runs before there are variants
+        (run.results / "variants/gptq/block_001.parquet").unlink()
     jobs = run.checkout.jobs(fault_settings(settings), targets=TARGETS)
     assert {maker, reader} <= {job.name for job in jobs}
     if rerun:
@@ -150,5 +152,5 @@ def test_an_export_holds_no_damaged_tensor(whole: Run, tmp_path: Path, path: str
     large.unlink()  # a linked file becomes one of our own
     save_file(tensors, large, metadata=metadata)
     ended = run.start(run.job(reader))
-    assert ended.code == 1 and "differs from the checksum); run again to remake it" in ended.output, ended.output
+    assert ended.code == 1 and "from the checksum); run again to remake it" in ended.output, ended.output
     assert not list((run.results / "models").glob("evo/*.safetensors"))

@@ -115,7 +115,13 @@ def test_hessians_go_when_the_last_that_needs_them_has_ended(copied: Checkout, s
 def test_an_imatrix_takes_the_place_of_hessians_and_other_content_makes_variants_anew(
     copied: Checkout, settings: dict[str, Any], sources: Path
 ) -> None:
-    method = {"method": "gguf", "types": ["Q4_0", "Q8_0"], "rounding": "rtn", "exclude": ["*.down_proj"]}
+    method = {
+        "method": "gguf",
+        "types": ["Q4_0", "Q8_0"],
+        "rounding": "rtn",
+        "exclude": ["*.down_proj"],
+        "embedding": False,
+    }
     path = copied.root / "own.dat"
     imatrix = imatrix_of(results_of(copied))
     write_imatrix(imatrix, path, "dat")
