@@ -8,7 +8,8 @@ the stage counts as not done, and writes the folder anew.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,27 @@ def damaged(path: Path, reason: object, *files: Path) -> DamagedError:
         reason: what is wrong with it.
         files: what must go for it to be remade; ``path`` where none are given.
     """
-    identities = {file: identity for file in files or (path,) if (identity := _identity(file)) is not None}
-    return DamagedError(f"{path}: damaged ({reason})", identities)
+    return DamagedError(f"{path}: damaged ({reason})", _identities(files or (path,)))
+
+
+@contextmanager
+def remade_with(output: Path, *files: Path) -> Iterator[None]:
+    """Enclose the reading of what is no output of a job by itself, but stands and falls with its ``output``.
+
+    Args:
+        output: the job runs again once that is gone; it is written last.
+        files: must be there where it is.
+
+    Raises:
+        DamagedError: a file is missing, or was found to be damaged; ``output`` is among what must go.
+    """
+    for file in files if output.exists() else ():
+        if not file.exists():
+            raise damaged(file, "missing", output)
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(error.problem, {**error.files, **_identities([output])}) from error
 
 
 def set_aside(error: DamagedError) -> str:
@@ -108,6 +128,11 @@ def set_aside(error: DamagedError) -> str:
             return f"{error.problem}; it cannot be set aside ({reason.strerror}): delete {file} and run again"
     kept = f" (what is left of it: {', '.join(moved)})" if moved else ""
     return f"{error.problem}; run again to remake it{kept}"
+
+
+def _identities(files: Iterable[Path]) -> dict[Path, tuple[int, ...]]:
+    """Of those files that are there."""
+    return {file: identity for file in files if (identity := _identity(file)) is not None}
 
 
 def _identity(file: Path) -> tuple[int, ...] | None:

@@ -2,15 +2,18 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
-from evopress.artifacts.paths import Run
+from evopress.artifacts.paths import Run, manifest_path
 from evopress.util.errors import ArtifactError, EvopressError
 from evopress.util.progress import progress
 
 Check = Callable[[Path], Iterable[EvopressError]]
 """Looks at one artifact; raises or returns what is wrong with it."""
 _TENSORS = ("hessians/**/block_*", "variants/**/block_*", "search/*/polished/block_*", "evaluation/dense/hidden_*")
+_POLISHED = "search/*/polished/effort.parquet"
+"""Written once all blocks are there."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,16 +55,36 @@ def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
         for path in tensors
         if path.parent.parent == run.root / "variants" or path.parent.name == "polished"
     }
+    polished = dict(_polished(run))
+    tensors |= {path for path in polished if path.suffix == ".safetensors"}
+    tables |= polished.keys() - tensors
     if tables or tensors or run.model_manifest.exists():
         yield run.model_manifest, lambda path: verify_model(run)
-        yield from ((path, _raising(read_provenance)) for path in sorted(tables))
-        yield from ((path, _raising(verify_tensors)) for path in sorted(tensors))
+        yield from ((path, _raising(read_provenance, polished.get(path))) for path in sorted(tables))
+        yield from ((path, _raising(verify_tensors, polished.get(path))) for path in sorted(tensors))
     yield from ((path, _exported) for path in sorted((run.root / "exports").glob("*/*.json")))
 
 
 def _written(root: Path, pattern: str) -> Iterator[Path]:
     """Files of tensors, and manifests, since of either the other is missed."""
     return (path for suffix in (".json", ".safetensors") for path in root.glob(pattern + suffix))
+
+
+def _polished(run: Run) -> Iterator[tuple[Path, tuple[Path, ...]]]:
+    """Tensors and tables of all blocks where a polish has ended, each with the arguments of `remade_with`."""
+    from evopress.artifacts.tables import LAYERS, read_table
+
+    ended = list(run.root.glob(_POLISHED))
+    try:
+        blocks = read_table(run.layers, LAYERS)["block"].unique().tolist() if ended else []
+    except ArtifactError:  # named by its own check where it is damaged
+        return
+    for effort in ended:
+        search = effort.parent.parent.name
+        for block in blocks:
+            tensors, table = run.polished_tensors(search, block), run.polished_table(search, block)
+            yield tensors, (effort, tensors, manifest_path(tensors))
+            yield table, (effort, table)
 
 
 def _problems(path: Path, check: Check) -> list[EvopressError]:
@@ -71,11 +94,13 @@ def _problems(path: Path, check: Check) -> list[EvopressError]:
         return [error]
 
 
-def _raising(read: Callable[[Path], object]) -> Check:
-    """A check by a function that raises."""
+def _raising(read: Callable[[Path], object], remade: tuple[Path, ...] | None = None) -> Check:
+    """A check by a function that raises, with the arguments of `remade_with` for what is no output by itself."""
+    from evopress.artifacts.manifest import remade_with
 
     def check(path: Path) -> tuple[()]:
-        read(path)
+        with remade_with(*remade) if remade else nullcontext():
+            read(path)
         return ()
 
     return check

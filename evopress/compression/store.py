@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from evopress.artifacts.manifest import damaged
+from evopress.artifacts.manifest import damaged, remade_with
 from evopress.artifacts.paths import EMBEDDING, Run, manifest_path
 from evopress.artifacts.provenance import Provenance, require_same_model
 from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, settings_of
@@ -48,9 +48,11 @@ class VariantStore:
         self.run, self.variants, self.verify, self.polished = run, variants, verify, polished
         layers = read_table(run.layers, LAYERS)
         blocks = sorted(int(block) for block in layers["block"].unique())
-        self.parts: list[int | str] = [*blocks, *_of_embedding(self._table_path(blocks[0]))]
+        with self._reading(blocks[0]):
+            embedding = _of_embedding(self._table_path(blocks[0]))
+        self.parts: list[int | str] = [*blocks, *embedding]
         """What files there are: of blocks, and of `EMBEDDING` where it is compressed."""
-        tables = [read_table(self._table_path(part), VARIANTS) for part in self.parts]
+        tables = list(map(self._read_table, self.parts))
         self.table: pd.DataFrame = pd.concat(tables, ignore_index=True)
         """Rows of the VARIANTS schema, in the order of blocks; layers that stay dense are absent."""
         self._blocks = range(len(blocks))
@@ -85,7 +87,8 @@ class VariantStore:
             named = {tensor_name(layer, level, part): tensor for part, tensor in tensors.items()}
             digests = self._digests[self._file(block)]
             if reason := differing(name for name, tensor in named.items() if tensor_digest(tensor) != digests[name]):
-                raise damaged(path, reason, path, manifest_path(path))
+                with self._reading(self._file(block)):
+                    raise damaged(path, reason, path, manifest_path(path))
         return tensors
 
     def format(self, block: int, layer: str, level: str) -> str:
@@ -138,6 +141,17 @@ class VariantStore:
     def _table_path(self, block: int | str) -> Path:
         return self._path(block).with_suffix(".parquet")
 
+    def _read_table(self, block: int | str) -> pd.DataFrame:
+        with self._reading(block):
+            return read_table(self._table_path(block), VARIANTS)
+
+    def _reading(self, block: int | str) -> AbstractContextManager[None]:
+        """To enclose the reading of a block's files: without one of them, the polish that has made it is not done."""
+        if self.polished is None or not isinstance(block, int):
+            return nullcontext()
+        path = self._path(block)
+        return remade_with(self.run.polish_effort(self.polished), path, manifest_path(path), self._table_path(block))
+
     def _require(self, block: int, layer: str, level: str) -> None:
         if (block, layer, level) not in self._formats:
             levels = [known for *where, known in self._formats if where == [block, layer]]
@@ -154,7 +168,8 @@ class VariantStore:
             try:
                 stream = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise unreadable(path, error) from error
+                with self._reading(file):
+                    raise unreadable(path, error) from error
             parts: dict[tuple[str, str], list[str]] = {}
             for name in stream.keys():  # noqa: SIM118 (not a mapping)
                 layer, level, part = name.rsplit("/", 2)
@@ -169,10 +184,11 @@ class VariantStore:
         for block in self.parts:
             path = self._path(block)
             table = self._table_path(block)
-            manifest = manifests[block] = check_tensors(path)
-            provenance = Provenance(**manifest["provenance"])
+            with self._reading(block):
+                manifest, of_table = check_tensors(path), read_provenance(table)
+            manifests[block], provenance = manifest, Provenance(**manifest["provenance"])
             require_same_model(self.run, provenance, path)
-            if read_provenance(table) != provenance:
+            if of_table != provenance:
                 raise ArtifactError(f"{table}: made by other settings than {path}; delete both and run again")
             made_by[block] = provenance.settings, str(manifest["facts"].get("hessians"))
         usual = Counter(made for part, made in made_by.items() if part != EMBEDDING).most_common(1)[0][0]

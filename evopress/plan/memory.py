@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from evopress.artifacts.paths import EMBEDDING
+from evopress.compression.base import LayerShape
 from evopress.plan.model_config import size
+from evopress.util.errors import CompressionError
 from evopress.workflow.settings import Settings
 
 _BLOCK = 16_000
@@ -17,7 +20,7 @@ _PROCESS = 12_000
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of the jobs that hold hidden states of all their tokens on the host, in MB.
+    """Memory of the jobs that hold hidden states of all their tokens on the host, or a vocabulary's weights, in MB.
 
     ``attempt`` counts from 1: jobs that failed are tried again with more.
     """
@@ -34,6 +37,23 @@ class Memory:
         """All blocks, one after the other: all calibration tokens pass through, of both models where they differ."""
         states = self._states(self.settings.data.calibration.tokens)
         return _BLOCK * attempt + (2 if self.settings.searches[name].polish == "asymmetric" else 1) * states
+
+    def embedding(self, name: str, attempt: int) -> int:
+        """Variants of the input embedding and of the head, one after the other, each about a byte of a weight at most.
+
+        The size of the vocabulary counts as far as the config tells it, and a head of its own unless that says no.
+        """
+        rows, columns = (size(self.config, key) or 0 for key in ("vocab_size", "hidden_size"))
+        if not rows * columns:
+            return _BLOCK * attempt
+        method = self.settings.variants[name]
+        layer = LayerShape(EMBEDDING, -1, EMBEDDING, EMBEDDING, rows, columns, self._itemsize())
+        packed = len(method.labels()) * layer.parameters * (1 if self.config.get("tie_word_embeddings") is True else 2)
+        try:
+            working = method.peak_bytes([layer], 1e9 * self.settings.compute.memory_gb)
+        except CompressionError:  # which the job will say
+            working = 0
+        return _BLOCK * attempt + (working + packed) // 1_000_000
 
     def hessians(self, attempt: int) -> int:
         """One shard of the calibration tokens."""

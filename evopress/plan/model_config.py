@@ -13,6 +13,7 @@ from evopress.util.errors import EvopressError
 _GGUF_KEYS = {
     "num_hidden_layers": "block_count",
     "hidden_size": "embedding_length",
+    "vocab_size": "vocab_size",
     "intermediate_size": "feed_forward_length",
     "num_attention_heads": "attention.head_count",
     "head_dim": "attention.key_length",

@@ -1,7 +1,8 @@
 """The plan of a run: memory, disk and work of every stage, before anything runs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from evopress.artifacts.paths import Run
@@ -48,14 +49,17 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
     places = [(f"memory_gb {memory_gb:g}", here, memory_gb, device)]
     places += [(f"{size:g} GB", shape.on("cuda"), USABLE * size, "cuda") for size in device_memory_gb]
     works: dict[str, dict[str, SearchWork]] = {}
-    precise: dict[str, bool] = {}
+    needed: dict[str, Callable[[ModelShape], int]] = {}
     for name, search in settings.searches.items():
         table, where = variants[search.variants], f"searches.{name}"
         problem = problem_of(
             table, search.variants, search.target, search.grouping(), where, search.tied, search.levels, shape.file
         )
         asked = requests_of(search, problem)
-        precise[name] = any(request.precise for request in asked)
+        if search.tokens_asked():
+            precise = any(request.precise for request in asked)
+            length, units = settings.data.search.sequence_length, problem.space.units
+            needed[name] = partial(memory_needed, length=length, units=units, precise=precise)
         works[name] = {
             place: SearchPlanner(there, problem, settings.data.search, budget, kind).plan(search, asked)
             for place, there, budget, kind in places
@@ -63,7 +67,7 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
     own = {name: by_place[places[0][0]] for name, by_place in works.items()}
     parts = [describe_model(shape), stage_table(list(stages(settings, shape, here, variants, own)))]
     shown = places[1:] or places
-    parts += [text for _, there, budget, _ in shown if (text := _shortage(settings, there, budget, precise))]
+    parts += [text for _, there, budget, _ in shown if (text := _shortage(there, budget, needed))]
     for name, by_place in works.items():
         if own[name].rounds:
             title = f"search {name}, {own[name].rounds:.0f} {settings.searches[name].rounds}"
@@ -89,21 +93,16 @@ def _warnings(settings: Settings, shape: ModelShape | None = None) -> list[str]:
     return ["\n".join(f"Warning: {sentence}" for sentence in found)] if found else []
 
 
-def _shortage(settings: Settings, shape: ModelShape, memory_gb: float, precise: Mapping[str, bool]) -> str:
+def _shortage(shape: ModelShape, memory_gb: float, needed: Mapping[str, Callable[[ModelShape], int]]) -> str:
     """What searches will be refused for, where they have too little memory; empty where they have enough.
 
-    ``precise`` says which of them measure single effects.
+    ``needed`` gives what each takes of a model of this shape (`memory_needed`).
     """
-    length = settings.data.search.sequence_length
-    needed = {
-        name: memory_needed(shape, length, precise=precise[name])
-        for name, search in settings.searches.items()
-        if search.tokens_asked()
-    }
-    refused = [name for name, least in needed.items() if memory_gb * 1e9 < least]
+    bytes_of = {name: least_of(shape) for name, least_of in needed.items()}
+    refused = [name for name, least in bytes_of.items() if memory_gb * 1e9 < least]
     if not refused:
         return ""
-    least = max(needed.values())
+    least = max(bytes_of.values())
     return (
         f"Too little memory: with {memory_gb:g} GB, {', '.join(refused)} will be refused; to search this model "
         f"takes at least compute.memory_gb: {math.ceil(least / 1e8) / 10:g}"

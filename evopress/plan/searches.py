@@ -17,12 +17,12 @@ from evopress.models.modules import OUTER
 from evopress.plan.shape import ModelShape
 from evopress.search.base import Request, Strategy
 from evopress.search.engine.forward import plan_block
-from evopress.search.engine.memory import ACTIVATION_WIDTH, divide_memory, least_memory, score_bytes
+from evopress.search.engine.memory import ACTIVATION_WIDTH, divide_memory, least_memory, outer_weights, score_bytes
 from evopress.search.engine.objectives import make_objective
 from evopress.search.evaluation import draw_minibatch
 from evopress.search.problem import SearchProblem
 from evopress.search.processes.split import new_blocks
-from evopress.search.space import DENSE_LEVEL
+from evopress.search.space import DENSE_LEVEL, Unit
 
 
 @dataclass
@@ -106,15 +106,16 @@ def requests_of(strategy: Strategy, problem: SearchProblem) -> list[Request]:
     return strategy.evaluations(problem, np.random.Generator(np.random.PCG64(0)))
 
 
-def memory_needed(shape: ModelShape, length: int, *, precise: bool = False) -> int:
-    """Bytes of the least budget with which a search of this model, on sequences of ``length`` tokens, will start.
+def memory_needed(shape: ModelShape, length: int, units: Sequence[Unit] = (), *, precise: bool = False) -> int:
+    """Bytes of the least budget with which a search over ``units``, on sequences of ``length`` tokens, will start.
 
     With ``precise``, one that measures single effects.
     """
     shape = shape.precise if precise else shape
     blocks, size = [sum(kinds.values()) for kinds in shape.modules], shape.itemsize
     outside = shape.outside + shape.inside - sum(blocks)
-    return least_memory(outside * size, max(blocks) * size, length, shape.hidden_size, size)
+    largest = max(*blocks, outer_weights(units))
+    return least_memory(outside * size, largest * size, length, shape.hidden_size, size)
 
 
 class SearchPlanner:

@@ -62,7 +62,7 @@ def stages(
     yield Stage("tokens", len(sizes), disk=total * _TOKEN_BYTES, tokens=total, note="disk before compression")
     yield from _hessians(settings, here)
     for name, table in variants.items():
-        yield _variants(settings, here, name, table)
+        yield from _variants(settings, here, name, table)
     for name, work in searches.items():
         yield _search(settings, here, name, work)
     for name in searches:
@@ -104,10 +104,14 @@ def _running(shape: ModelShape, text: TextSettings, at_once: int, states: float)
 
 
 def _hessians(settings: Settings, shape: ModelShape) -> Iterator[Stage]:
-    of_variants = any(method.needs_hessians for method in settings.variants.values())
+    of_variants = any(
+        method.needs_hessians or (method.sequential and method.compresses_embedding)
+        for method in settings.variants.values()
+    )
     if not of_variants and not any(search.needs_hessians for search in settings.searches.values()):
         return
-    text, shards, total = settings.data.calibration, settings.hessians.shards, hessian_bytes(shape.layers)
+    text, shards = settings.data.calibration, settings.hessians.shards
+    total = hessian_bytes(shape.layers) + 4 * shape.hidden_size**2  # the last is that of the head's input
     first, tokens = shape.layers[shape.layers["block"] == 0], tokens_of(text)
     copies = hessian_bytes(first) + 2 * 4 * int(first["columns"].max()) ** 2
     memory = _running(shape, text, TOKENS_AT_ONCE, tokens / shards) + copies
@@ -115,14 +119,25 @@ def _hessians(settings: Settings, shape: ModelShape) -> Iterator[Stage]:
     work = tokens * (shape.blocks * shape.block_flops(text.sequence_length) + total / 4)
     yield Stage("hessians", shards, memory, total * shards, tokens, work)
     if shards > 1:
-        yield Stage("hessian sums", shape.blocks, 2 * hessian_bytes(first), total)
+        yield Stage("hessian sums", shape.blocks + 1, 2 * hessian_bytes(first), total)
 
 
-def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFrame) -> Stage:
-    method, text = settings.variants[name], settings.data.calibration
+def _variants(settings: Settings, shape: ModelShape, name: str, table: pd.DataFrame) -> Iterator[Stage]:
+    method = settings.variants[name]
     if not method.per_block:
-        return Stage(f"variants {name}", 1, note="only a list")
-    memory, flops = _compressing(settings, shape, method, table)
+        yield Stage(f"variants {name}", 1, note="only a list")
+        return
+    yield _variants_of_blocks(settings, shape, name, _inside(shape, table))
+    if method.compresses_embedding:
+        outer = table.drop(_inside(shape, table).index)
+        memory, flops = _compressing(settings, shape, method, shape.outer[shape.outer["name"].isin(outer["name"])])
+        disk = float(outer["bytes"].sum())
+        yield Stage(f"variants {name}, embedding", 1, memory + disk, disk, flops=flops, note="with the head")
+
+
+def _variants_of_blocks(settings: Settings, shape: ModelShape, name: str, table: pd.DataFrame) -> Stage:
+    method, text = settings.variants[name], settings.data.calibration
+    memory, flops = _compressing_blocks(settings, shape, method, table)
     memory += float(table[table["block"] == table["block"].max() // 2]["bytes"].sum())
     disk = float(table["bytes"].sum())
     if not method.sequential:
@@ -145,22 +160,36 @@ def _search(settings: Settings, shape: ModelShape, name: str, work: SearchWork) 
     return Stage(f"search {name}", jobs, memory, 0.0, whole.candidate_tokens, whole.flops, note)
 
 
-def _compressing(settings: Settings, shape: ModelShape, method: Method, table: pd.DataFrame) -> tuple[float, float]:
+def _inside(shape: ModelShape, table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a table of variants that are of layers of blocks."""
+    return table[table["block"].between(0, shape.blocks - 1)]
+
+
+def _compressing_blocks(
+    settings: Settings, shape: ModelShape, method: Method, table: pd.DataFrame
+) -> tuple[float, float]:
     """Memory to make all variants of a block (without them), and the work for those of all blocks."""
-    inside = table[table["block"] >= 0]
-    own = inside[inside["block"] == inside["block"].min()]
-    layers = shape.layers[shape.layers["name"].isin(own["name"])]
+    own = table[table["block"] == table["block"].min()]
+    memory, flops = _compressing(settings, shape, method, shape.layers[shape.layers["name"].isin(own["name"])])
+    return memory, shape.blocks * flops
+
+
+def _compressing(settings: Settings, shape: ModelShape, method: Method, layers: pd.DataFrame) -> tuple[float, float]:
+    """Memory to make all variants of ``layers`` (LAYERS schema), without them, and the work."""
     groups = [layer_shapes(members, shape.itemsize) for _, members in layers.groupby("input_group", sort=False)]
     peaks = [method.peak_bytes(group, settings.compute.memory_gb * 1e9) for group in groups]
-    return max(peaks, default=0), shape.blocks * sum(map(method.operations, groups), start=0.0)
+    return max(peaks, default=0), sum(map(method.operations, groups), start=0.0)
 
 
 def _polish(settings: Settings, shape: ModelShape, name: str, table: pd.DataFrame) -> Stage:
-    """One level of each layer, made in sequence: on average as large, and as much work, as the mean of its levels."""
-    search, text = settings.searches[name], settings.data.calibration
+    """One level of each layer, made in sequence: on average as large, and as much work, as the mean of its levels.
+
+    Embedding and head stay as the variants have them.
+    """
+    search, text, table = settings.searches[name], settings.data.calibration, _inside(shape, table)
     both = search.polish == "asymmetric"  # models run: the polished one, and the dense one beside it
     tokens, hessians, levels = tokens_of(text), hessian_bytes(shape.layers), len(table) / table["name"].nunique()
-    memory, flops = _compressing(settings, shape, settings.variants[search.variants], table)
+    memory, flops = _compressing_blocks(settings, shape, settings.variants[search.variants], table)
     memory += _running(shape, text, TOKENS_AT_ONCE, (1 + both) * tokens) + (1 + both) * hessians / shape.blocks
     # Each block runs to be observed and once it is compressed; deviations are whole products, Hessians are half ones.
     # Side by side, both models run up to each of the inputs: on average half a block for each of about four.

@@ -61,6 +61,22 @@ def test_evaluation_holds_two_models_states_of_its_longest_text(tmp_path):
     assert made.evaluation(1) == 64_000 + 2 * ((1 << 21) * 4096 * 2 // 1_000_000)
 
 
+def test_the_embedding_takes_what_its_vocabulary_takes(tmp_path):
+    weights = 128_256 * 4096
+    llama = LLAMA | {"vocab_size": 128_256, "tie_word_embeddings": False}
+    variants = {"gptq": {"method": "gguf", "rounding": "rtn", "types": ["Q2_K", "Q8_0"]}}
+    made = memory(tmp_path, llama, variants=variants)
+    # Two float32 copies, what is packed, and the rounding of one of the two, beside both variants of both.
+    least = (8 * weights + 2 * 2 * weights) // 1_000_000
+    assert 16_000 + least < made.embedding("gptq", 1) < 16_000 + 3 * least
+    assert made.embedding("gptq", 2) == made.embedding("gptq", 1) + 16_000
+    tied = memory(tmp_path, llama | {"tie_word_embeddings": True}, variants=variants)
+    assert made.embedding("gptq", 1) - tied.embedding("gptq", 1) in (2 * weights // 10**6, 2 * weights // 10**6 + 1)
+    assert memory(tmp_path, variants=variants).embedding("gptq", 1) == 16_000, "no vocabulary is known"
+    unfit = memory(tmp_path, llama | {"hidden_size": 4100}, variants=variants)
+    assert unfit.embedding("gptq", 1) > 16_000, "the job will say that no type fits"
+
+
 def test_a_model_of_which_nothing_is_known_takes_the_least(tmp_path):
     made = memory(tmp_path, {}, data={"calibration": text(1 << 23)})
     assert made.chain(1) == 16_000

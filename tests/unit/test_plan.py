@@ -12,7 +12,7 @@ from finished_run import make_results, provenance, write_tokens
 from large_models import SHAPES
 from torch.utils.flop_counter import FlopCounterMode
 
-from evopress.artifacts.paths import Run
+from evopress.artifacts.paths import EMBEDDING, Run
 from evopress.artifacts.tables import LAYERS, read_table, write_table
 from evopress.artifacts.tensors import read_tensors
 from evopress.compression.hessian import accumulate_hessians
@@ -26,6 +26,7 @@ from evopress.config.data import PythonDocs
 from evopress.config.hessians import HessianSettings
 from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
 from evopress.models.blockwise import BlockwiseModel
+from evopress.models.modules import HEAD, OUTER
 from evopress.models.structure import layer_table
 from evopress.plan import shape as planning_shape
 from evopress.plan.run import plan
@@ -33,7 +34,7 @@ from evopress.plan.searches import SearchPlanner, SearchWork, memory_needed, req
 from evopress.plan.shape import ModelShape, shape_from_config, shape_of
 from evopress.plan.stages import hessian_bytes
 from evopress.search.engine.evaluator import model_evaluator
-from evopress.search.engine.memory import plan_memory
+from evopress.search.engine.memory import packed_limit, plan_memory
 from evopress.search.problem import problem_of
 from evopress.search.strategies.evolution import Evolution
 from evopress.util.errors import ConfigError
@@ -208,10 +209,10 @@ SEARCH = Evolution(variants="gptq", target=3.0, generations=8, offspring=24, sur
 class Tiny:
     """A model of eight blocks that is searched with made-up weights, and its plan."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, vocabulary: int = 64, *, embedding: bool = False) -> None:
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
-            vocab_size=64,
+            vocab_size=vocabulary,
             hidden_size=32,
             intermediate_size=48,
             num_hidden_layers=BLOCKS,
@@ -222,9 +223,8 @@ class Tiny:
         transformers.LlamaForCausalLM(config).float().save_pretrained(folder)
         self.folder = folder
         self.shape = shape_from_config(config, torch.float32)
-        self.variants = Gptq(bits=(2, 3, 4, 5), group_size=16).table(
-            self.shape.layers, self.shape.itemsize, "variants.gptq"
-        )
+        method = Gptq(bits=(2, 3, 4, 5), group_size=16, embedding=embedding)
+        self.variants = self.shape.table(method, "variants.gptq")
         self.tokens = torch.randint(64, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
 
     def problem(self, settings: Evolution):
@@ -243,9 +243,10 @@ class Tiny:
         dense = BlockwiseModel.from_folder(self.folder, CPU)
 
         def unpack(block: int, layer: str, level: str) -> torch.Tensor:
-            weight = dense.blocks[block].get_submodule(layer).weight
+            outer = {EMBEDDING: dense.model.get_input_embeddings(), HEAD: dense.model.get_output_embeddings()}
+            weight = (outer[layer] if layer in outer else dense.blocks[block].get_submodule(layer)).weight
             scale = 0.02 * (6 - int(level))
-            return weight + scale * torch.randn(weight.shape, generator=torch.Generator().manual_seed(block))
+            return weight + scale * torch.randn(weight.shape, generator=torch.Generator().manual_seed(max(0, block)))
 
         compute = ComputeSettings(device="cpu", memory_gb=memory_gb)
         fitness = settings.minimizes()
@@ -325,3 +326,32 @@ def test_the_least_budget_is_the_one_that_a_search_refuses_to_go_below(tiny):
     with pytest.raises(ConfigError, match="memory_gb"):
         plan_memory((needed - 16) / 1e9, model, LENGTH)
     plan_memory((needed + 16) / 1e9, model, LENGTH)
+
+
+def test_a_vocabulary_with_levels_that_outweighs_a_block_is_part_of_the_least_budget(tmp_path):
+    large = Tiny(tmp_path / "model", vocabulary=4096, embedding=True)
+    once = SEARCH.model_copy(update={"generations": 1, "offspring": 4, "survivors": (1,), "tokens": (16,)})
+    units = large.problem(once).space.units
+    matrix = 4096 * 32 * 4
+    needed = memory_needed(large.shape, LENGTH, units)
+    assert needed - memory_needed(large.shape, LENGTH) > matrix > 2 * large.shape.block_bytes
+    with pytest.raises(ConfigError, match="too little for the embedding or head at one level") as told:
+        large.search((needed - 16) / 1e9, once)
+    assert float(str(told.value).split()[-1]) == pytest.approx(needed / 1e9, rel=0.01)
+    counters = large.search((needed + 16) / 1e9, once)
+    assert matrix <= counters.peak_weight_bytes <= matrix + 16
+    model = BlockwiseModel.from_folder(large.folder, CPU, resident=False)
+    inside = tuple(unit for unit in units if unit.layer not in OUTER)
+    for of_blocks in ((), inside):  # where embedding and head stay dense, nothing is asked for them
+        assert memory_needed(large.shape, LENGTH, of_blocks) == memory_needed(large.shape, LENGTH)
+        plan_memory((memory_needed(large.shape, LENGTH) + 16) / 1e9, model, LENGTH, of_blocks)
+
+
+@pytest.mark.parametrize("gigabytes", [0.0025, 0.004])
+def test_packed_weights_leave_room_for_an_embedding(tmp_path, gigabytes):
+    large = Tiny(tmp_path / "model", vocabulary=4096, embedding=True)
+    model = BlockwiseModel.from_folder(large.folder, CPU, resident=False)
+    units = large.problem(SEARCH).space.units
+    plan = plan_memory(gigabytes, model, LENGTH, units)
+    room, without = packed_limit(gigabytes, plan, model, units), packed_limit(gigabytes, plan, model)
+    assert plan.weights - room == max(4096 * 32 * 4, plan.weights - without)

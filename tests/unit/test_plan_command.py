@@ -11,9 +11,9 @@ from large_models import SHAPES, write_settings
 from evopress.__main__ import main
 from evopress.artifacts.paths import Run
 from evopress.evaluation.perplexity import LOGITS, RUN_TOKENS
-from evopress.plan.searches import SearchPlanner, requests_of
+from evopress.plan.searches import SearchPlanner, SearchWork, requests_of
 from evopress.plan.shape import shape_of
-from evopress.plan.stages import stages
+from evopress.plan.stages import hessian_bytes, stages
 from evopress.plan.text import amount
 from evopress.search.engine.memory import ACTIVATION_WIDTH
 from evopress.search.problem import problem_of
@@ -39,14 +39,20 @@ def test_large_models_on_a_small_and_a_large_device(size, parameters, kept, tmp_
     assert any(line.startswith("total") and ">=" in line for line in lines)  # wikitext2 has no set length
 
 
-def test_a_budget_that_a_search_would_refuse_is_told_beforehand(tmp_path, capsys):
-    path = write_settings(tmp_path, "70B", compute={"memory_gb": 4})
+@pytest.mark.parametrize(
+    ("embedding", "largest"), [(False, 8192 * (2 * 8192 + 2 * 1024 + 3 * 28672)), (True, 128256 * 8192)]
+)
+def test_a_budget_that_a_search_would_refuse_is_told_beforehand(embedding, largest, tmp_path, capsys):
+    """Outside of the blocks, and twice what is the largest: a block, or the embedding where it has levels."""
+    variants = {"gptq": {"method": "gptq", "bits": [2, 3, 4], "group_size": 128, "embedding": embedding}}
+    path = write_settings(tmp_path, "70B", compute={"memory_gb": 4}, variants=variants)
     assert main(["plan", str(path)]) == 0
     told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Too little memory"))
     assert "with 4 GB, q3 will be refused" in told
     enough = told.rpartition(": ")[2]
+    assert float(enough) == pytest.approx((2 * 128256 * 8192 + 2 * largest) * 2 / 1e9, abs=0.15)
     (tmp_path / "enough").mkdir()
-    path = write_settings(tmp_path / "enough", "70B", compute={"memory_gb": float(enough)})
+    path = write_settings(tmp_path / "enough", "70B", compute={"memory_gb": float(enough)}, variants=variants)
     assert main(["plan", str(path)]) == 0
     assert "Too little" not in capsys.readouterr().out
 
@@ -95,6 +101,58 @@ def test_a_chain_of_compressed_blocks_keeps_no_hessians_and_runs_each_block_twic
     assert after.jobs == before.jobs == 32 and after.disk == before.disk
     assert before.flops + hessians.flops < after.flops < before.flops + 2 * hessians.flops
     assert after.memory > before.memory
+
+
+def test_embedding_and_head_are_a_job_of_their_own_with_its_memory(tmp_path):
+    dense = load_settings([write_settings(tmp_path, "7B", searches={})])
+    method = dense.variants["gptq"].model_copy(update={"embedding": True})
+    chain = method.model_copy(update={"propagation": "sequential", "propagation_level": "3"})
+    shape = shape_of(dense.model, Run(tmp_path))
+    assert shape is not None
+    plain, both, chained = (
+        {
+            stage.name: stage
+            for stage in stages(
+                dense.model_copy(update={"variants": {"gptq": made}}),
+                shape,
+                shape,
+                {"gptq": shape.table(made, "variants.gptq")},
+                {},
+            )
+        }
+        for made in (dense.variants["gptq"], method, chain)
+    )
+    assert set(both) - set(plain) == {"variants gptq, embedding"} == set(chained) - set(plain)
+    assert both["variants gptq"] == plain["variants gptq"], "what blocks take is not moved"
+    own, weights = both["variants gptq, embedding"], 32000 * 4096
+    codes = 2 * weights * (2 + 3 + 4 + 5 + 6) / 8
+    assert own.jobs == 1 and codes < own.disk < 1.1 * codes
+    assert own.memory > own.disk + 8 * weights, "a dense weight and its copy in float32, and both with all variants"
+    assert own.flops > 2 * 2 * 4096 * weights, "at least the energies of both"
+    for hessians in (
+        plain["hessians"],
+        both["hessians"],
+        chained["hessians"],
+    ):  # that of the head's input is always made
+        assert hessians.disk == hessian_bytes(shape.layers) + 4 * 4096**2
+
+
+def test_a_polish_is_planned_without_embedding_and_head(tmp_path):
+    search = {"strategy": "uniform", "variants": "gptq", "target": 3, "polish": "sequential"}
+    settings = load_settings([write_settings(tmp_path, "7B", searches={"q3": search})])
+    shape = shape_of(settings.model, Run(tmp_path))
+    assert shape is not None
+    method = settings.variants["gptq"]
+    tables = [shape.table(made, "v") for made in (method, method.model_copy(update={"embedding": True}))]
+    plain, both = (
+        next(
+            stage
+            for stage in stages(settings, shape, shape, {"gptq": table}, {"q3": SearchWork()})
+            if "polish" in stage.name
+        )
+        for table in tables
+    )
+    assert len(tables[0]) < len(tables[1]) and plain == both
 
 
 def test_perplexity_is_planned_with_the_tokens_that_it_runs_at_once(tmp_path):

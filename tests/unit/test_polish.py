@@ -11,7 +11,9 @@ import torch
 from test_hessian import SEQUENCES, expected_hessians, prepare
 from torch import Tensor
 
-from evopress.artifacts.paths import Run
+from evopress.__main__ import main
+from evopress.artifacts.manifest import set_aside
+from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, LAYERS, TOKENS, read_provenance, read_table, write_table
 from evopress.compression import hessian
@@ -32,7 +34,7 @@ from evopress.export.stage import run_export
 from evopress.models.structure import layer_table
 from evopress.search import polish as stage
 from evopress.search.polish import polish
-from evopress.util.errors import ArtifactError, CompressionError
+from evopress.util.errors import ArtifactError, CompressionError, DamagedError
 
 CPU = ComputeSettings(device="cpu")
 PRUNED = Wanda(step=100, levels=1)
@@ -340,6 +342,43 @@ def made_dense(run: Run, hessians: dict[str, Tensor]) -> None:
         )
         table = variant_table(made, own, QUANTIZED, int(block))
         write_variants(run, "v", int(block), made, table, Provenance("variants", "{}", "abc"), {})
+
+
+def test_a_damaged_or_missing_block_is_told_and_remade_by_the_next_run(tmp_path, capsys):
+    run = prepare(tmp_path / "run", architectures.build("llama"))
+    choose(run, QUANTIZED)
+    polished(run, "sequential", QUANTIZED)
+    whole, effort = files_of(run), run.polish_effort("evo")
+    tensors, table = run.polished_tensors("evo", 1), run.polished_table("evo", 1)
+
+    def flip(path):
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+
+    def remove_all():
+        for path in (tensors, manifest_path(tensors), table):
+            path.unlink()
+
+    for damage, named in (
+        (lambda: flip(tensors), tensors),  # its header is whole: only its digests tell
+        (lambda: tensors.write_bytes(whole[tensors.name][:-8]), tensors),
+        (lambda: flip(table), table),
+        (manifest_path(tensors).unlink, tensors),
+        (remove_all, tensors),
+    ):
+        damage()
+        main(["verify", str(run.root)])
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(effort.parent))]
+        assert any(line.startswith(str(named.with_suffix(""))) for line in lines)
+        assert all(": damaged (" in line and str(effort) in line for line in lines)
+        with pytest.raises(DamagedError, match=r"polished/block_001\.\w+: damaged") as told:
+            run_export(StageContext(run, CPU), "evo", Archive(), "sequential")
+        assert "run again to remake it (what is left of it: " in set_aside(told.value)
+        assert not effort.exists(), "the output of the rule, without which Snakemake runs it"
+        polished(run, "sequential", QUANTIZED)
+        assert {name: content for name, content in files_of(run).items() if not name.endswith(".damaged")} == whole
+        run_export(StageContext(run, CPU), "evo", Archive(), "sequential")
 
 
 def test_a_polish_that_is_missing_or_of_another_model_is_not_exported(tmp_path):

@@ -22,12 +22,15 @@ JOBS = {rule.split(":")[0] for rule in RULES if "shell:" in rule}
 def test_memory_and_time_of_every_rule_grow_and_retries_are_in_the_profile_alone() -> None:
     profile = yaml.safe_load(PROFILE.read_text())
     assert set(profile["set-resources"]) == JOBS
-    asking = {rule.split(":")[0] for rule in RULES if "mem_mb=memory_of_" in rule}
-    assert {"variants_sequential", "hessians", "search", "perplexity"} < asking
+    asking = {rule.split(":")[0] for rule in RULES if "mem_mb=" in rule}
+    assert {"variants_sequential", "variants_embedding", "hessians", "search", "polish", "perplexity"} < asking
+    searching = {"search", "study_peer_search"}
     for rule, resources in profile["set-resources"].items():
-        expected = {"runtime"} | (set() if rule in asking else {"mem_mb"}) | ({"nodes"} if rule == "search" else set())
+        expected = {"runtime"} | (set() if rule in asking else {"mem_mb"}) | ({"nodes"} if rule in searching else set())
         assert set(resources) == expected, rule
         assert all(re.fullmatch(r"\d+ \* attempt", resources[each]) for each in expected - {"nodes"}), rule
+    many = {rule.split(":")[0] for rule in RULES if "threads: MANY_THREADS" in rule}
+    assert many <= set(profile["set-threads"])
     assert set(profile["set-threads"].values()) == {profile["cores"]}  # so that members of a group take turns
     assert profile["retries"] >= 1
     assert not any("retries" in rule for rule in RULES)

@@ -41,6 +41,8 @@ CASES = [
     ),
     ("search/evo/configuration.parquet", "export evo huggingface", "search evo", False),
     ("search/evo/trace.parquet", "report", "search evo", False),
+    ("search/even/polished/block_001.safetensors", "export even huggingface", "polish even", True),
+    ("search/even/polished/block_002.parquet", "export even archive", "polish even", False),
     ("exports/evo/huggingface/model.safetensors", "perplexity evo", "export evo huggingface", True),
     ("exports/evo/huggingface.json", "card evo huggingface", "export evo huggingface", False),
     ("evaluation/dense/hidden_held.safetensors", "perplexity evo", "perplexity_dense", False),

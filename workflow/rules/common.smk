@@ -151,6 +151,10 @@ def memory_of_sequence(wildcards, attempt):
     return MEMORY.chain(attempt)
 
 
+def memory_of_embedding(wildcards, attempt):
+    return MEMORY.embedding(wildcards.variants, attempt)
+
+
 def memory_of_hessians(wildcards, attempt):
     return MEMORY.hessians(attempt)
 

@@ -37,8 +37,10 @@ rule variants_embedding:
         RUN.variant_table("{variants}", EMBEDDING),
     log:
         LOGS / "variants" / "{variants}" / "embedding.log",
+    threads: MANY_THREADS
     resources:
         gpu=gpus,
+        mem_mb=memory_of_embedding,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),

@@ -228,7 +228,8 @@ def open_evaluator(
     read_ahead: ReadAhead | None = None
     held = 0
     if problem.store is not None:
-        limit = packed_limit(compute.memory_gb, plan_memory(compute.memory_gb, model, tokens.shape[1]), model)
+        plan = plan_memory(compute.memory_gb, model, tokens.shape[1], problem.space.units)
+        limit = packed_limit(compute.memory_gb, plan, model, problem.space.units)
         packed = PackedWeights(problem.store, context.device, model.stored, model.dtype, limit)
         unpack, read_ahead = packed.unpack, packed.read_ahead
         held = packed.bytes if context.device.type == "cpu" else 0
@@ -292,7 +293,7 @@ def model_evaluator(
     if fitness.name == "topk_kl" and fitness.top_k > model.vocab_size:
         raise ConfigError(f"{where}.top_k: {fitness.top_k} is more than the vocabulary has ({model.vocab_size})")
     objective = make_objective(fitness.name, fitness.top_k)
-    memory, counters = plan_memory(compute.memory_gb, model, tokens.shape[1]), counters or Counters()
+    memory, counters = plan_memory(compute.memory_gb, model, tokens.shape[1], space.units), counters or Counters()
     dense, ranks = None, ranks or Ranks()
     if objective.needs_teacher:
         dense = ranks.in_parts(tokens, lambda rows: final_hidden(model, rows, memory.run_tokens, "dense model", check))

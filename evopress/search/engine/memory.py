@@ -1,11 +1,13 @@
 """How the memory budget is divided; depends on shapes only, so that a restarted search computes the same bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from evopress.models.blockwise import BlockwiseModel
+from evopress.models.modules import OUTER
 from evopress.models.structure import linear_layers
 from evopress.search.evaluation import Minibatch
+from evopress.search.space import Unit
 from evopress.util.errors import ConfigError
 
 RUN_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -57,16 +59,18 @@ def score_bytes(itemsize: int) -> int:
     return 2 * itemsize + 8
 
 
-def plan_memory(memory_gb: float, model: BlockwiseModel, length: int) -> MemoryPlan:
+def plan_memory(memory_gb: float, model: BlockwiseModel, length: int, units: Sequence[Unit] = ()) -> MemoryPlan:
     """Divide what is left beside embedding, head and norms.
 
     Args:
         memory_gb: the budget.
         model: to be searched.
         length: tokens of a sequence.
+        units: what is searched.
 
     Raises:
-        ConfigError: one block, or one candidate's states of one sequence, does not fit.
+        ConfigError: one block, the embedding or head at a level, or one candidate's states of one sequence, does not
+            fit.
     """
     itemsize = model.dtype.itemsize
     all_weights = sum(parameter.numel() for parameter in model.model.parameters()) * itemsize
@@ -74,27 +78,35 @@ def plan_memory(memory_gb: float, model: BlockwiseModel, length: int) -> MemoryP
     outside = all_weights - sum(blocks)
     plan = divide_memory(memory_gb, outside, model.hidden_size, model.vocab_size, itemsize, model.device.type)
     state = 2 * length * model.hidden_size * itemsize
-    if plan.weights < max(blocks) or plan.hidden < state:
-        least = least_memory(outside, max(blocks), length, model.hidden_size, itemsize)
+    outer = outer_weights(units) * itemsize
+    largest = max(*blocks, outer)
+    if plan.weights < largest or plan.hidden < state:
+        least = least_memory(outside, largest, length, model.hidden_size, itemsize)
+        what = "one block" if outer < largest else "the embedding or head at one level"
         raise ConfigError(
-            f"compute.memory_gb: {memory_gb:g} is too little for one block and the states of one sequence at a time; "
+            f"compute.memory_gb: {memory_gb:g} is too little for {what} and the states of one sequence at a time; "
             f"this model needs at least {least / 1e9:.3g}"
         )
     return plan
 
 
-def least_memory(outside: int, largest_block: int, length: int, hidden_size: int, itemsize: int) -> int:
+def outer_weights(units: Sequence[Unit]) -> int:
+    """Weights of the larger of embedding and head, which at a level lie beside the dense ones; 0 if none has any."""
+    return max((unit.parameters for unit in units if unit.layer in OUTER), default=0)
+
+
+def least_memory(outside: int, largest: int, length: int, hidden_size: int, itemsize: int) -> int:
     """Bytes of the smallest budget with which a model can be searched, divided as `divide_memory` does.
 
     Args:
         outside: bytes of what lies outside the linear layers of blocks.
-        largest_block: bytes of the linear weights of the largest block.
+        largest: bytes of what is the largest: the linear weights of a block, or an embedding or head that has levels.
         length: tokens of a sequence.
         hidden_size: numbers per token between blocks.
         itemsize: bytes of a number.
     """
     state = 2 * length * hidden_size * itemsize
-    return outside + max(2 * largest_block, 4 * state) + 8  # with room for rounding
+    return outside + max(2 * largest, 4 * state) + 8  # with room for rounding
 
 
 def block_weights(model: BlockwiseModel) -> list[int]:
@@ -103,17 +115,18 @@ def block_weights(model: BlockwiseModel) -> list[int]:
     return [count * model.dtype.itemsize for count in counts]
 
 
-def packed_limit(memory_gb: float, plan: MemoryPlan, model: BlockwiseModel) -> int:
+def packed_limit(memory_gb: float, plan: MemoryPlan, model: BlockwiseModel, units: Sequence[Unit] = ()) -> int:
     """Bytes of packed weights that may be held in host memory.
 
     On a CPU they share the memory for weights, and leave room for two blocks, or for all of them where they fit: to
-    keep weights unpacked saves more. An accelerator's host may hold as much as the accelerator itself.
+    keep weights unpacked saves more. An embedding or head that has levels needs room as well, now and then. An
+    accelerator's host may hold as much as the accelerator itself.
     """
     if model.device.type != "cpu":
         return int(memory_gb * 1e9)
     blocks = block_weights(model)
     unpacked = sum(blocks) if sum(blocks) <= plan.weights else 2 * max(blocks)
-    return plan.weights - unpacked
+    return plan.weights - max(unpacked, outer_weights(units) * model.dtype.itemsize)
 
 
 def divide_memory(
