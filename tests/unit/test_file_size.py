@@ -23,6 +23,7 @@ from evopress.compression.store import VariantStore
 from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
 from evopress.config.hessians import HessianSettings
+from evopress.export.card import write_card
 from evopress.export.exporters.gguf import GgufFile
 from evopress.export.exporters.huggingface import HuggingFace
 from evopress.export.stage import run_export
@@ -163,6 +164,24 @@ def test_the_file_meets_its_size_and_holds_the_types_that_were_chosen(run: Run, 
     assert kinds["blk.1.ffn_up.weight"] == chosen["model.layers.1.mlp.up_proj"]
     if not is_tied(run):
         assert kinds["output.weight"] == chosen["lm_head"]
+
+
+def test_the_terms_of_the_original_are_in_the_file_and_in_its_size_from_the_first(tmp_path: Path) -> None:
+    run = prepared(tmp_path, tied=True)
+    without, _ = smallest_and_largest(run)
+    (run.model / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en, de]\n---\n# Tiny\n")
+    low, _ = smallest_and_largest(run)
+    run_search(StageContext(run, COMPUTE), "evo", sized(low))
+    run_export(StageContext(run), "evo", HuggingFace())
+    run_export(StageContext(run), "evo", GgufFile())
+    file = run.export("evo", "gguf") / "evo.gguf"
+    told, first = read_gguf_header(file, whole="general.").metadata, file.read_bytes()
+    assert told["general.license"] == "apache-2.0" and told["general.languages"] == ["en", "de"]
+    assert without < low == len(first)
+    for exporter in (HuggingFace(), GgufFile()):
+        write_card(StageContext(run), "evo", exporter)
+    run_export(StageContext(run), "evo", GgufFile())
+    assert file.read_bytes() == first
 
 
 def test_sizes_that_cannot_be_are_refused_with_those_that_can(run: Run) -> None:
