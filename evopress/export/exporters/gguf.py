@@ -31,6 +31,7 @@ class GgufFile(Exporter):
 
     library: ClassVar[str] = "gguf"
     has_size: ClassVar[bool] = True
+    weights: ClassVar[str] = ".gguf"
     reads: ClassVar[tuple[str, ...]] = ("huggingface",)
 
     exporter: Literal["gguf"] = "gguf"
