@@ -1,5 +1,6 @@
 """Embedding and head have levels, and a target may be the size of the file: it is met, and holds what was judged."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from evopress.artifacts.paths import EMBEDDING, Run
 from evopress.artifacts.tables import CONFIGURATION, read_table
 from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS
 from evopress.compression.hessian import accumulate_hessians
 from evopress.compression.methods.gguf import Gguf
 from evopress.compression.methods.gptq import Gptq
@@ -23,6 +25,7 @@ from evopress.compression.store import VariantStore
 from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
 from evopress.config.hessians import HessianSettings
+from evopress.config.model import FolderModel
 from evopress.export.card import write_card
 from evopress.export.exporters.gguf import GgufFile
 from evopress.export.exporters.huggingface import HuggingFace
@@ -30,6 +33,8 @@ from evopress.export.stage import run_export
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.gguf_header import read_gguf_header
 from evopress.models.gguf_weights import read_tensor
+from evopress.plan.shape import file_of, shape_of, uncounted
+from evopress.plan.text import describe_model
 from evopress.search.base import Fitness, Polish
 from evopress.search.configuration import Configuration, parse_candidate
 from evopress.search.engine.evaluator import open_evaluator, search_text
@@ -221,6 +226,32 @@ def test_a_size_is_not_above_that_of_the_quantized_source() -> None:
     with pytest.raises(ConfigError, match="not below the quantized file that the model comes from"):
         size_budgets(units, SizeTarget(bytes=240), facts, "t")
     assert size_budgets(units, SizeTarget(bytes=240, above_source=True), facts, "t") == (190,)
+
+
+def test_a_plan_counts_the_file_as_the_search_does_once_the_model_is_prepared(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    write_depth_model(run, tiny("llama"))
+    byte_level().save_pretrained(run.model)
+    model = FolderModel(path=str(run.model))
+    strategy = with_file(
+        Uniform(variants="v", target=SizeTarget(bytes=1), exports=({"exporter": "gguf", "dense": "q8_0"},)), "file"
+    )
+    shape = shape_of(model, run)
+    assert shape is not None and shape.source is None
+    units = BITS.units(shape.table(METHOD, "variants.v"), "none")
+    about = file_of(model, run, shape, strategy.target)(units)
+    assert about == shape.file(units)
+    (told,) = uncounted(model, run, {"evo": strategy, "other": Uniform(variants="v", target=3)})
+    assert told.startswith("The model is not prepared yet, so header and tokenizer of the files of evo are not counted")
+    manifest = json.loads(run.model_manifest.read_text())
+    manifest |= {"source": json.loads(model.model_dump_json()), "origin": {"gguf_bytes": 91_700}}
+    run.model_manifest.write_text(json.dumps(manifest))
+    shape = shape_of(model, run)
+    assert shape is not None and describe_model(shape).endswith(", from a quantized file of 91.7 kB")
+    exactly = file_of(model, run, shape, strategy.target)(units)
+    fixed = GgufFile(dense="q8_0").fixed_bytes(run, [f"{unit.name}.weight" for unit in units])
+    assert (exactly.fixed, exactly.source) == (fixed, 91_700) and about.fixed < fixed
+    assert uncounted(model, run, {"evo": strategy}) == []
 
 
 @pytest.mark.parametrize(
