@@ -182,7 +182,7 @@ def _folder_rows(run: Run, search: str, exporter: Exporter, checkpoint: Checkpoi
         return []
     parameters = sum(checkpoint.elements().values())
     return [
-        ["weights in this folder", megabytes(stored)],
+        ["weight files in this folder", megabytes(stored)],
         ["the same in bits per parameter of the original", f"{8 * stored / parameters:.4g}"],
     ]
 

@@ -172,7 +172,7 @@ def test_a_file_of_a_size_says_what_was_asked_and_what_it_takes(results):
         write_card(StageContext(results), "evo", GgufFile())
         text = results.card("evo", GGUF).read_text()
         assert f"| {asked} | 0.03 MB |" in text and "bits per weight asked" not in text
-        assert "| weights in this folder | 0.03 MB |" in text
+        assert "| weight files in this folder | 0.03 MB |" in text
         assert f"| the same in bits per parameter of the original | {8 * 29_960 / parameters:.4g} |" in text
 
 
@@ -185,10 +185,10 @@ def test_a_folder_of_packed_weights_tells_their_size_and_one_beside_it_does_not_
     write_export_manifest(results, "evo", "compressed_tensors", file_digests(folder), made)
     write_card(StageContext(results), "evo", CompressedTensors())
     text = results.card("evo", "compressed_tensors").read_text()
-    assert "| weights in this folder | 1.5 MB |" in text
+    assert "| weight files in this folder | 1.5 MB |" in text
     write_card(StageContext(results), "evo", HuggingFace())
     text = results.card("evo", HUGGINGFACE).read_text()
-    assert "no packed folder" not in text and "weights in this folder" not in text  # the folder is empty here
+    assert "no packed folder" not in text and "weight files in this folder" not in text  # the folder is empty here
 
 
 def test_levels_table_has_a_row_a_block_in_the_layers_own_order(results):
