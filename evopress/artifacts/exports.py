@@ -62,6 +62,16 @@ def read_export_manifest(run: Run, search: str, exporter: str) -> dict[str, Any]
     return content
 
 
+def weights_bytes(run: Run, search: str, exporter: str, suffix: str) -> int:
+    """Bytes of the files of an export whose names end in ``suffix``, as its manifest has them.
+
+    Raises:
+        ArtifactError: as `read_export_manifest`.
+    """
+    files = read_export_manifest(run, search, exporter)["files"]
+    return sum(int(facts["bytes"]) for name, facts in files.items() if name.endswith(suffix))
+
+
 def recorded_polish(run: Run, search: str, exporter: str) -> str:
     """How the levels of an export were polished, as its manifest records it; `none` where they, or it, were not made.
 

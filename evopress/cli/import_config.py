@@ -62,8 +62,9 @@ def _facts(settings: Settings, name: str, path: Path, configs: Sequence[Path]) -
     Raises:
         ConfigError: it does not fit the model, the variants or the target.
     """
+    # Only here: settings are checked before transformers is imported.
     from evopress.cli.configuration_facts import facts_of
-    from evopress.plan.shape import shape_of  # only here: settings are checked before transformers is imported
+    from evopress.plan.shape import file_of, shape_of, uncounted
     from evopress.search.problem import problem_of
 
     search, results = settings.searches[name], Run(Path("results") / settings.name)
@@ -76,9 +77,10 @@ def _facts(settings: Settings, name: str, path: Path, configs: Sequence[Path]) -
         )
     table = shape.table(settings.variants[search.variants], f"variants.{search.variants}")
     where = f"searches.{name}.file: {path}"
+    file = file_of(settings.model, results, shape, search.target)
     problem = problem_of(
-        table, search.variants, search.target, "none", f"searches.{name}", search.tied, search.levels, shape.file
+        table, search.variants, search.target, "none", f"searches.{name}", search.tied, search.levels, file
     )
     candidate = parse_candidate(text, problem.space, shape.blocks, where)
     require_budget(problem, candidate, search.target, where)
-    return facts_of(problem, candidate, search.target)
+    return [*facts_of(problem, candidate, search.target), *uncounted(settings.model, results, {name: search})]

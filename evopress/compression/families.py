@@ -153,11 +153,10 @@ class Bits(LayerFamily):
     asked = unit = "bits per weight"
     column = ("bits", "per weight", 2)
     overhead = "scales and zeros"
-    labels = "bits per weight, without scales"
+    labels = "a number is bits per weight, without scales; a name is a type of GGUF, which has its scales in its bits"
     storage = (
         "The weights are stored dequantized, in the type of the original, so the folder loads like the original, with "
-        "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original. "
-        "There is no packed folder that an inference program could load."
+        "`AutoModelForCausalLM.from_pretrained`, needs no special kernels, and takes as much memory as the original."
     )
     level_map = level_map_caption("keep more bits")
 

@@ -139,8 +139,8 @@ def _read(run: Run, dataset: str, tokens: int) -> Text:
 def _f16_file(run: Run, search: str) -> Iterator[Path]:
     """The dense model with its matrices in F16, for as long as it is needed."""
     with scratch_folder(run.runtime(search)) as folder:
-        path = folder / "f16.gguf"
-        write_gguf(run.model, path, {}, name=f"{read_model_facts(run).name} F16", dense=GGMLQuantizationType.F16)
+        path, facts = folder / "f16.gguf", read_model_facts(run)
+        write_gguf(run.model, path, {}, name=f"{facts.name} F16", card=facts.card, dense=GGMLQuantizationType.F16)
         yield path
 
 

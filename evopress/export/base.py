@@ -47,6 +47,9 @@ class Exporter(Section):
     has_size: ClassVar[bool] = False
     """Whether its file is what the target of a search may be the size of."""
 
+    weights: ClassVar[str] = ".safetensors"
+    """How the names of the files end that hold its weights; their size is told in cards and comparisons."""
+
     reads: ClassVar[tuple[str, ...]] = ()
     """Other exports of the same search that must be there before."""
 

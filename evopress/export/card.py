@@ -12,11 +12,11 @@ from urllib.parse import quote
 import pandas as pd
 
 from evopress.artifacts.atomic import write_text
-from evopress.artifacts.exports import read_export_manifest, recorded_polish
+from evopress.artifacts.exports import read_export_manifest, recorded_polish, weights_bytes
 from evopress.artifacts.model_facts import ModelFacts, read_model_facts
 from evopress.artifacts.paths import DENSE, GGUF, HUGGINGFACE, Run
 from evopress.artifacts.tables import PERPLEXITY, RUNTIME, read_table, settings_of
-from evopress.compression.families import MODULES, of_modules
+from evopress.compression.families import MODULES, LayerFamily, of_modules
 from evopress.compression.size import Size, dense_size, size_of
 from evopress.config.context import StageContext
 from evopress.data.held_out import recorded_leaks
@@ -27,7 +27,7 @@ from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import OUTER
 from evopress.search.configuration import Configuration
 from evopress.search.strategies import STRATEGIES
-from evopress.search.target import target_text
+from evopress.search.target import megabytes, target_text
 from evopress.util.errors import ConfigError
 from evopress.util.versions import versions
 from evopress.util.yaml_text import to_yaml
@@ -70,7 +70,8 @@ def render_card(run: Run, search: str, exporter: Exporter) -> str:
     configuration = Configuration.read(run, search).table
     settings = settings_of(run.configuration(search))
     polish = recorded_polish(run, search, exporter.exporter)
-    size, dense = size_of(run, configuration), dense_size(Checkpoint(run.model), configuration)
+    checkpoint = Checkpoint(run.model)
+    size, dense = size_of(run, configuration), dense_size(checkpoint, configuration)
     folder = run.export(search, exporter.exporter)
     lost = _without_modules(size, folder, exporter)
     sections = [
@@ -81,7 +82,7 @@ def render_card(run: Run, search: str, exporter: Exporter) -> str:
         "## Usage",
         exporter.usage(folder.as_posix()),
         "## Size",
-        _size_section(size, dense, settings, lost),
+        _size_section(size, dense, settings, lost, _folder_rows(run, search, exporter, checkpoint)),
         *_perplexity_section(run, search, exporter),
         *_runtime_section(run, search, exporter),
         *_levels_sections(configuration, size, lost),
@@ -174,12 +175,34 @@ def _introduction(
     return texts
 
 
-def _size_section(size: Size, dense: Size, settings: dict[str, Any], lost: DepthFolder | None) -> str:
+def _folder_rows(run: Run, search: str, exporter: Exporter, checkpoint: Checkpoint) -> list[list[str]]:
+    """What the weights of the folder take as they are; nothing where it holds none."""
+    stored = weights_bytes(run, search, exporter.exporter, exporter.weights)
+    if not stored:
+        return []
+    parameters = sum(checkpoint.elements().values())
+    return [
+        ["weight files in this folder", megabytes(stored)],
+        ["the same in bits per parameter of the original", f"{8 * stored / parameters:.4g}"],
+    ]
+
+
+def _asked(target: Any, family: LayerFamily) -> str:
+    """What the target of a search over layers is of."""
+    if not isinstance(target, Mapping):
+        return f"{family.asked} asked (compressed layers)"
+    file = target.get("file")
+    return f"size asked of the export {file['exporter']}" if isinstance(file, Mapping) else "packed size asked"
+
+
+def _size_section(
+    size: Size, dense: Size, settings: dict[str, Any], lost: DepthFolder | None, folder: list[list[str]]
+) -> str:
     asked = target_text(settings.get("target"))
     rows: list[list[str]] = depth_size_rows(lost) if lost else []
     if size.family:
         rows += [
-            [f"{size.family.asked} asked (compressed layers)", asked],
+            [_asked(settings.get("target"), size.family), asked],
             [f"{size.family.asked} reached", f"{size.average:.4f}"],
             [f"bits per weight with {size.family.overhead}", f"{size.bits_with_overhead:.4f}"],
         ]
@@ -187,6 +210,7 @@ def _size_section(size: Size, dense: Size, settings: dict[str, Any], lost: Depth
         rows = [[f"{MODULES.asked} to drop, as asked", asked], *rows]
     rows += [
         ["bits per weight of the original", f"{dense.bits:.4g}"],
+        *folder,
         [(size.family or MODULES).size, f"{size.total_bytes / 1e6:,.1f} MB"],
         ["size of the original", f"{dense.total_bytes / 1e6:,.1f} MB"],
     ]

@@ -6,13 +6,16 @@ torch would tell, nothing is foreseen: their jobs check the same.
 
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
+from evopress.artifacts.paths import Run
 from evopress.compression.base import LayerShape, Method
 from evopress.config.data import FileText
 from evopress.config.model import FolderModel, HubModel
 from evopress.data.local import find_files
-from evopress.plan.model_config import size
+from evopress.plan.model_config import dense_sizes, size, source_bytes
+from evopress.search.target import SizeTarget, require_below_source
 from evopress.util.errors import CompressionError, ConfigError
 from evopress.workflow.searches import written_name
 from evopress.workflow.settings import Settings
@@ -35,18 +38,20 @@ _SPECIAL = 4
 """Tokens that may stand around a document, at most."""
 
 
-def require_fit(settings: Settings, config: Mapping[str, Any]) -> None:
+def require_fit(settings: Settings, config: Mapping[str, Any], run: Run | None = None) -> None:
     """Check settings against what is known of the model, of local text, and of what is installed.
 
     Args:
         settings: the run.
         config: of the model (`model_config`); may be empty.
+        run: its folder, where a model may be prepared.
 
     Raises:
         ConfigError: they do not fit; one line each.
     """
     layers = known_layers(config)
     problems = [*_short_texts(settings), *_unwritable(settings, config, layers)]
+    problems += _not_below_source(settings, run or Run(Path("results") / settings.name))
     if settings.evaluation.runtime is not None:
         problems += _missing_runtime()
     if layers:
@@ -61,6 +66,25 @@ def _missing_runtime() -> Iterator[str]:
 
     if not is_installed():
         yield f"evaluation.runtime: {NOT_INSTALLED}"
+
+
+def _not_below_source(settings: Settings, run: Run) -> Iterator[str]:
+    """Sizes that are not below that of the quantized file which the model comes from."""
+    source = source_bytes(settings.model, run)
+    if source is None:
+        return
+    for name, search in settings.searches.items():
+        target = search.target
+        if not isinstance(target, SizeTarget):
+            continue
+        sizes = (0, 0) if target.bytes is not None else dense_sizes(settings.model, run)
+        if sizes is None:
+            continue
+        try:
+            limit = target.limit(*sizes)
+            require_below_source(target, limit, source, f"searches.{written_name(name, search)}.target")
+        except ConfigError as error:
+            yield str(error)
 
 
 def known_layers(config: Mapping[str, Any]) -> list[LayerShape]:

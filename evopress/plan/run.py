@@ -9,7 +9,7 @@ from evopress.artifacts.paths import Run
 from evopress.config.command_line import snakemake_command
 from evopress.data.held_out import leaks
 from evopress.plan.searches import SearchPlanner, SearchWork, memory_needed, requests_of
-from evopress.plan.shape import ModelShape, shape_of
+from evopress.plan.shape import ModelShape, file_of, shape_of, uncounted
 from evopress.plan.stages import stages, tokens_of
 from evopress.plan.text import amount, columns, describe_model, search_table, stage_table
 from evopress.search.problem import problem_of
@@ -52,8 +52,9 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
     needed: dict[str, Callable[[ModelShape], int]] = {}
     for name, search in settings.searches.items():
         table, where = variants[search.variants], f"searches.{name}"
+        file = file_of(settings.model, run, shape, search.target)
         problem = problem_of(
-            table, search.variants, search.target, search.grouping(), where, search.tied, search.levels, shape.file
+            table, search.variants, search.target, search.grouping(), where, search.tied, search.levels, file
         )
         asked = requests_of(search, problem)
         if search.tokens_asked():
@@ -72,6 +73,7 @@ def plan(settings: Settings, run: Run, device_memory_gb: Sequence[float] = (), c
         if own[name].rounds:
             title = f"search {name}, {own[name].rounds:.0f} {settings.searches[name].rounds}"
             parts.append(search_table(title, {place: by_place[place] for place, *_ in shown}))
+    parts += uncounted(settings.model, run, settings.searches)
     return "\n\n".join([*parts, *_warnings(settings, shape), _NOTES])
 
 

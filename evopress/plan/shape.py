@@ -1,9 +1,9 @@
 """The shape of a model, from its config alone: no weight is read or made."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,16 @@ from torch import nn
 from evopress.artifacts.paths import Run
 from evopress.compression.base import Method, Unit
 from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings
+from evopress.export.base import Exporter
 from evopress.models.block_count import hub_config
 from evopress.models.buildable import built_on_meta
 from evopress.models.gguf_config import read_config
 from evopress.models.skeleton import load_config, skeleton_of
 from evopress.models.structure import find_blocks, layer_table, outer_table
-from evopress.search.target import FileFacts
+from evopress.plan.model_config import prepared_model, source_bytes
+from evopress.search.base import Strategy
+from evopress.search.problem import file_facts
+from evopress.search.target import FileFacts, SizeTarget
 from evopress.util.device import precise_dtype, working_dtype
 
 _FEW = 8
@@ -47,6 +51,8 @@ class ModelShape:
     """Parameters of all blocks."""
     positions: int | None = None
     """Tokens of the longest sequence that the model was made for, where its config says so."""
+    source: int | None = None
+    """Bytes of the quantized file that the model comes from, where it comes from one of a known size."""
 
     @cached_property
     def modules(self) -> list[dict[str, int]]:
@@ -67,10 +73,13 @@ class ModelShape:
         return method.table(layers, self.itemsize, where)
 
     def file(self, units: Sequence[Unit]) -> FileFacts:
-        """About what a file holds beside ``units``, which are searched: header and tokenizer are left out."""
+        """About what a file holds beside ``units``, which are searched.
+
+        Header and tokenizer are left out, and all that has no levels counts in the type of the model.
+        """
         searched = sum(unit.parameters for unit in units)
         parameters = self.outside + self.inside
-        return FileFacts((parameters - searched) * self.itemsize, self.bytes, parameters)
+        return FileFacts((parameters - searched) * self.itemsize, self.bytes, parameters, self.source)
 
     @property
     def precise(self) -> "ModelShape":
@@ -118,7 +127,32 @@ def shape_of(settings: ModelSettings, run: Run) -> ModelShape | None:
     config = _config(settings, run)
     if config is None:
         return None
-    return shape_from_config(config, _dtype(settings, config), trust_remote_code=settings.trust_remote_code)
+    shape = shape_from_config(config, _dtype(settings, config), trust_remote_code=settings.trust_remote_code)
+    return replace(shape, source=source_bytes(settings, run))
+
+
+def file_of(
+    settings: ModelSettings, run: Run, shape: ModelShape, target: float | SizeTarget
+) -> Callable[[Sequence[Unit]], FileFacts]:
+    """What gives the facts of the file of a target: as the search has them where the model is prepared, else about."""
+    if isinstance(target, SizeTarget) and prepared_model(settings, run) is not None:
+        return partial(file_facts, run, target)
+    return shape.file
+
+
+def uncounted(settings: ModelSettings, run: Run, searches: Mapping[str, Strategy]) -> list[str]:
+    """What sizes of files leave out before the model is prepared, as one sentence or none."""
+    sized = [
+        name
+        for name, search in searches.items()
+        if isinstance(search.target, SizeTarget) and isinstance(search.target.file, Exporter)
+    ]
+    if not sized or prepared_model(settings, run) is not None:
+        return []
+    return [
+        f"The model is not prepared yet, so header and tokenizer of the files of {', '.join(sized)} are not counted, "
+        "and what has no levels counts in the type of the model; the search itself counts exactly."
+    ]
 
 
 def shape_from_config(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> ModelShape:

@@ -38,9 +38,11 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 def describe_model(shape: ModelShape) -> str:
     """One line on the model."""
+    source = "" if shape.source is None else f", from a quantized file of {amount(shape.source, 'B')}"
     return (
         f"{shape.architecture}: {amount(shape.outside + shape.inside)} parameters in {shape.blocks} blocks with "
         f"{len(shape.layers)} linear layers, {amount(shape.bytes, 'B')} in {str(shape.dtype).removeprefix('torch.')}"
+        + source
     )
 
 

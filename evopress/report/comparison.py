@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from evopress.artifacts.exports import read_export_manifest
+from evopress.artifacts.exports import weights_bytes
 from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import PERPLEXITY, RUNTIME, TASKS, read_provenance, read_table
@@ -158,12 +158,12 @@ def _put_sizes(comparison: Comparison, run: Run, configurations: Mapping[str, pd
 
 def _put_files(comparison: Comparison, run: Run, exports: Sequence[Path]) -> None:
     """Sizes of files as they are, of the first export of each search whose size follows from the levels."""
-    sized = {EXPORTERS.name_of(exporter) for exporter in EXPORTERS.plugins if exporter.has_size}
+    sized = {EXPORTERS.name_of(exporter): exporter.weights for exporter in EXPORTERS.plugins if exporter.has_size}
     parameters = sum(Checkpoint(run.model).elements().values())
     for folder in exports:
         search, exporter = folder.parent.name, folder.name
         if exporter in sized and FILE not in comparison.rows[search]:
-            size = sum(int(facts["bytes"]) for facts in read_export_manifest(run, search, exporter)["files"].values())
+            size = weights_bytes(run, search, exporter, sized[exporter])
             comparison.put(search, FILE, Cell(size / 1e6))
             comparison.put(search, FILE_BITS, Cell(8 * size / parameters))
 

@@ -109,6 +109,26 @@ class FileFacts:
     """Bytes of the quantized file that the model comes from."""
 
 
+def require_below_source(target: SizeTarget, limit: int, source: int | None, where: str) -> None:
+    """Refuse a file that is not smaller than the one that the model comes from.
+
+    Args:
+        target: of the search.
+        limit: what the target comes to, in bytes.
+        source: bytes of the quantized file that the model comes from; None where it comes from none.
+        where: dotted path of the target, for messages.
+
+    Raises:
+        ConfigError: it is not smaller, and the settings do not allow that.
+    """
+    if source is not None and limit >= source and not target.above_source:
+        raise ConfigError(
+            f"{where}: {megabytes(limit)} is not below the quantized file that the model comes from "
+            f"({megabytes(source)}), which is the dense model here: nothing larger can be better; lower it, or "
+            "set `above_source: true`"
+        )
+
+
 def size_budgets(units: Sequence[Unit], target: SizeTarget, facts: FileFacts, where: str) -> tuple[int, ...]:
     """Most bytes that each group of units may take (groups in order of first appearance).
 
@@ -122,12 +142,7 @@ def size_budgets(units: Sequence[Unit], target: SizeTarget, facts: FileFacts, wh
         ConfigError: no choice of levels gives such a file, or the source is not larger.
     """
     limit = target.limit(facts.dense, facts.parameters)
-    if facts.source is not None and limit >= facts.source and not target.above_source:
-        raise ConfigError(
-            f"{where}: {megabytes(limit)} is not below the quantized file that the model comes from "
-            f"({megabytes(facts.source)}), which is the dense model here: nothing larger can be better; lower it, or "
-            "set `above_source: true`"
-        )
+    require_below_source(target, limit, facts.source, where)
     groups: dict[str, list[Unit]] = {}
     for unit in units:
         groups.setdefault(unit.group, []).append(unit)

@@ -1,5 +1,6 @@
 """Embedding and head have levels, and a target may be the size of the file: it is met, and holds what was judged."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from evopress.artifacts.paths import EMBEDDING, Run
 from evopress.artifacts.tables import CONFIGURATION, read_table
 from evopress.compression.base import Level, Unit
+from evopress.compression.families import BITS
 from evopress.compression.hessian import accumulate_hessians
 from evopress.compression.methods.gguf import Gguf
 from evopress.compression.methods.gptq import Gptq
@@ -23,12 +25,16 @@ from evopress.compression.store import VariantStore
 from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
 from evopress.config.hessians import HessianSettings
+from evopress.config.model import FolderModel
+from evopress.export.card import write_card
 from evopress.export.exporters.gguf import GgufFile
 from evopress.export.exporters.huggingface import HuggingFace
 from evopress.export.stage import run_export
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.gguf_header import read_gguf_header
 from evopress.models.gguf_weights import read_tensor
+from evopress.plan.shape import file_of, shape_of, uncounted
+from evopress.plan.text import describe_model
 from evopress.search.base import Fitness, Polish
 from evopress.search.configuration import Configuration, parse_candidate
 from evopress.search.engine.evaluator import open_evaluator, search_text
@@ -165,6 +171,24 @@ def test_the_file_meets_its_size_and_holds_the_types_that_were_chosen(run: Run, 
         assert kinds["output.weight"] == chosen["lm_head"]
 
 
+def test_the_terms_of_the_original_are_in_the_file_and_in_its_size_from_the_first(tmp_path: Path) -> None:
+    run = prepared(tmp_path, tied=True)
+    without, _ = smallest_and_largest(run)
+    (run.model / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en, de]\n---\n# Tiny\n")
+    low, _ = smallest_and_largest(run)
+    run_search(StageContext(run, COMPUTE), "evo", sized(low))
+    run_export(StageContext(run), "evo", HuggingFace())
+    run_export(StageContext(run), "evo", GgufFile())
+    file = run.export("evo", "gguf") / "evo.gguf"
+    told, first = read_gguf_header(file, whole="general.").metadata, file.read_bytes()
+    assert told["general.license"] == "apache-2.0" and told["general.languages"] == ["en", "de"]
+    assert without < low == len(first)
+    for exporter in (HuggingFace(), GgufFile()):
+        write_card(StageContext(run), "evo", exporter)
+    run_export(StageContext(run), "evo", GgufFile())
+    assert file.read_bytes() == first
+
+
 def test_sizes_that_cannot_be_are_refused_with_those_that_can(run: Run) -> None:
     low, high = smallest_and_largest(run)
     open_problem(run, sized(low), "searches.evo")
@@ -202,6 +226,32 @@ def test_a_size_is_not_above_that_of_the_quantized_source() -> None:
     with pytest.raises(ConfigError, match="not below the quantized file that the model comes from"):
         size_budgets(units, SizeTarget(bytes=240), facts, "t")
     assert size_budgets(units, SizeTarget(bytes=240, above_source=True), facts, "t") == (190,)
+
+
+def test_a_plan_counts_the_file_as_the_search_does_once_the_model_is_prepared(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    write_depth_model(run, tiny("llama"))
+    byte_level().save_pretrained(run.model)
+    model = FolderModel(path=str(run.model))
+    strategy = with_file(
+        Uniform(variants="v", target=SizeTarget(bytes=1), exports=({"exporter": "gguf", "dense": "q8_0"},)), "file"
+    )
+    shape = shape_of(model, run)
+    assert shape is not None and shape.source is None
+    units = BITS.units(shape.table(METHOD, "variants.v"), "none")
+    about = file_of(model, run, shape, strategy.target)(units)
+    assert about == shape.file(units)
+    (told,) = uncounted(model, run, {"evo": strategy, "other": Uniform(variants="v", target=3)})
+    assert told.startswith("The model is not prepared yet, so header and tokenizer of the files of evo are not counted")
+    manifest = json.loads(run.model_manifest.read_text())
+    manifest |= {"source": json.loads(model.model_dump_json()), "origin": {"gguf_bytes": 91_700}}
+    run.model_manifest.write_text(json.dumps(manifest))
+    shape = shape_of(model, run)
+    assert shape is not None and describe_model(shape).endswith(", from a quantized file of 91.7 kB")
+    exactly = file_of(model, run, shape, strategy.target)(units)
+    fixed = GgufFile(dense="q8_0").fixed_bytes(run, [f"{unit.name}.weight" for unit in units])
+    assert (exactly.fixed, exactly.source) == (fixed, 91_700) and about.fixed < fixed
+    assert uncounted(model, run, {"evo": strategy}) == []
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,21 @@
 """What a dry run tells of settings that jobs would refuse, and what it leaves to them."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from architectures import build
+from finished_run import make_results
 from large_models import SHAPES, write_settings
+from tiny_sources import gguf_file
 
+from evopress.artifacts.paths import Run
 from evopress.export.exporters.gguf import MODEL_TYPES
 from evopress.export.gguf.layouts import LAYOUTS
 from evopress.models.structure import layer_table
 from evopress.plan.foreseen import known_layers, require_fit
+from evopress.plan.model_config import source_bytes
 from evopress.util.errors import ConfigError
 from evopress.workflow.loading import load_settings
 from evopress.workflow.settings import Settings
@@ -79,6 +86,37 @@ def test_variants_that_do_not_fit_are_refused(tmp_path, variants, message):
 )
 def test_variants_that_fit_pass(tmp_path, variants):
     require_fit(settings_with(tmp_path, variants), LLAMA)
+
+
+def sized(folder: Path, model: dict, target: dict) -> Settings:
+    folder.mkdir()
+    variants = {"v": {"method": "gptq", "bits": [3, 4], "group_size": 8}}
+    search = {"strategy": "uniform", "variants": "v", "target": target}
+    return load_settings([write_settings(folder, "7B", model=model, variants=variants, searches={"s": search})])
+
+
+def test_a_size_that_is_not_below_a_gguf_source_is_refused_before_anything_runs(tmp_path):
+    path = gguf_file(tmp_path / "model.gguf", build("llama"))
+    model, source = {"source": "gguf", "path": str(path)}, path.stat().st_size
+    refused = [{"bytes": source}, {"bpw": 40}]  # the file holds float32
+    for number, target in enumerate(refused):
+        with pytest.raises(ConfigError, match=r"^searches\.s\.target: .* is not below the quantized file"):
+            require_fit(sized(tmp_path / str(number), model, target), {})
+    for number, target in enumerate([*(one | {"above_source": True} for one in refused), {"bytes": source - 1}], 2):
+        require_fit(sized(tmp_path / str(number), model, target), {})
+    path.write_bytes(b"damaged")  # which the job that reads it says
+    require_fit(sized(tmp_path / "damaged", model, refused[0]), {})
+
+
+def test_the_source_of_a_wheel_is_known_once_it_is_prepared(tmp_path):
+    model = {"source": "pypi", "package": "p", "version": "1", "sha256": "0" * 64, "file": "m.gguf"}
+    settings, run = sized(tmp_path / "settings", model, {"fraction": 0.5}), make_results(tmp_path)
+    manifest = {"source": json.loads(settings.model.model_dump_json()), "origin": {"gguf_bytes": 5000}}
+    require_fit(settings, {}, run)  # its model is another
+    run.model_manifest.write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=r"from \(0\.005 MB\), which is the dense model here"):
+        require_fit(settings, {}, run)
+    assert source_bytes(settings.model, Run(tmp_path / "none")) is None
 
 
 def test_a_text_that_is_surely_too_short_is_refused(tmp_path):

@@ -33,6 +33,7 @@ from evopress.plan.run import plan
 from evopress.plan.searches import SearchPlanner, SearchWork, memory_needed, requests_of
 from evopress.plan.shape import ModelShape, shape_from_config, shape_of
 from evopress.plan.stages import hessian_bytes
+from evopress.plan.text import amount, describe_model
 from evopress.search.engine.evaluator import model_evaluator
 from evopress.search.engine.memory import packed_limit, plan_memory
 from evopress.search.problem import problem_of
@@ -119,6 +120,31 @@ def test_files_in_the_runtime_have_their_row(tmp_path):
     assert row() == []
     ((_, jobs, *sizes),) = row(runtime={"tokens": 128})
     assert jobs == "2" and "256" in sizes  # the file of `a` and the dense model's, 128 tokens each
+
+
+def test_a_size_is_compared_with_that_of_the_source(tmp_path):
+    from tiny_sources import gguf_file
+
+    path = gguf_file(tmp_path / "model.gguf", build("llama"))
+    text = {"source": "python_docs", "tokens": 512, "sequence_length": 16}
+
+    def planned(size):
+        settings = {
+            "name": "x",
+            "model": {"source": "gguf", "path": str(path)},
+            "data": {"calibration": text, "search": text, "evaluation": {"held": text}},
+            "variants": {"v": {"method": "gptq", "bits": [3, 4], "group_size": 8}},
+            "searches": {"a": {"strategy": "uniform", "variants": "v", "target": {"bytes": size}}},
+        }
+        return plan(Settings.load(settings), Run(tmp_path / "results"))
+
+    shape, source = shape_of(GgufModel(path=str(path)), Run(tmp_path / "results")), path.stat().st_size
+    assert shape is not None and shape.source == source
+    assert describe_model(shape).endswith(f" in bfloat16, from a quantized file of {amount(source, 'B')}")
+    with pytest.raises(ConfigError, match=r"searches\.a\.target: .* is not below the quantized file"):
+        planned(source)
+    with pytest.raises(ConfigError, match="is above the largest file"):  # the source is float32
+        planned(source - 1)
 
 
 def test_of_a_hub_model_only_the_config_is_asked_for(tmp_path, monkeypatch):

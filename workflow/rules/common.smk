@@ -48,7 +48,7 @@ try:
     HISTORY = History(RUN.root)
     EXPECTED = [*slices.expected_slices(SETTINGS, RUN, BLOCKS), *studied_slices(SETTINGS, RUN)]
     if workflow.is_main_process:
-        require_fit(SETTINGS, MODEL_CONFIG)
+        require_fit(SETTINGS, MODEL_CONFIG, RUN)
         require_tasks(SETTINGS.evaluation.tasks)
         for sentence in leaks(SETTINGS.data):
             logger.warning(f"Warning: {sentence}")

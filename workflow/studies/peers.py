@@ -57,8 +57,9 @@ def write_sources(context: StageContext) -> None:
     imatrix = imatrix_of(run)
     write_imatrix(imatrix, imatrix_path(run))
     write_imatrix(imatrix, imatrix_path(run).with_suffix(".dat"), "dat")
+    facts, dense = read_model_facts(run), _KINDS[weights_dtype(run)]
     with atomic_file(dense_gguf_path(run)) as new:
-        write_gguf(run.model, new, {}, name=read_model_facts(run).name, dense=_KINDS[weights_dtype(run)])
+        write_gguf(run.model, new, {}, name=facts.name, card=facts.card, dense=dense)
 
 
 def weights_dtype(run: Run) -> torch.dtype:

@@ -32,6 +32,7 @@ class GgufFile(Exporter):
 
     library: ClassVar[str] = "gguf"
     has_size: ClassVar[bool] = True
+    weights: ClassVar[str] = ".gguf"
     reads: ClassVar[tuple[str, ...]] = ("huggingface",)
 
     exporter: Literal["gguf"] = "gguf"
@@ -73,12 +74,13 @@ class GgufFile(Exporter):
         from evopress.export.gguf.file import write_gguf
 
         run, model = context.run, CompressedModel(context, search)
-        source = run.export(search, "huggingface")
+        source, facts = run.export(search, "huggingface"), read_model_facts(run)
         write_gguf(
             source,
             folder / f"{search}.gguf",
             dict(self._packed(model)),
-            name=read_model_facts(run).name,
+            name=facts.name,
+            card=facts.card,
             dense=GGMLQuantizationType[self.dense.upper()],
             absent=_absent(source, model.dropped),
         )
@@ -98,8 +100,8 @@ class GgufFile(Exporter):
         from evopress.artifacts.model_facts import read_model_facts
         from evopress.export.gguf.file import fixed_bytes
 
-        dense = GGMLQuantizationType[self.dense.upper()]
-        return fixed_bytes(run.model, searched, name=read_model_facts(run).name, dense=dense)
+        facts, dense = read_model_facts(run), GGMLQuantizationType[self.dense.upper()]
+        return fixed_bytes(run.model, searched, name=facts.name, card=facts.card, dense=dense)
 
     def stored_bytes(self, size: int) -> int:
         """Filled up to where the next tensor may begin."""

@@ -12,7 +12,6 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
-from evopress.artifacts.model_facts import CARD, read_card
 from evopress.export.gguf.layouts import STAND_IN, Absent, Layout, architecture_of, head_size, header_keys, layout_of
 from evopress.export.gguf.rope import rope_tensors
 from evopress.export.gguf.vocabulary import check_tokens, tokenizer_keys
@@ -67,6 +66,7 @@ def write_gguf(
     packed: Mapping[str, Packed],
     *,
     name: str,
+    card: Mapping[str, Any] = {},
     dense: GGMLQuantizationType = GGMLQuantizationType.F16,
     absent: Absent = (),
 ) -> None:
@@ -79,6 +79,7 @@ def write_gguf(
             `model.layers.0.mlp.up_proj.weight`. One whose rows llama.cpp wants in another order is given in that of
             transformers.
         name: of the model, for people.
+        card: entries of the original's model card, of which the header tells license and languages.
         dense: type of the other matrices; those whose rows it does not divide are F16. Vectors are always F32.
         absent: modules (block, kind) to leave out, where the model of the folder has an output projection of zeros. The
             attention of the first block stays, zeros and all: llama.cpp takes the size of heads from it.
@@ -90,7 +91,7 @@ def write_gguf(
     """
     source = _open(model, packed, dense, absent)
     tensors = list(source.tensors())
-    writer = _begin(path, model, source, tensors, name)
+    writer = _begin(path, model, source, tensors, name, card)
     for tensor in tensors:
         writer.write_tensor_data(np.ascontiguousarray(tensor.make()))
     writer.close()
@@ -99,9 +100,16 @@ def write_gguf(
 
 
 def fixed_bytes(
-    model: Path, searched: Collection[str], *, name: str, dense: GGMLQuantizationType = GGMLQuantizationType.F16
+    model: Path,
+    searched: Collection[str],
+    *,
+    name: str,
+    card: Mapping[str, Any] = {},
+    dense: GGMLQuantizationType = GGMLQuantizationType.F16,
 ) -> int:
     """Bytes of the file that `write_gguf` makes, beside the data of the weights named ``searched``, which are packed.
+
+    Name, card and type of dense matrices are those that the file will be written with.
 
     Raises:
         UnsupportedArchitectureError: llama.cpp has no code that computes this model.
@@ -114,7 +122,7 @@ def fixed_bytes(
     told = [replace(each, kind=GGMLQuantizationType.Q8_0) if each.name in places else each for each in tensors]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "header.gguf"
-        _begin(path, model, source, told, name).close()
+        _begin(path, model, source, told, name, card).close()
         header = stored_bytes(path.stat().st_size)
     return header + sum(stored_bytes(tensor.bytes) for tensor in tensors if tensor.name not in places)
 
@@ -133,10 +141,12 @@ def _open(
     return _Source(Checkpoint(model), config, layout_of(config), shapes, packed, dense, absent)
 
 
-def _begin(path: Path, model: Path, source: "_Source", tensors: Sequence["_Tensor"], name: str) -> GGUFWriter:
+def _begin(
+    path: Path, model: Path, source: "_Source", tensors: Sequence["_Tensor"], name: str, card: Mapping[str, Any]
+) -> GGUFWriter:
     """Write everything that comes before the data of the tensors; whoever gets the writer closes it."""
     writer, rows = GGUFWriter(path, architecture_of(source.layout, source.absent)), source.rows
-    header = {"general.type": "model", "general.name": name, **_from_card(model)}
+    header = {"general.type": "model", "general.name": name, **_from_card(card)}
     if any(tensor.kind not in DENSE[:3] for tensor in tensors):
         header["general.quantization_version"] = gguf.GGML_QUANT_VERSION
     keys = header_keys(source.config, source.layout, rows, source.absent)
@@ -258,9 +268,8 @@ class _Source:
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def _from_card(model: Path) -> dict[str, Any]:
-    """Terms of use, as the model's card has them."""
-    card = read_card(model / CARD)
+def _from_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Terms of use and languages, as the original's card has them."""
     told = {key: card[name] for name, key in _FROM_CARD.items() if isinstance(card.get(name), str | list)}
     if isinstance(told.get("general.languages"), str):
         told["general.languages"] = [told["general.languages"]]

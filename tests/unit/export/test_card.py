@@ -9,6 +9,7 @@ import yaml
 from finished_run import (
     FINGERPRINT,
     LAYERS,
+    SEARCH,
     make_results,
     provenance,
     tiny_model,
@@ -22,10 +23,11 @@ from evopress.artifacts.exports import file_digests, write_export_manifest
 from evopress.artifacts.model_facts import model_facts, read_card
 from evopress.artifacts.paths import GGUF, HUGGINGFACE
 from evopress.artifacts.provenance import Provenance
-from evopress.artifacts.tables import PERPLEXITY, VARIANTS, write_table
+from evopress.artifacts.tables import CONFIGURATION, PERPLEXITY, VARIANTS, read_table, write_table
 from evopress.compression.size import compressed_size, dense_size
 from evopress.config.context import StageContext
 from evopress.export.card import _chosen_by, levels_table, write_card
+from evopress.export.exporters.compressed_tensors import CompressedTensors
 from evopress.export.exporters.gguf import GgufFile
 from evopress.export.exporters.huggingface import HuggingFace
 from evopress.export.markdown import escape, markdown_table
@@ -154,6 +156,39 @@ def test_budget_levels_settings_and_versions_are_in_the_card(results):
     text = results.card("evo", HUGGINGFACE).read_text()
     assert "| bits per weight asked (compressed layers) | 3 |" in text
     assert "strategy: evolution" in text and "group_size: 64" in text and "transformers 5" in text
+
+
+def test_a_file_of_a_size_says_what_was_asked_and_what_it_takes(results):
+    target = {"bytes": 30_000, "fraction": None, "bpw": None, "above_source": False}
+    table = read_table(results.configuration("evo"), CONFIGURATION)
+    folder = results.export("evo", GGUF)
+    folder.mkdir()
+    (folder / "evo.gguf").write_bytes(bytes(29_960))
+    write_export_manifest(results, "evo", GGUF, file_digests(folder), Provenance("export", "{}", FINGERPRINT))
+    parameters = sum(parameter.numel() for parameter in tiny_model().parameters())
+    for file, asked in (({"exporter": "gguf"}, "size asked of the export gguf"), (None, "packed size asked")):
+        settings = provenance(SEARCH | {"target": target | {"file": file}})
+        write_table(table, results.configuration("evo"), CONFIGURATION, settings)
+        write_card(StageContext(results), "evo", GgufFile())
+        text = results.card("evo", GGUF).read_text()
+        assert f"| {asked} | 0.03 MB |" in text and "bits per weight asked" not in text
+        assert "| weight files in this folder | 0.03 MB |" in text
+        assert f"| the same in bits per parameter of the original | {8 * 29_960 / parameters:.4g} |" in text
+
+
+def test_a_folder_of_packed_weights_tells_their_size_and_one_beside_it_does_not_deny_it(results):
+    folder = results.export("evo", "compressed_tensors")
+    folder.mkdir()
+    for name, size in (("model-1.safetensors", 1_000_000), ("model-2.safetensors", 500_000), ("config.json", 9)):
+        (folder / name).write_bytes(bytes(size))
+    made = Provenance("export", "{}", FINGERPRINT)
+    write_export_manifest(results, "evo", "compressed_tensors", file_digests(folder), made)
+    write_card(StageContext(results), "evo", CompressedTensors())
+    text = results.card("evo", "compressed_tensors").read_text()
+    assert "| weight files in this folder | 1.5 MB |" in text
+    write_card(StageContext(results), "evo", HuggingFace())
+    text = results.card("evo", HUGGINGFACE).read_text()
+    assert "no packed folder" not in text and "weight files in this folder" not in text  # the folder is empty here
 
 
 def test_levels_table_has_a_row_a_block_in_the_layers_own_order(results):

@@ -110,8 +110,8 @@ def test_packed_weights_of_another_model_are_refused(
 
 def test_the_header_names_the_model_and_its_terms(tmp_path: Path) -> None:
     folder = folder_of(tiny("llama"), tmp_path / "model")
-    (folder / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# Tiny\n", encoding="utf-8")
-    write_gguf(folder, tmp_path / "x.gguf", {}, name="Tiny 1M", dense=Q8_0)
+    card = {"license": "apache-2.0", "language": "en"}
+    write_gguf(folder, tmp_path / "x.gguf", {}, name="Tiny 1M", card=card, dense=Q8_0)
     told = read_gguf_header(tmp_path / "x.gguf", whole="general.").metadata
     assert told["general.name"] == "Tiny 1M" and told["general.license"] == "apache-2.0"
     assert told["general.languages"] == ["en"] and told["general.quantization_version"] == gguf.GGML_QUANT_VERSION
