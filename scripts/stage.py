@@ -2,7 +2,11 @@
 
 import sys
 
-from evopress.cli.stage import main
+try:
+    from evopress.cli.stage import main
+except KeyboardInterrupt:  # Ctrl-C before the stage can say so itself
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
 
 if __name__ == "__main__":
     main(sys.argv[1:])
