@@ -21,7 +21,7 @@ POLISHED |= {"export better huggingface", "card better huggingface"}
 def better(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with a second search that takes the levels of the first, and polishes them."""
     same = {"strategy": "imported", "same_as": "evo", "variants": "gptq", "target": 3.0, "polish": "asymmetric"}
-    return {**settings, "searches": {**settings["searches"], "better": same}}
+    return {**settings, "searches": {"better": same, **settings["searches"]}}  # in the order of a file
 
 
 @pytest.fixture(scope="module")
