@@ -110,9 +110,9 @@ MANY_THREADS = 16  # for jobs that run alone; Snakemake gives no more than `--co
 def key(of):
     """Parameter that changes with all that a result depends on: settings and code of its stage and those before it.
 
-    Only the process that decides what runs needs it; others are told.
+    Jobs of a cluster work it out themselves, from the same settings and code, since artifacts record it.
     """
-    return lambda wildcards: of(wildcards) if workflow.is_main_process else ""
+    return lambda wildcards: of(wildcards)
 
 
 def with_manifest(*tensors):
