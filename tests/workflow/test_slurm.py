@@ -160,14 +160,14 @@ def copied(finished: Checkout, tmp_path: Path) -> Checkout:
 def test_a_job_that_always_fails_ends_the_run_with_the_reason_and_the_log(
     whole: Submitted, cluster: Cluster, copied: Checkout, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "short.txt").write_text("abc")
-    text = settings["data"]["evaluation"]["held"] | {"path": str(tmp_path / "short.txt")}
+    (tmp_path / "short.jsonl").write_text('{"text": "abc"}\n')  # of a .txt, the dry run would tell
+    text = settings["data"]["evaluation"]["held"] | {"path": str(tmp_path / "short.jsonl")}
     too_little = settings | {"data": settings["data"] | {"evaluation": {"held": text}}}
     results = Run(copied.root / "results/tiny")
     run = submit(copied, too_little, results.tokens("held"), retries=1)
     assert run.end() == 1
     said, log = run.output.read_text(), "results/tiny/logs/tokens/held.log"
-    assert log in said and "short.txt" in said
+    assert log in said and "short.jsonl" in said
     attempts = cluster.jobs(run.name)
     assert [job.state for job in attempts] == ["FAILED", "FAILED"]
     assert attempts[1].minutes == 2 * attempts[0].minutes
