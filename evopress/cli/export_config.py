@@ -10,7 +10,7 @@ from evopress.search.configuration import Configuration
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("results", type=Path, help="folder of the run, as in results/smollm2-3bit")
+    parser.add_argument("results", type=Path, help="folder of the run, as in results/smollm2-78mb")
     parser.add_argument("search", help="name of the search")
     add_output_arguments(parser)
 

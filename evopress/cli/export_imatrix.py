@@ -11,7 +11,7 @@ _FORMS = ("gguf", "dat")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("results", type=Path, help="folder of the run, as in results/smollm2-3bit")
+    parser.add_argument("results", type=Path, help="folder of the run, as in results/smollm2-78mb")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of RESULTS/imatrix.FORMAT")
     parser.add_argument("--output-format", choices=_FORMS, default="gguf", help="`dat` is that of before 2025")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")

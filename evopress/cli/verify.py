@@ -99,6 +99,7 @@ def _raising(read: Callable[[Path], object], remade: tuple[Path, ...] | None = N
     from evopress.artifacts.manifest import remade_with
 
     def check(path: Path) -> tuple[()]:
+        """No error, or the one that is raised."""
         with remade_with(*remade) if remade else nullcontext():
             read(path)
         return ()

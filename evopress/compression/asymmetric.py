@@ -89,6 +89,7 @@ def observe_both(
     expected: dict[str, Tensor] = {}
 
     def compare(name: str, given: Tensor) -> None:
+        """Add the inputs [S, L, columns] of a layer, beside those that it has in the dense model."""
         if given.shape != expected[name].shape:
             raise CompressionError(
                 f"{name_of}.{name}: gets other tokens in the compressed model than in the dense one, so its outputs "

@@ -53,6 +53,7 @@ def fit_grids(weight: Tensor, importance: Tensor, kind: GgufType) -> Grids:
     parts = [_Fit(rows, importance, kind).run() for rows in weight.split(height)]
 
     def joined(name: str) -> Tensor | None:
+        """A part of the grids, of all rows; None where the type has none."""
         tensors = [getattr(part, name) for part in parts]
         return None if tensors[0] is None else torch.cat(tensors)
 
@@ -131,6 +132,7 @@ class _Nested(NamedTuple):
     """Both [rows, blocks, groups of a block]."""
 
     def line(self) -> _Line:
+        """Steps and offsets that the numbers stand for, [rows, groups]."""
         return _Line((self.d[..., None] * self.scales).flatten(1), -(self.dmin[..., None] * self.minima).flatten(1))
 
 
@@ -255,6 +257,7 @@ class _Fit:
         nearest = torch.where(inner == 0, 0.0, self._best(sums).step / inner).round()
 
         def candidate(shift: int) -> tuple[_Line, Tensor]:
+            """Scales that far from the nearest ones with their best minima, and what they gain."""
             scale = (nearest + shift).clamp(lowest, highest)
             wanted = (scale * inner * sums.v - sums.x) / sums.one
             minimum = torch.where(outer == 0, 0.0, wanted / outer).round().clamp(0, highest)
@@ -269,6 +272,7 @@ class _Fit:
         """The best d and dmin for given codes, scales and minima; the old ones where float16 makes those better."""
 
         def total(of_groups: Tensor) -> Tensor:
+            """Sums over the groups of each block, [rows, blocks]."""
             return self._by_block(of_groups).sum(2)
 
         scale, minimum = nested.scales.flatten(1), nested.minima.flatten(1)

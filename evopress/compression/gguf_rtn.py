@@ -54,6 +54,7 @@ def round_to_nearest(weight: Tensor, importance: Tensor, kind: GgufType) -> Tens
     number, counts = libgguf.GGMLQuantizationType[kind.name], importance.float().cpu().numpy()
 
     def rounded(rows: Tensor) -> Tensor:
+        """Blocks of some rows [n, columns]."""
         return torch.from_numpy(libgguf.quantize_rows(rows.numpy(), number, counts))
 
     rows = weight.float().cpu()

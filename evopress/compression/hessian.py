@@ -160,6 +160,7 @@ def observe_block(
     hessians = {name: torch.zeros(width, width, device=model.device) for name, width in input_widths(layers).items()}
 
     def observe(name: str, inputs: Tensor) -> None:
+        """Add the inputs [S, L, columns] of a layer to its Hessian."""
         accumulate(hessians[name], inputs)
 
     for part in hidden.split(batch_size(hidden, inputs)):
@@ -203,6 +204,7 @@ def watched(
     seen: set[str] = set()
 
     def hook(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Called before a layer runs."""
         observe(name, args[0])
         seen.add(name)
         if stop and len(seen) == len(names):

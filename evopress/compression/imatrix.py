@@ -116,6 +116,7 @@ def _read_legacy(data: bytes) -> dict[str, NDArray[np.float32]]:
     place = 0
 
     def take(count: int) -> bytes:
+        """The next bytes of the file."""
         nonlocal place
         if not 0 <= count <= len(data) - place:
             raise ValueError(f"it claims {count} bytes where {len(data) - place} are left")
@@ -123,6 +124,7 @@ def _read_legacy(data: bytes) -> dict[str, NDArray[np.float32]]:
         return data[place - count : place]
 
     def integers(count: int) -> Sequence[Any]:
+        """The next numbers of 32 bits."""
         return struct.unpack(f"<{count}i", take(4 * count))
 
     (entries,) = integers(1)

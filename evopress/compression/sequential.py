@@ -72,7 +72,7 @@ def make_sequential_variants(context: StageContext, name: str, method: LayerMeth
         advance(model, block, hidden, inputs, weights)
     else:
         hidden = hidden[:0]  # nothing comes after
-    table = variant_table(variants, layers, method, block)
+    table = variant_table(variants, layers, method)
     write_variants(run, name, block, variants, table, provenance, facts)
     write_tensors({_STATE: hidden}, run.chain_state(name, block), provenance, facts)
     log.info("%s: %d sequences go on at level %s", description, len(hidden), method.propagation_level)

@@ -46,7 +46,7 @@ def make_variants(context: StageContext, name: str, method: LayerMethod, block: 
     check_model(run)
     hessian, facts = _hessians(run, block) if method.needs_hessians else _given_hessians(run, name, method, block)
     variants = compress_layers(context, f"variants {name}, block {block}", method, layers, hessian)
-    table = variant_table(variants, layers, method, block)
+    table = variant_table(variants, layers, method)
     write_variants(run, name, block, variants, table, variants_provenance(context, method), facts)
 
 
@@ -80,9 +80,7 @@ def make_embedding_variants(context: StageContext, name: str, method: LayerMetho
 
     variants = compress_layers(context, f"variants {name}, embedding", method, layers, importance)
     facts["shapes"] = {layer.layer: [layer.rows, layer.columns] for layer in shapes}
-    blocks = dict(zip(layers["layer"], layers["block"], strict=True))
-    table = variant_table(variants, layers, method, 0)
-    table["block"] = table["layer"].map(blocks)
+    table = variant_table(variants, layers, method)
     write_variants(run, name, EMBEDDING, variants, table, variants_provenance(context, method), facts)
 
 
@@ -268,22 +266,21 @@ def write_packed(
     write_table(table, path, VARIANTS, provenance)
 
 
-def variant_table(variants: list[Variant], layers: pd.DataFrame, method: LayerMethod, block: int) -> pd.DataFrame:
+def variant_table(variants: list[Variant], layers: pd.DataFrame, method: LayerMethod) -> pd.DataFrame:
     """Table with the VARIANTS schema.
 
     Args:
-        variants: of layers of one block.
+        variants: of layers of one block, or of input embedding and head.
         layers: rows of the LAYERS schema.
         method: that has made the variants.
-        block: index of the block.
     """
-    names = dict(zip(layers["layer"], layers["name"], strict=True))
+    rows = {row["layer"]: row for row in layers.to_dict("records")}
     return pd.DataFrame(
         [
             {
-                "block": block,
+                "block": rows[variant.layer]["block"],
                 "layer": variant.layer,
-                "name": names[variant.layer],
+                "name": rows[variant.layer]["name"],
                 "family": method.family.name,
                 "level": variant.level,
                 "value": variant.value,

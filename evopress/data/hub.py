@@ -94,6 +94,7 @@ def read_rows(
     title, done = _title(split), 0
 
     def lasting(error: Exception) -> DataError | None:
+        """What to say of an error that trying again does not mend; None of others."""
         return None if is_transient(error) else DataError(f"{title}: {_lasting(error)}")
 
     def away(attempts: int, reason: str) -> DataError:

@@ -86,7 +86,7 @@ def polish(context: StageContext, search: str, how: Polish, method: LayerMethod)
             model.load_block(block)
             made = _polish_block(context, model, states, inputs, own, chosen.loc[own["name"]], method, search)
             model.unload_block(block)
-            table = variant_table(made, own, method, block)
+            table = variant_table(made, own, method)
             paths = run.polished_tensors(search, block), run.polished_table(search, block)
             write_packed(*paths, made, table, provenance, facts)
             states.seconds += time.monotonic() - started

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -66,9 +67,8 @@ def open_problem(run: Run, strategy: Strategy, where: str) -> SearchProblem:
     """
     from evopress.search.configuration import Configuration  # which knows problems
 
-    target, file = strategy.target, None
-    if isinstance(target, SizeTarget):
-        file = lambda units: file_facts(run, target, units)  # noqa: E731
+    target = strategy.target
+    file = partial(file_facts, run, target) if isinstance(target, SizeTarget) else None
     problem = open_variants(
         run, strategy.variants, target, strategy.grouping(), where, strategy.tied, strategy.levels, file
     )

@@ -340,7 +340,7 @@ def made_dense(run: Run, hessians: dict[str, Tensor]) -> None:
         made = compress_layers(
             StageContext(run, CPU), "v", QUANTIZED, own, lambda group, of=members: hessians[of[group]].float()
         )
-        table = variant_table(made, own, QUANTIZED, int(block))
+        table = variant_table(made, own, QUANTIZED)
         write_variants(run, "v", int(block), made, table, Provenance("variants", "{}", "abc"), {})
 
 

@@ -66,7 +66,7 @@ if workflow.is_main_process and not any(isinstance(each, BriefErrors) for each i
     quiet_interrupts()
 
 
-KEYS = Keys(SETTINGS)
+KEYS = Keys(SETTINGS)  # the parameter `key` of each rule; jobs of a cluster work theirs out, since artifacts record it
 MEMORY = Memory(SETTINGS, MODEL_CONFIG)
 LOGS = RUN.root / "logs"
 SEARCHES = list(SETTINGS.searches)
@@ -105,14 +105,6 @@ def common(wildcards, threads):
 # they change: another environment, device or number of cores leaves the results as they are.
 SCRIPT = {"python": interpreter, "common": common}
 MANY_THREADS = 16  # for jobs that run alone; Snakemake gives no more than `--cores`
-
-
-def key(of):
-    """Parameter that changes with all that a result depends on: settings and code of its stage and those before it.
-
-    Jobs of a cluster work it out themselves, from the same settings and code, since artifacts record it.
-    """
-    return lambda wildcards: of(wildcards)
 
 
 def with_manifest(*tensors):

@@ -20,7 +20,7 @@ rule perplexity_dense:
     params:
         **SCRIPT,
         datasets=EVALUATION_SETS,
-        key=key(lambda wildcards: KEYS.evaluation("perplexity", DENSE)),
+        key=lambda wildcards: KEYS.evaluation("perplexity", DENSE),
     message:
         "Perplexity of the dense model"
     shell:
@@ -44,7 +44,7 @@ rule perplexity:
     params:
         **SCRIPT,
         datasets=EVALUATION_SETS,
-        key=key(lambda wildcards: KEYS.evaluation("perplexity", wildcards.search)),
+        key=lambda wildcards: KEYS.evaluation("perplexity", wildcards.search),
     message:
         "Perplexity of {wildcards.search}"
     shell:
@@ -67,7 +67,7 @@ rule tasks_dense:
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.tasks_slice(SETTINGS),
-        key=key(lambda wildcards: KEYS.evaluation("tasks", DENSE)),
+        key=lambda wildcards: KEYS.evaluation("tasks", DENSE),
     message:
         "Tasks with the dense model"
     shell:
@@ -90,7 +90,7 @@ rule tasks:
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.tasks_slice(SETTINGS),
-        key=key(lambda wildcards: KEYS.evaluation("tasks", wildcards.search)),
+        key=lambda wildcards: KEYS.evaluation("tasks", wildcards.search),
     message:
         "Tasks with {wildcards.search}"
     shell:
@@ -114,7 +114,7 @@ rule runtime_dense:
         **SCRIPT,
         datasets=EVALUATION_SETS,
         settings=lambda wildcards: slices.runtime_slice(SETTINGS),
-        key=key(lambda wildcards: KEYS.evaluation("runtime", DENSE)),
+        key=lambda wildcards: KEYS.evaluation("runtime", DENSE),
     message:
         "The dense model in llama.cpp"
     shell:
@@ -140,7 +140,7 @@ rule runtime:
         **SCRIPT,
         datasets=EVALUATION_SETS,
         settings=lambda wildcards: slices.runtime_slice(SETTINGS),
-        key=key(lambda wildcards: KEYS.evaluation("runtime", wildcards.search)),
+        key=lambda wildcards: KEYS.evaluation("runtime", wildcards.search),
     message:
         "{wildcards.search} in llama.cpp"
     shell:

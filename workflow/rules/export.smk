@@ -21,7 +21,7 @@ rule export:
         **SCRIPT,
         settings=lambda wildcards: exporter_of(wildcards).model_dump_json(),
         polish=lambda wildcards: SETTINGS.searches[wildcards.search].polish,
-        key=key(lambda wildcards: KEYS.export(wildcards.search, wildcards.exporter)),
+        key=lambda wildcards: KEYS.export(wildcards.search, wildcards.exporter),
     message:
         "Model of {wildcards.search}: {wildcards.exporter}"
     shell:
@@ -44,7 +44,7 @@ rule card:
     params:
         **SCRIPT,
         settings=lambda wildcards: exporter_of(wildcards).model_dump_json(),
-        key=key(lambda wildcards: KEYS.card(wildcards.search, wildcards.exporter)),
+        key=lambda wildcards: KEYS.card(wildcards.search, wildcards.exporter),
     message:
         "Model card of {wildcards.search}: {wildcards.exporter}"
     shell:

@@ -22,7 +22,7 @@ rule hessians:
         **SCRIPT,
         settings=lambda wildcards: slices.hessians_slice(SETTINGS),
         shard=lambda wildcards: wildcards.get("shard", 0),
-        key=key(lambda wildcards: KEYS.hessians()),
+        key=lambda wildcards: KEYS.hessians(),
     message:
         "Hessians"
     shell:
@@ -42,7 +42,7 @@ if SHARDS > 1:
         params:
             **SCRIPT,
             shards=SHARDS,
-            key=key(lambda wildcards: KEYS.hessians()),
+            key=lambda wildcards: KEYS.hessians(),
         message:
             "Hessians of block {wildcards.block}: sum of shards"
         shell:

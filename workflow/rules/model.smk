@@ -13,7 +13,7 @@ rule model:
         **SCRIPT,
         settings=lambda wildcards: slices.model_slice(SETTINGS),
         blocks=len(BLOCKS),
-        key=key(lambda wildcards: KEYS.model()),
+        key=lambda wildcards: KEYS.model(),
     message:
         "Fetching the model"
     shell:

@@ -21,7 +21,7 @@ rule polish:
         **SCRIPT,
         how=lambda wildcards: SETTINGS.searches[wildcards.search].polish,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, SETTINGS.searches[wildcards.search].variants),
-        key=key(lambda wildcards: KEYS.polish(wildcards.search)),
+        key=lambda wildcards: KEYS.polish(wildcards.search),
     message:
         "Polish {wildcards.search}"
     shell:

@@ -23,7 +23,7 @@ rule report:
         exports=[RUN.export(search, one.exporter) for search in SEARCHES for one in EXPORTS[search]],
         in_runtime=IN_RUNTIME,
         sections=STUDY_SECTIONS,
-        key=key(lambda wildcards: KEYS.report()),
+        key=lambda wildcards: KEYS.report(),
     message:
         "Report"
     shell:

@@ -23,7 +23,7 @@ rule search:
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.search_slice(SETTINGS, wildcards.search),
-        key=key(lambda wildcards: KEYS.search(wildcards.search)),
+        key=lambda wildcards: KEYS.search(wildcards.search),
     message:
         "Search {wildcards.search}"
     shell:

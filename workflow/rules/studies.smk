@@ -90,7 +90,7 @@ rule study_comparison:
         LOGS / "studies" / "comparison.log",
     params:
         **SCRIPT,
-        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "comparison")),
+        key=lambda wildcards: study_key(KEYS, SETTINGS, "comparison"),
         settings=lambda wildcards: comparison_slice(SETTINGS),
     message:
         "Comparison of searches over their seeds"
@@ -106,7 +106,7 @@ rule study_convergence:
         LOGS / "studies" / "convergence.log",
     params:
         **SCRIPT,
-        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "convergence")),
+        key=lambda wildcards: study_key(KEYS, SETTINGS, "convergence"),
         settings=lambda wildcards: convergence_slice(SETTINGS),
     message:
         "Convergence on linear objectives"
@@ -132,7 +132,7 @@ rule study_monotonicity:
         mem_mb=memory_of_study,
     params:
         **SCRIPT,
-        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "monotonicity", wildcards.study)),
+        key=lambda wildcards: study_key(KEYS, SETTINGS, "monotonicity", wildcards.study),
         settings=lambda wildcards: monotonicity_slice(SETTINGS, wildcards.study),
     message:
         "Monotonicity: {wildcards.study}"
@@ -154,7 +154,7 @@ rule study_peer_sources:
         LOGS / "studies" / "peer_sources.log",
     params:
         **SCRIPT,
-        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "peer_sources")),
+        key=lambda wildcards: study_key(KEYS, SETTINGS, "peer_sources"),
     message:
         "Dense model and importances for llama.cpp's quantizer"
     shell:
@@ -174,7 +174,7 @@ rule study_peer_file:
     threads: MANY_THREADS
     params:
         **SCRIPT,
-        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "peer_file", wildcards.peer)),
+        key=lambda wildcards: study_key(KEYS, SETTINGS, "peer_file", wildcards.peer),
         peer=lambda wildcards: peer_slice(SETTINGS, wildcards.peer),
     message:
         "llama.cpp's quantizer: {wildcards.peer}"
@@ -199,7 +199,7 @@ rule study_peer:
         mem_mb=memory_of_evaluation,
     params:
         **SCRIPT,
-        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "peer", wildcards.peer)),
+        key=lambda wildcards: study_key(KEYS, SETTINGS, "peer", wildcards.peer),
         peer=lambda wildcards: peer_slice(SETTINGS, wildcards.peer),
         datasets=EVALUATION_SETS,
     message:
@@ -229,7 +229,7 @@ rule study_peer_search:
         mem_mb=lambda wildcards, attempt: MEMORY.search(AGAINST, attempt),
     params:
         **SCRIPT,
-        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "peer_search", wildcards.peer)),
+        key=lambda wildcards: study_key(KEYS, SETTINGS, "peer_search", wildcards.peer),
         peer=lambda wildcards: peer_slice(SETTINGS, wildcards.peer),
         name=AGAINST,
         search=lambda wildcards: slices.search_slice(SETTINGS, AGAINST),
@@ -254,7 +254,7 @@ rule study_peers:
         LOGS / "studies" / "peers.log",
     params:
         **SCRIPT,
-        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "peers")),
+        key=lambda wildcards: study_key(KEYS, SETTINGS, "peers"),
         peers=list(PEERS),
         against=["--against", AGAINST] if AGAINST else [],
     message:
@@ -276,7 +276,7 @@ rule study_report:
         LOGS / "studies" / "report.log",
     params:
         **SCRIPT,
-        key=key(lambda wildcards: study_key(KEYS, SETTINGS, "report")),
+        key=lambda wildcards: study_key(KEYS, SETTINGS, "report"),
         settings=lambda wildcards: STUDIES.model_dump_json(),
     message:
         "Studies for the report"

@@ -13,7 +13,7 @@ rule tokens:
         **SCRIPT,
         settings=lambda wildcards: slices.tokens_slice(SETTINGS, wildcards.dataset),
         role=lambda wildcards: "evaluation" if wildcards.dataset in EVALUATION_SETS else wildcards.dataset,
-        key=key(lambda wildcards: KEYS.tokens(wildcards.dataset)),
+        key=lambda wildcards: KEYS.tokens(wildcards.dataset),
     message:
         "Tokens: {wildcards.dataset}"
     shell:

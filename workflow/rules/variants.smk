@@ -20,7 +20,7 @@ rule variants:
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
-        key=key(lambda wildcards: KEYS.variants(wildcards.variants)),
+        key=lambda wildcards: KEYS.variants(wildcards.variants),
     message:
         "Variants {wildcards.variants}: block {wildcards.block}"
     shell:
@@ -44,7 +44,7 @@ rule variants_embedding:
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
-        key=key(lambda wildcards: KEYS.variants(wildcards.variants)),
+        key=lambda wildcards: KEYS.variants(wildcards.variants),
     message:
         "Variants {wildcards.variants}: embedding and head"
     shell:
@@ -75,7 +75,7 @@ rule variants_sequential:
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
-        key=key(lambda wildcards: KEYS.variants(wildcards.variants)),
+        key=lambda wildcards: KEYS.variants(wildcards.variants),
     message:
         "Variants {wildcards.variants}: block {wildcards.block}, after those before it"
     shell:
@@ -96,7 +96,7 @@ rule variants_modules:
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
-        key=key(lambda wildcards: KEYS.variants(wildcards.variants)),
+        key=lambda wildcards: KEYS.variants(wildcards.variants),
     message:
         "Variants {wildcards.variants}: modules that may be dropped"
     shell:

@@ -78,7 +78,7 @@ def write_search(run: Run, layers: pd.DataFrame, method: Gptq | Gguf, chosen: di
             for row in own.itertuples()
             for variant in method.compress({row.layer: weights[f"{row.name}.weight"]}, torch.eye(row.columns))
         ]
-        table = variant_table(made, own, method, int(block))
+        table = variant_table(made, own, method)
         write_variants(run, "v", int(block), made, table, variants_provenance(StageContext(run), method), {})
         for name, offered in table.groupby("name", sort=False):
             if level := chosen.get(str(name).rpartition(".")[2]):

@@ -50,7 +50,7 @@ def searched(folder: Path, method: LayerMethod, levels: list[str]) -> Run:
             for row in own.itertuples()
             for variant in method.compress({row.layer: weights[f"{row.name}.weight"]}, torch.eye(row.columns))
         ]
-        table = variant_table(variants, own, method, int(block))
+        table = variant_table(variants, own, method)
         write_variants(run, "v", int(block), variants, table, variants_provenance(context, method), {})
         for number, (name, offered) in enumerate(table.groupby("name", sort=False)):
             level = offered[offered["level"] == levels[number % len(levels)]].iloc[0]
