@@ -45,15 +45,20 @@ def provenance(settings: object = None, fingerprint: str = FINGERPRINT) -> Prove
 def write_model(run: Run, model: LlamaForCausalLM, source: dict | None = None) -> None:
     """The dense model's folder with a tokenizer and a chat template, and its manifest."""
     model.save_pretrained(run.model)
+    write_tokenizer(run.model)
+    source = source or {"source": "hub", "id": "someone/tiny-llama", "revision": "main"}
+    manifest = {"fingerprint": FINGERPRINT, "source": source, "origin": {"commit": "0" * 40}}
+    run.model_manifest.write_text(json.dumps(manifest))
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of the words w2 to w63, with a chat template."""
     words = {"<unk>": 0, "</s>": 1} | {f"w{number}": number for number in range(2, VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
     fast.chat_template = "{{ messages }}"
-    fast.save_pretrained(run.model)
-    source = source or {"source": "hub", "id": "someone/tiny-llama", "revision": "main"}
-    manifest = {"fingerprint": FINGERPRINT, "source": source, "origin": {"commit": "0" * 40}}
-    run.model_manifest.write_text(json.dumps(manifest))
+    fast.save_pretrained(folder)
 
 
 def write_tokens(
@@ -65,9 +70,10 @@ def write_tokens(
     fingerprint: str = FINGERPRINT,
     starts: list[list[int]] | None = None,
     settings: object = None,
+    vocabulary: int = VOCABULARY,
 ) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(VOCABULARY, (sequences, length), generator=generator)
+    tokens = torch.randint(vocabulary, (sequences, length), generator=generator)
     frame = pd.DataFrame(
         {
             "sequence": range(sequences),

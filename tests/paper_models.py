@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evopress.workflow.loading import combined, read_yaml
+from evopress.workflow.settings import combined, read_yaml
 
 PAPER = Path(__file__).resolve().parents[1] / "config" / "paper"
 

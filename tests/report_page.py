@@ -8,11 +8,15 @@ import pandas as pd
 from finished_run import provenance
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import PERPLEXITY, RUNTIME, TASKS, TRACE, write_table
+from evopress.artifacts.tables import PERPLEXITY, PROGRESS, RUNTIME, TASKS, TRACE, write_table
 
 
 def measure(run: Run, model: str, perplexity: float, kl: float, accuracy: float) -> None:
-    rows = [(model, "novels", perplexity, kl, 100), (model, "letters", 2 * perplexity, 2 * kl, 50)]
+    error = 0.01 if kl else math.nan
+    rows = [
+        (model, "novels", perplexity, kl, error, 1 - kl / 2, error, 100),
+        (model, "letters", 2 * perplexity, 2 * kl, error, 1 - kl, error, 50),
+    ]
     write_table(pd.DataFrame(rows, columns=PERPLEXITY.names), run.perplexity(model), PERPLEXITY, provenance())
     rows = [(model, "quiz", "acc", "none", accuracy, 0.01, 40), (model, "quiz", "loss", "none", 1.0, math.nan, 40)]
     write_table(pd.DataFrame(rows, columns=TASKS.names), run.tasks(model), TASKS, provenance())
@@ -37,6 +41,23 @@ def trace() -> pd.DataFrame:
                 fitness = 1.0 / (1 + generation) + (0 if accepted else 0.5)
                 rows.append((generation, step, candidate, tokens, fitness, [fitness], [0], accepted))
     return pd.DataFrame(rows, columns=TRACE.names)
+
+
+def progress() -> pd.DataFrame:
+    unit = "model.layers.0.self_attn."
+    rows = [
+        ("uniform", 0, 0, 0.0, 0.9, 24, [], []),
+        ("best", 0, 0, 0.0, 0.8, 24, [], []),
+        ("best", 1, 2200, 1.5, 0.6, 24, [f"{unit}q_proj"], [f"{unit}k_proj", f"{unit}v_proj"]),
+        ("best", 3, 6600, 4.5, 0.5, 24, [f"{unit}q_proj"], [f"{unit}k_proj"]),
+    ]
+    return pd.DataFrame(rows, columns=PROGRESS.names)
+
+
+def write_way(run: Run, search: str, *, evolved: bool) -> None:
+    """Trace and progress of an evolution, or of a strategy that evaluates nothing."""
+    write_table(trace() if evolved else trace()[:0], run.trace(search), TRACE, provenance())
+    write_table(progress() if evolved else progress()[:0], run.progress(search), PROGRESS, provenance())
 
 
 class Page(HTMLParser):

@@ -1,20 +1,23 @@
 """A prepared run of a tiny model, ready to be searched, for the tests of the search stage."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from finished_run import BLOCKS, make_results, provenance, write_tokens
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
-from evopress.artifacts.tables import write_table
+from evopress.artifacts.tables import PROGRESS, read_table, write_table
 from evopress.artifacts.tensors import write_tensors
 from evopress.compression.methods.gptq import Gptq
 from evopress.compression.stage import make_variants
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
+from evopress.search.base import Strategy
+from evopress.search.effects import measure_effects
+from evopress.search.run import run_search
 from evopress.search.strategies.evolution import Evolution
 
 COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
@@ -42,12 +45,24 @@ def prepare(folder: Path, bits: tuple[int, ...] = (2, 3, 4), dtype: torch.dtype 
         rows = layers[layers["block"] == block].drop_duplicates("input_group")
         hessians = {row.input_group: torch.eye(row.columns) for row in rows.itertuples()}
         write_tensors(hessians, run.hessian(block), provenance(), {"tokens": 1})
-        make_variants(StageContext(run, COMPUTE), "gptq", Gptq(bits=bits, group_size=8), block)
+        make_variants(StageContext(run, COMPUTE), "gptq", Gptq(bits=bits, group_size=8), [block])
     return run
+
+
+def search_with_effects(context: StageContext, name: str, strategy: Strategy) -> None:
+    """A search, after what it starts from has been measured."""
+    if (effects := strategy.effects()) is not None:
+        measure_effects(context, effects)
+    run_search(context, name, strategy)
 
 
 def artifacts(run: Run, name: str = "q") -> tuple[bytes, bytes]:
     return run.configuration(name).read_bytes(), run.trace(name).read_bytes()
+
+
+def progress(run: Run, name: str = "q") -> list[dict[str, Any]]:
+    """Rows of the progress, but for the seconds, which no two searches share."""
+    return read_table(run.progress(name), PROGRESS).drop(columns="seconds").map(str).to_dict("records")
 
 
 def fresh(run: Run, name: str | Path) -> Run:

@@ -6,19 +6,20 @@ from pathlib import Path
 import numpy as np
 
 from evopress.compression.families import BITS
-from evopress.search.base import RoundStrategy
 from evopress.search.candidates import make_offspring
 from evopress.search.evaluation import Evaluator, SearchResult
 from evopress.search.problem import SearchProblem
 from evopress.search.resume import ResumeFolder
-from evopress.search.rounds import run_rounds
+from evopress.search.rounds import RoundStrategy, run_rounds
 from evopress.search.selection import Round, State, Step, select_next
+from evopress.search.sensitivity import Effects, single_effects
 from evopress.search.space import Candidate, Space
 from evopress.search.strategies.evolution import Evolution
 
 
-def problem_of(space: Space, earlier: Iterable[Candidate] = ()) -> SearchProblem:
-    return SearchProblem(space, BITS, "v", "searches.x", earlier=dict(zip("abcdef", earlier, strict=False)))
+def problem_of(space: Space, earlier: Iterable[Candidate] = (), effects: Effects | None = None) -> SearchProblem:
+    found = dict(zip("abcdef", earlier, strict=False))
+    return SearchProblem(space, BITS, "v", "searches.x", earlier=found, effects=effects)
 
 
 def first_state(
@@ -44,7 +45,8 @@ def first_state(
         start_from=("a",) if earlier else (),
         **start,
     )
-    return settings.first_round(problem_of(space, earlier), evaluator, rng)
+    effects = None if sensitivity_tokens is None else single_effects(space, sensitivity_tokens, evaluator, rng)
+    return settings.first_round(problem_of(space, earlier, effects), evaluator, rng)
 
 
 def next_generation(

@@ -1,4 +1,4 @@
-"""Write config/schema.json and the reference in config/README.md, as of the settings classes.
+"""Write config/schema.json, the reference in config/README.md, and docs/artifacts.md, as of the code.
 
 Run it in the project's folder after changing a setting; a test notices drift.
 """

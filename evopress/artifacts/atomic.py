@@ -122,6 +122,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small binary artifact whole."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def _temporary(path: Path) -> Path:
     """Name beside ``path`` that no other thread or process, on this host or another, uses."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_native_id()}.tmp")

@@ -7,12 +7,12 @@ from typing import Any
 import yaml
 
 from evopress.artifacts.manifest import damaged, load_manifest
-from evopress.artifacts.paths import Run
+from evopress.artifacts.paths import CARD, Run
 
-CARD = "README.md"
-"""File name of a model card."""
 INHERITED = ("license", "license_name", "license_link", "language")
 """Keys of the original's model card that hold for a compressed version too."""
+BASE = ("base_model", "base_model_relation")
+"""Those that say what a GGUF file was made of."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ def model_facts(source: dict[str, Any], card: dict[str, Any]) -> ModelFacts:
         revision = source.get("commit", source["revision"])
         return ModelFacts(_stem(source["id"]), f"{source['id']} at {revision}", source["id"], inherited)
     size = f", {source['gguf_bytes'] / 1e6:,.1f} MB" if "gguf_bytes" in source else ""
+    if kind in ("gguf", "pypi"):
+        inherited |= {key: card[key] for key in BASE if key in card}
     if kind == "pypi":
         origin = f"{source['file']} in {source['package']} {source['version']} (PyPI){size}"
         return ModelFacts(_stem(source["file"]), origin, None, inherited)

@@ -9,8 +9,8 @@ HUGGINGFACE = "huggingface"
 """The exporter whose folder is evaluated, so that every search has it."""
 GGUF = "gguf"
 """The exporter whose file is measured in its runtime."""
-
-
+CARD, LEVEL_MAP = "README.md", "levels.png"
+"""Model card in the folder of an export, and the picture that it shows."""
 EMBEDDING = "embedding"
 """Stands for a block where artifacts are of the input embedding and the head."""
 
@@ -61,6 +61,22 @@ class Run:
         """Table of the variants of one block."""
         return self.root / "variants" / variants / f"{block_name(block)}.parquet"
 
+    def made_tensors(self, variants: str, block: int | str) -> Path:
+        """The same while a job of several blocks goes on, so that one that is killed need not make them again."""
+        return self.root / "variants" / variants / "resume" / f"{block_name(block)}.safetensors"
+
+    def made_table(self, variants: str, block: int | str) -> Path:
+        """Their table, until then; none of these is a declared output."""
+        return self.root / "variants" / variants / "resume" / f"{block_name(block)}.parquet"
+
+    def made_state(self, variants: str, block: int | str) -> Path:
+        """Hidden states after a block of a chain, until then."""
+        return self.root / "variants" / variants / "resume" / f"state_of_{block_name(block)}.safetensors"
+
+    def variants_log(self, variants: str, block: int | str) -> Path:
+        """Log of the job that makes the variants of a block, and of those that follow where it makes several."""
+        return self.root / "logs" / "variants" / variants / f"{block_name(block)}.log"
+
     def module_table(self, variants: str) -> Path:
         """Table of the modules that may be dropped; variants of this kind have no tensors."""
         return self.root / "variants" / variants / "modules.parquet"
@@ -69,6 +85,14 @@ class Run:
         """Hidden states after a compressed block, which the next block of a chain starts from."""
         return self.root / "variants" / variants / "chain" / f"{block_name(block)}.safetensors"
 
+    def effects(self, name: str) -> Path:
+        """What each unit alone does to the model: a set of single effects, which searches share."""
+        return self.root / "effects" / name / "effects.parquet"
+
+    def effects_effort(self, name: str) -> Path:
+        """Tokens and time that measuring them took."""
+        return self.root / "effects" / name / "effort.parquet"
+
     def configuration(self, search: str) -> Path:
         """The level of every unit that a search chose."""
         return self.root / "search" / search / "configuration.parquet"
@@ -76,6 +100,10 @@ class Run:
     def trace(self, search: str) -> Path:
         """Every evaluation that a search made."""
         return self.root / "search" / search / "trace.parquet"
+
+    def progress(self, search: str) -> Path:
+        """The best so far, generation by generation, on one fixed part of the search text."""
+        return self.root / "search" / search / "progress.parquet"
 
     def effort(self, search: str) -> Path:
         """Tokens and time that a search spent."""
@@ -111,10 +139,14 @@ class Run:
 
     def card(self, search: str, exporter: str) -> Path:
         """Model card in that folder; written again once the model is measured."""
-        return self.export(search, exporter) / "README.md"
+        return self.export(search, exporter) / CARD
+
+    def level_map(self, search: str, exporter: str) -> Path:
+        """Picture of the levels, which the card shows."""
+        return self.export(search, exporter) / LEVEL_MAP
 
     def perplexity(self, search: str) -> Path:
-        """Perplexity and KL by data set, of a search or of the dense model."""
+        """Perplexity, KL and agreement by data set, of a search or of the dense model."""
         return self.root / "evaluation" / search / "perplexity.parquet"
 
     def tasks(self, search: str) -> Path:

@@ -1,13 +1,31 @@
 """What made an artifact: written into each one, and checked when several are read together."""
 
 import json
+import platform
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from evopress import __version__
 from evopress.artifacts.manifest import damaged, load_manifest
 from evopress.artifacts.paths import Run
 from evopress.util.errors import ArtifactError
+
+# Versions of what made a result.
+
+PACKAGES = ("evopress", "torch", "transformers", "safetensors", "datasets", "lm-eval", "numpy", "pandas", "snakemake")
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of each package that is installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
 
 PROVENANCE_KEY = "evopress"
 """Key under which the metadata of a parquet or safetensors file holds it."""

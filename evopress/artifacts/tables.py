@@ -105,6 +105,28 @@ TRACE = pa.schema(
     ]
 )
 
+EFFECTS = pa.schema(
+    [
+        pa.field("unit", pa.string(), metadata={"about": "the one that is compressed, all others being dense"}),
+        pa.field("level", pa.string(), metadata={"about": "label of its level"}),
+        pa.field("fitness", pa.float64(), metadata={"about": "by how much it is worse than the dense model's"}),
+        pa.field("hidden_error", pa.float64(), metadata={"about": "of final hidden states, relative; NaN if unknown"}),
+    ]
+)
+
+PROGRESS = pa.schema(
+    [
+        pa.field("candidate", pa.string(), metadata={"about": "the best so far, or the uniform choice beside it"}),
+        pa.field("generation", pa.int32(), metadata={"about": "in which it became the best, and the last of all"}),
+        pa.field("tokens", pa.int64(), metadata={"about": "candidate tokens that had been judged by its end"}),
+        pa.field("seconds", pa.float64(), metadata={"about": "that had passed by its end"}),
+        pa.field("fitness", pa.float64(), metadata={"about": "on a fixed part of the text; NaN where it was left out"}),
+        pa.field("part", pa.int64(), metadata={"about": "tokens of that part"}),
+        pa.field("raised", pa.list_(pa.string()), metadata={"about": "units at a higher level than before"}),
+        pa.field("lowered", pa.list_(pa.string()), metadata={"about": "units at a lower one"}),
+    ]
+)
+
 EFFORT = pa.schema(
     [
         pa.field("tokens", pa.int64(), metadata={"about": "candidate tokens judged"}),
@@ -118,6 +140,9 @@ PERPLEXITY = pa.schema(
         pa.field("dataset", pa.string()),
         pa.field("perplexity", pa.float64()),
         pa.field("kl", pa.float64(), metadata={"about": "mean over tokens of KL(dense || model), nats"}),
+        pa.field("kl_stderr", pa.float64(), metadata={"about": "over sequences; NaN of the dense model, and of one"}),
+        pa.field("agreement", pa.float64(), metadata={"about": "share of tokens with the dense model's top token"}),
+        pa.field("agreement_stderr", pa.float64(), metadata={"about": "over sequences, as kl_stderr"}),
         pa.field("tokens", pa.int64()),
     ]
 )
@@ -154,6 +179,22 @@ RUNTIME = pa.schema(
         pa.field("runtime", pa.string(), metadata={"about": "name and version"}),
     ]
 )
+
+PEERS = pa.schema(
+    [
+        pa.field("peer", pa.string(), metadata={"about": "file of llama.cpp's quantizer that the row is about"}),
+        pa.field("type", pa.string(), metadata={"about": "of that file, as in Q3_K_M"}),
+        pa.field("embedding", pa.string(), metadata={"about": "type of the token embedding in that file"}),
+        pa.field("maker", pa.string(), metadata={"about": "llama.cpp, or the search that ended at the same size"}),
+        pa.field("bytes", pa.int64(), metadata={"about": "of the GGUF file that was measured"}),
+        pa.field("dataset", pa.string()),
+        pa.field("perplexity", pa.float64()),
+        pa.field("kl", pa.float64(), metadata={"about": "from the dense model, nats per token"}),
+        pa.field("tokens", pa.int64()),
+    ]
+)
+LLAMA_CPP = "llama.cpp"
+"""Maker of the files that llama.cpp's quantizer has made, in PEERS."""
 
 SECTIONS = pa.schema(
     [

@@ -110,6 +110,19 @@ def check_tensors(path: Path) -> dict[str, Any]:
     return _compare(path, _difference)
 
 
+def facts_made_by(path: Path, provenance: Provenance, facts: Mapping[str, object]) -> dict[str, Any]:
+    """Facts of a file that is whole and was made with ``provenance`` and ``facts``; it may hold more facts.
+
+    Raises:
+        ArtifactError: missing, damaged, or made by or of something else.
+    """
+    manifest = check_tensors(path)
+    own: dict[str, Any] = manifest["facts"]
+    if Provenance(**manifest["provenance"]) != provenance or any(own.get(name) != fact for name, fact in facts.items()):
+        raise ArtifactError(f"{path}: made by other settings, or of something else")
+    return own
+
+
 def verify_tensors(path: Path) -> dict[str, Any]:
     """Check every tensor of a file as well; it is read whole.
 
@@ -173,7 +186,7 @@ def differing(names: Iterable[str]) -> str:
     return f"{', '.join(named[:3])}{more} differ{'s' * (len(named) == 1)} from the checksum" if named else ""
 
 
-def read_tensors(path: Path, names: Iterable[str] | None = None, *, device: str = "cpu") -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
     """Read tensors, all or those named, after checking size and header of the file against its manifest.
 
     Raises:
@@ -182,7 +195,7 @@ def read_tensors(path: Path, names: Iterable[str] | None = None, *, device: str 
     """
     check_tensors(path)
     try:
-        with safe_open(path, framework="pt", device=device) as stream:
+        with safe_open(path, framework="pt") as stream:
             wanted = stream.keys() if names is None else names
             return {name: stream.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:

@@ -8,12 +8,14 @@ import importlib
 import inspect
 import logging
 import os
+import platform
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, UnionType
+from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from evopress.artifacts.atomic import explain, is_lack_of_space_or_access
@@ -22,16 +24,16 @@ from evopress.artifacts.paths import Run
 from evopress.compression.base import Method
 from evopress.compression.methods import METHODS
 from evopress.config.base import Section, parse_json
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.config.plugins import Registry
 from evopress.export.base import Exporter
 from evopress.export.exporters import EXPORTERS
-from evopress.search.base import Strategy
+from evopress.search.base import EffectsSettings, Strategy
 from evopress.search.strategies import STRATEGIES
+from evopress.util.accelerators import leased
 from evopress.util.errors import INTERRUPTED, DamagedError, EvopressError
-from evopress.util.leases import leased
-from evopress.util.progress import log, setup_logging
+from evopress.util.job_logs import FINISHED, cost_since, started
+from evopress.util.progress import leave, log, note, setup_logging
 from evopress.workflow.searches import with_file
 from evopress.workflow.stages import STAGES, Stage
 
@@ -47,10 +49,12 @@ def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> NoRe
     Ctrl-C ends it with one line, too, and the exit code of shells. SIGTERM (a scheduler's time limit, a cancelled run)
     unwinds the stack, so that temporary files are removed. The devices that the stage uses are its own while it runs.
     """
+    since = time.monotonic()
     try:
         parsed, options = parse(arguments, stages)
         setup_logging(parsed.log)
-        signal.signal(signal.SIGTERM, _leave)
+        note(started(platform.node(), os.getpid(), [sys.executable, sys.argv[0], *arguments]))
+        signal.signal(signal.SIGTERM, leave)
         context = StageContext(parsed.run, parsed.compute, parsed.trust_remote_code, parsed.key)
         stage = stages[parsed.stage]
         with leased(parsed.compute.device, _devices(stage, context, options)):
@@ -58,6 +62,7 @@ def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> NoRe
             function = _function(stage)
             named = inspect.signature(function).parameters
             function(**{name: value for name, value in _shared(context).items() if name in named}, **options)
+        log.info("%s", cost_since(since))
     except DamagedError as error:
         _fail(set_aside(error))
     except EvopressError as error:
@@ -72,6 +77,7 @@ def main(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> NoRe
             _fail(_advice(error))
         log.exception("unexpected failure")
         raise
+    note(FINISHED)
     sys.exit(0)
 
 
@@ -146,8 +152,8 @@ def _function(stage: Stage) -> Callable[..., None]:
 
 def _devices(stage: Stage, context: StageContext, options: dict[str, Any]) -> int:
     """Devices that the stage uses: one, or one for each process of a search."""
-    strategies = [option for option in options.values() if isinstance(option, Strategy)]
-    processes = strategies[0].workers(context.compute.processes) if strategies else 1
+    shared_out = [option for option in options.values() if isinstance(option, Strategy | EffectsSettings)]
+    processes = shared_out[0].workers(context.compute.processes) if shared_out else 1
     return processes * stage.gpu
 
 
@@ -170,10 +176,6 @@ def _print_unless_logged_there(line: str) -> None:
     """Where the log goes to a file alone (bars have the terminal), the terminal still needs to hear of an error."""
     if all(isinstance(handler, logging.FileHandler) for handler in log.handlers):
         print(line, file=sys.stderr)
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 def _set_threads(threads: int | None) -> None:

@@ -1,11 +1,15 @@
 """`python -m evopress verify`: read every file of a run again and compare it with its checksum."""
 
-import argparse
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+from evopress.artifacts.exports import load_export_manifest
+from evopress.artifacts.manifest import damaged_files, remade_with
 from evopress.artifacts.paths import Run, manifest_path
+from evopress.artifacts.tables import LAYERS, read_provenance, read_table
+from evopress.artifacts.tensors import verify_tensors
+from evopress.models.verify import verify_model
 from evopress.util.errors import ArtifactError, EvopressError
 from evopress.util.progress import progress
 
@@ -16,20 +20,15 @@ _POLISHED = "search/*/polished/effort.parquet"
 """Written once all blocks are there."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("results", type=Path, help="folder of the run, results/<name>")
-
-
-def run(arguments: argparse.Namespace) -> None:
+def verify(run: Run) -> None:
     """Print what is wrong with each damaged or missing file.
 
     Raises:
         ArtifactError: there are such files, or no run.
     """
-    checks = list(_checks(Run(arguments.results)))
+    checks = list(_checks(run))
     if not checks:
-        raise ArtifactError(f"{arguments.results}: holds no results; give the folder of a run, results/<name>")
+        raise ArtifactError(f"{run.root}: holds no results; give the folder of a run, results/<name>")
     found = 0
     with progress("verify", len(checks), "artifacts") as bar:
         for path, check in checks:
@@ -38,16 +37,12 @@ def run(arguments: argparse.Namespace) -> None:
                 found += 1
             bar.advance()
     if found:
-        raise ArtifactError(f"{arguments.results}: {found} of {len(checks)} artifacts are damaged or missing")
-    print(f"{arguments.results}: {len(checks)} artifacts are as they were written")
+        raise ArtifactError(f"{run.root}: {found} of {len(checks)} artifacts are damaged or missing")
+    print(f"{run.root}: {len(checks)} artifacts are as they were written")
 
 
 def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
     """Each artifact that is there, or that another one says must be there, and how to check it."""
-    from evopress.artifacts.tables import read_provenance  # only here: the list of commands must not take seconds
-    from evopress.artifacts.tensors import verify_tensors
-    from evopress.models.verify import verify_model
-
     tensors = {path.with_suffix(".safetensors") for pattern in _TENSORS for path in _written(run.root, pattern)}
     tables = {path for path in run.root.rglob("*.parquet") if not path.name.startswith(".")}
     tables |= {
@@ -72,8 +67,6 @@ def _written(root: Path, pattern: str) -> Iterator[Path]:
 
 def _polished(run: Run) -> Iterator[tuple[Path, tuple[Path, ...]]]:
     """Tensors and tables of all blocks where a polish has ended, each with the arguments of `remade_with`."""
-    from evopress.artifacts.tables import LAYERS, read_table
-
     ended = list(run.root.glob(_POLISHED))
     try:
         blocks = read_table(run.layers, LAYERS)["block"].unique().tolist() if ended else []
@@ -96,7 +89,6 @@ def _problems(path: Path, check: Check) -> list[EvopressError]:
 
 def _raising(read: Callable[[Path], object], remade: tuple[Path, ...] | None = None) -> Check:
     """A check by a function that raises, with the arguments of `remade_with` for what is no output by itself."""
-    from evopress.artifacts.manifest import remade_with
 
     def check(path: Path) -> tuple[()]:
         """No error, or the one that is raised."""
@@ -108,8 +100,5 @@ def _raising(read: Callable[[Path], object], remade: tuple[Path, ...] | None = N
 
 
 def _exported(manifest: Path) -> Iterable[EvopressError]:
-    from evopress.artifacts.exports import load_export_manifest
-    from evopress.artifacts.manifest import damaged_files
-
     files = load_export_manifest(manifest)["files"]
     return damaged_files(manifest.with_suffix(""), files, manifest, content=True)

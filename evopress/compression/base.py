@@ -1,4 +1,4 @@
-"""What a way to compress consists of: layers, their levels, the method that makes them, its family, a storage format.
+"""What a way to compress consists of: levels, the method that makes them, its family, a storage format.
 
 A **method** is the pydantic class of its settings: it says which levels a layer can have, makes the variants of layers
 that share an input, and answers what that takes. Its **family** says what a level counts, turns a target into an exact
@@ -12,10 +12,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from evopress.compression.layers import LayerShape, layer_shapes
 from evopress.config.base import Section
 from evopress.util.errors import CompressionError, ConfigError
 
@@ -31,28 +32,6 @@ GroupRule = Literal["size", "name", "none"]
 
 
 @dataclass(frozen=True)
-class LayerShape:
-    """A linear layer, known from the model's config alone."""
-
-    name: str
-    """In the model, as in `model.layers.0.self_attn.q_proj`."""
-    block: int
-    layer: str
-    """Name inside the block."""
-    input_group: str
-    """Layer inside the block whose input this one shares."""
-    rows: int
-    columns: int
-    itemsize: int
-    """Bytes of a dense weight."""
-
-    @property
-    def parameters(self) -> int:
-        """Weights of the layer."""
-        return self.rows * self.columns
-
-
-@dataclass(frozen=True)
 class Level:
     """One way to compress a unit."""
 
@@ -65,6 +44,8 @@ class Level:
     """Exact size of the stored tensors."""
     error: float = math.nan
     """Relative output error of the unit alone, summed over its layers; NaN where none is known."""
+    source: str = ""
+    """Variants that it is of, in a search over several; else empty."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +104,7 @@ class Variant:
 class Family(ABC):
     """What levels count, and the words for it. Methods of one family can take each other's place in a search."""
 
-    name: ClassVar[str]
+    name: str
     """As tables record it."""
     takes_modules: ClassVar[bool] = False
     """Whether the lowest level takes modules out of the model; else levels are other weights of a linear layer."""
@@ -159,11 +140,7 @@ class Family(ABC):
 
     @abstractmethod
     def describe(self, units: Sequence[Unit], levels: Sequence[int]) -> str:
-        """What a choice of ``levels`` (indices, one per unit) comes to, in the words of the log."""
-
-    @abstractmethod
-    def facts(self, units: Sequence[Unit], levels: Sequence[int], target: str) -> str:
-        """The same beside the target, in the words of the command line."""
+        """What a choice of ``levels`` (indices, one per unit) comes to, in words."""
 
     @abstractmethod
     def excess(self, cost: int, units: Sequence[Unit], target: float) -> str:
@@ -272,13 +249,6 @@ class LayerMethod(Method):
     propagation_level: str | None = Field(
         None, description='With `propagation: sequential`, the level, as in `"3"` (bits), `"0"` or `"2:4"`.'
     )
-
-    @field_validator("propagation", mode="before")
-    @classmethod
-    def _check_renamed(cls, value: Any) -> Any:
-        if value == "compressed":
-            raise ValueError("`compressed` is now called `sequential`; write that")
-        return value
 
     @model_validator(mode="after")
     def _check_propagation(self) -> Self:
@@ -390,46 +360,6 @@ class LayerMethod(Method):
             ]
         columns = ["block", "layer", "name", "level", "value", "cost", "parameters", "bytes"]
         return pd.DataFrame(rows, columns=columns).assign(family=self.family.name)
-
-
-def layer_shapes(layers: "pd.DataFrame", itemsize: int) -> list[LayerShape]:
-    """Linear layers of a table with the LAYERS schema; ``itemsize`` is that of their dense weights."""
-    return [
-        LayerShape(
-            name=row["name"],
-            block=int(row["block"]),
-            layer=row["layer"],
-            input_group=row["input_group"],
-            rows=int(row["rows"]),
-            columns=int(row["columns"]),
-            itemsize=itemsize,
-        )
-        for row in layers.to_dict("records")
-    ]
-
-
-def sweep_bytes(layers: Sequence[LayerShape], panel: float, *, factorizes: bool) -> int:
-    """Most bytes that a method holds which goes once over the columns of layers with the same input.
-
-    Args:
-        layers: given as dense weights, of which a float32 copy is made beside the Hessian.
-        panel: bytes of what it works on.
-        factorizes: whether it takes a Cholesky factor: the Hessian reordered and reversed, and the factor in float64,
-            of which a float32 copy stays.
-    """
-    columns, weights = layers[0].columns, sum(layer.parameters for layer in layers)
-    factor = (4 + 4 + 8) * columns**2 if factorizes else 0
-    return int(8 * weights + 4 * columns**2 + max(factor, panel + factor / 4))
-
-
-def sweep_operations(layers: Sequence[LayerShape], levels: Sequence[int], *, factorizes: bool) -> float:
-    """Multiplications and additions of such a method that gives each layer so many ``levels``."""
-    columns = layers[0].columns
-    total = 2.0 * columns * sum(layer.parameters for layer in layers)  # energy, for the relative error
-    if factorizes:
-        total += columns * sum(count * layer.parameters for count, layer in zip(levels, layers, strict=True))
-        total += columns**3 / 3
-    return total
 
 
 class Format(ABC):

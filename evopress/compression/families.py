@@ -1,4 +1,4 @@
-"""The families: bit-widths, sparsities, and modules that are kept or dropped.
+"""The families: bit-widths, sparsities (of weights as they are, or rounded), and modules that are kept or dropped.
 
 Costs are exact integers, and the costs of the chosen levels may not exceed the budget of their group. Every table of
 variants and every configuration records the family of its levels, by name.
@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from evopress.compression.base import Family, GroupRule, Level, Unit
-from evopress.models.modules import ATTENTION, KINDS, MLP
+from evopress.models.modules import ATTENTION, KINDS, MLP, module_kind
 from evopress.util.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ WHOLE = "block"
 def level_map_caption(bright: str) -> str:
     """Caption of a map of layers whose levels are the brighter the more they ``bright``."""
     return (
-        "Level of every layer: one column a block, from the input on the left to the output on the right. "
+        "Level of every layer: one column a block, from the input on the left to the output on the right; input "
+        "embedding and head, where they have levels, are one cell each, above and below. "
         f"Bright layers {bright}, dark layers fewer. Colours mean the same in all searches of this kind."
     )
 
@@ -107,16 +108,10 @@ class LayerFamily(Family):
         return share_out(self.budget(target, _parameters(units)), wanted, limits)
 
     def describe(self, units: Sequence[Unit], levels: Sequence[int]) -> str:
-        """Number of units and their average."""
-        cost = sum(unit.levels[level].cost for unit, level in zip(units, levels, strict=True))
-        return f"{len(units)} units, {self.name} {self.average(cost, _parameters(units)):.4f} on average"
-
-    def facts(self, units: Sequence[Unit], levels: Sequence[int], target: str) -> str:
         """Number of layers and their average."""
         layers = sum(len(unit.layers) for unit in units)
         cost = sum(unit.levels[level].cost for unit, level in zip(units, levels, strict=True))
-        average = self.average(cost, _parameters(units))
-        return f"{layers} layers, {average:.6g} {self.unit} on average (target {target})"
+        return f"{layers} layers, {self.average(cost, _parameters(units)):.6g} {self.unit} on average"
 
     def excess(self, cost: int, units: Sequence[Unit], target: float) -> str:
         """As an average."""
@@ -223,6 +218,78 @@ class Sparsity(LayerFamily):
         return f"{share:.3g} short of the target of {target:g} ({cost} weights too many stay)"
 
 
+class RoundedSparsity(Sparsity):
+    """The same where the weights that are kept are integers of so many bits: a family for each bit-width."""
+
+    overhead = "bitmask, scales and zeros"
+
+    def __init__(self, bits: int) -> None:
+        """Of weights of ``bits`` bits."""
+        self.kept_bits = bits
+        self.name = f"sparsity-int{bits}"
+
+    def title(self, average: float) -> str:
+        """With the bit-width of what is kept."""
+        return f"{super().title(average)} and {self.kept_bits} bits"
+
+    def bits(self, cost: int, parameters: int, dense_bytes: int) -> float:
+        """Those of the weights that are kept."""
+        return self.kept_bits * cost / parameters
+
+
+class Mixed(LayerFamily):
+    """Levels of layers of several families, which have bytes in common and nothing else: a level costs its bytes.
+
+    No table records it: each level has the family of its own variants.
+    """
+
+    name = "mixed"
+    asked = unit = "stored bits per weight"
+    column = ("stored bits", "per weight", 2)
+    overhead = "scales, zeros and bitmasks"
+    labels = "its variants, and its label among them"
+    storage = (
+        "The weights are stored dequantized, those that were removed as zeros, in the type of the original, so the "
+        "folder loads like the original, with `AutoModelForCausalLM.from_pretrained`, and takes as much memory as the "
+        "original."
+    )
+    level_map = level_map_caption("take more bytes for a weight")
+
+    def budget(self, target: float, parameters: int) -> int:
+        """Most bytes."""
+        return math.floor(Fraction(str(target)) * parameters / 8)
+
+    def average(self, cost: int, parameters: int) -> float:
+        """Stored bits per weight."""
+        return 8 * cost / parameters
+
+    def title(self, average: float) -> str:
+        """To four digits."""
+        return f"at {average:.4g} stored bits per weight"
+
+    def bits(self, cost: int, parameters: int, dense_bytes: int) -> float:
+        """The average."""
+        return self.average(cost, parameters)
+
+    def reached(self, rows: "pd.DataFrame") -> str:
+        """The average."""
+        return f"asked, {self.average(int(rows['bytes'].sum()), int(rows['parameters'].sum())):.4f} reached"
+
+    def describe(self, units: Sequence[Unit], levels: Sequence[int]) -> str:
+        """How many layers have levels of each variants, and how many modules go."""
+        dropped = {module for unit, level in zip(units, levels, strict=True) if not level for module in unit.modules}
+        modules = sum(len(unit.modules) for unit in units)
+        sources = Counter(
+            layer.levels[level].source
+            for unit, level in zip(units, levels, strict=True)
+            if not unit.modules
+            for layer in unit.layers
+            if (layer.block, module_kind(layer.layer)) not in dropped
+        )
+        words = [f"{count} layers of {source}" for source, count in sources.items()]
+        return ", ".join([*words, *([f"{len(dropped)} of {modules} modules dropped"] if modules else [])])
+
+
 class Modules(Family):
     """Attention and MLP modules that are kept or dropped; exactly so many blocks' worth of them go."""
 
@@ -282,12 +349,6 @@ class Modules(Family):
         return cost
 
     def describe(self, units: Sequence[Unit], levels: Sequence[int]) -> str:
-        """How many modules go."""
-        total = sum(len(unit.modules) for unit in units)
-        dropped = sum(len(unit.modules) for unit, level in zip(units, levels, strict=True) if not level)
-        return f"{dropped} of {total} modules dropped"
-
-    def facts(self, units: Sequence[Unit], levels: Sequence[int], target: str) -> str:
         """How many modules of each kind go, and how many blocks lose both."""
         dropped = [
             module
@@ -297,10 +358,7 @@ class Modules(Family):
         ]
         kinds = Counter(kind for _, kind in dropped)
         whole = sum(count == len(KINDS) for count in Counter(block for block, _ in dropped).values())
-        return (
-            f"drops {kinds[ATTENTION]} attention and {kinds[MLP]} MLP modules, {whole} blocks whole; the target is "
-            f"{target} blocks"
-        )
+        return f"{kinds[ATTENTION]} attention and {kinds[MLP]} MLP modules dropped, {whole} blocks whole"
 
     def excess(self, cost: int, units: Sequence[Unit], target: float) -> str:
         """In modules."""
@@ -345,9 +403,11 @@ def _cost_limits(units: Iterable[Unit]) -> tuple[int, int]:
     return sum(low for low, _ in ends), sum(high for _, high in ends)
 
 
-BITS, SPARSITY, MODULES = Bits(), Sparsity(), Modules()
+BITS, SPARSITY, MODULES, MIXED = Bits(), Sparsity(), Modules(), Mixed()
+ROUNDED_SPARSITY = {bits: RoundedSparsity(bits) for bits in range(2, 9)}
+"""By the bits of a weight that is kept."""
 
-FAMILIES: list[Family] = [BITS, SPARSITY, MODULES]
+FAMILIES: list[Family] = [BITS, SPARSITY, MODULES, *ROUNDED_SPARSITY.values()]
 """By the name that tables record."""
 
 
@@ -365,18 +425,18 @@ def family_named(name: str) -> Family:
 
 
 def family_of(table: "pd.DataFrame") -> Family:
-    """The family of a table's levels (column family); where modules are dropped as well, that of the layers.
+    """The family of a table's levels (column family): where modules are dropped as well, that of the layers.
+
+    Layers at levels of several families are of `MIXED`.
 
     Raises:
-        ArtifactError: the table is empty, or has levels of an unknown family or of several.
+        ArtifactError: the table is empty, or has levels of an unknown family.
     """
     families = [family_named(name) for name in dict.fromkeys(table["family"])]
+    if not families:
+        raise ArtifactError("levels of no family, where one is expected; delete the table and run again")
     of_layers = [family for family in families if not family.takes_modules]
-    found = of_layers or families
-    if len(found) != 1:
-        names = " and ".join(family.name for family in found)
-        raise ArtifactError(f"levels of {names or 'no'} family, where one is expected; delete the table and run again")
-    return found[0]
+    return MIXED if len(of_layers) > 1 else (of_layers or families)[0]
 
 
 def of_modules(table: "pd.DataFrame") -> "pd.Series[bool]":

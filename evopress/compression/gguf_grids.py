@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evopress.compression.formats.gguf import Grids, encode, values_of
+from evopress.compression.formats.gguf import Grids, values_of
 from evopress.compression.gguf_types import GgufGrid, GgufType
 from evopress.util.errors import CompressionError
 
@@ -63,28 +63,6 @@ def fit_grids(weight: Tensor, importance: Tensor, kind: GgufType) -> Grids:
     if not all(bool(torch.isfinite(half).all()) for half in (grids.step, grids.offset) if half is not None):
         raise CompressionError(f"a weight is too large for the float16 steps of {kind.name}; exclude the layer")
     return grids
-
-
-def round_on_grids(weight: Tensor, importance: Tensor, kind: GgufType) -> Tensor:
-    """Blocks (uint8 [rows, bytes of a row]) of a weight whose values are rounded to the nearest on its own grids.
-
-    Args:
-        weight: [rows, columns]; whole blocks of the type.
-        importance: cost of a squared error at each input, [columns].
-        kind: a type that has a grid.
-
-    Raises:
-        CompressionError: the type has no grid, or a weight is too large for float16 steps.
-    """
-    grid, blocks = _grid(kind), []
-    for part in weight.split(max(1, _WEIGHTS_AT_ONCE // weight.shape[1])):
-        rows = part.float()
-        grids = fit_grids(rows, importance, kind)
-        grouped, steps, offsets = rows.unflatten(1, (-1, grid.group)), grids.steps(), grids.offsets()
-        scaled = grouped.clone() if offsets is None else grouped - offsets[..., None]
-        scaled.mul_(torch.where(steps == 0, 0.0, 1 / steps)[..., None])
-        blocks.append(encode(nearest_codes(scaled, grid).flatten(1), grids, kind)["blocks"])
-    return torch.cat(blocks)
 
 
 def nearest_values(scaled: Tensor, grid: GgufGrid) -> Tensor:

@@ -50,7 +50,7 @@ class Grid:
 
 def highest_codes(bits: Tensor) -> Tensor:
     """Highest code of each bit-width: 2^bits - 1 (float32, same shape)."""
-    return torch.exp2(bits.float()) - 1
+    return (torch.ones_like(bits) << bits).float() - 1  # exp2 is off by a rounding on some devices
 
 
 def scale_exponent(weight: Tensor, diagonal: Tensor, bits: Sequence[int], group: int) -> int:

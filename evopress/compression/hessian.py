@@ -19,7 +19,7 @@ from evopress.artifacts.provenance import Provenance, read_model_fingerprint, re
 from evopress.artifacts.tables import LAYERS, read_provenance, read_table
 from evopress.artifacts.tensors import read_manifest, read_tensors, write_tensors
 from evopress.config.context import StageContext
-from evopress.config.hessians import HessianSettings
+from evopress.config.data import HessianSettings
 from evopress.data.tokens import read_tokens
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
 from evopress.models.modules import HEAD
@@ -29,6 +29,8 @@ from evopress.util.progress import log, progress
 
 _PANEL = 256
 """Columns of a panel of the symmetric product; narrower saves more of the lower triangle but multiplies slower."""
+_CUDA_PANEL = 2048
+"""The same for tensor cores, which narrow products leave idle."""
 TOKENS_AT_ONCE = 4096
 """Tokens run through a block together, at most (but at least one sequence)."""
 
@@ -38,12 +40,18 @@ def accumulate(hessian: Tensor, inputs: Tensor) -> None:
 
     Args:
         hessian: float32 [columns, columns].
-        inputs: layer inputs X of any floating type, [..., columns]; multiplied in float32.
+        inputs: layer inputs X of any floating type, [..., columns]; products are summed in float32. Those of 16-bit
+            numbers are exact in it, and CUDA's tensor cores make them so without widening the numbers before.
     """
-    x = inputs.flatten(0, -2).float()
-    for start in range(0, x.shape[1], _PANEL):
-        stop = start + _PANEL
-        hessian[start:stop, start:].addmm_(x[:, start:stop].t(), x[:, start:])
+    x = inputs.flatten(0, -2)
+    narrow = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+    x, panel = (x, _CUDA_PANEL) if narrow else (x.float(), _PANEL)
+    for start in range(0, x.shape[1], panel):
+        part, rest = x[:, start : start + panel].t(), x[:, start:]
+        if narrow:
+            hessian[start : start + panel, start:] += torch.mm(part, rest, out_dtype=torch.float32)
+        else:
+            hessian[start : start + panel, start:].addmm_(part, rest)
 
 
 def symmetrize(hessian: Tensor) -> Tensor:

@@ -5,25 +5,12 @@ Wanda, need no change of the weights that are kept; SparseGPT, which does, has a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evopress.compression.sparsity import SparsityLevel, portions
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """Some levels of some layers of the same shape."""
-
-    weights: Tensor
-    """With zeros, in the type of the given weights, [levels, layers, rows, columns]."""
-    kept: Tensor
-    """Which weights are kept (and may still be zero), bool [levels, layers, rows, columns]."""
-    errors: Tensor
-    """tr(dW H dW^T), with the Hessian as given (no damping), float64 [levels, layers]."""
+from evopress.compression.sparsity import Pruned, SparsityLevel, portions
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
@@ -47,10 +34,13 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 
 
 def _order_statistic(scores: Tensor, count: int) -> float:
-    """The ``count``-th lowest score; on a CPU by numpy, whose selection is vectorized."""
+    """The ``count``-th lowest score; on a CPU by numpy, whose selection is vectorized.
+
+    An accelerator sorts: `kthvalue` of a single row keeps to one of its many processors.
+    """
     if scores.device.type == "cpu":
         return float(np.partition(scores.numpy(), count - 1)[count - 1])
-    return float(scores.kthvalue(count).values)
+    return float(scores.sort().values[count - 1])
 
 
 def ranks(scores: Tensor, dim: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sequential variants, whose Hessians see compressed blocks: a chain of jobs, one for each block.
+"""Sequential variants, whose Hessians see compressed blocks: a chain of jobs, each of one block or several.
 
 As GPTQ's authors do (arXiv 2210.17323, section 4), calibration tokens run through the compressed model: the Hessians
 of a block come from hidden states that the compressed blocks before it returned. Within a block, all layers are
@@ -7,8 +7,10 @@ observed before any is compressed. One level is chosen to run on with; its hidde
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import dropwhile
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -18,15 +20,10 @@ from evopress.artifacts.provenance import Provenance, require_same_model
 from evopress.artifacts.tables import read_provenance
 from evopress.artifacts.tensors import check_tensors, read_tensors, write_tensors
 from evopress.compression.base import LayerMethod, Variant
+from evopress.compression.block_files import is_made, put_in_place, variant_table, write_packed
 from evopress.compression.formats import decode
 from evopress.compression.hessian import batch_size, embed, observe_block
-from evopress.compression.stage import (
-    compress_layers,
-    included_layers,
-    variant_table,
-    variants_provenance,
-    write_variants,
-)
+from evopress.compression.stage import compress_layers, included_layers, variants_provenance
 from evopress.config.context import StageContext
 from evopress.data.tokens import read_tokens
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
@@ -38,11 +35,12 @@ _STATE = "hidden"
 """Name of the hidden states, [S, L, H], in the file between two jobs."""
 
 
-def make_sequential_variants(context: StageContext, name: str, method: LayerMethod, block: int) -> None:
-    """Compress a block to every level, given what the compressed blocks before it make of the calibration tokens.
+def make_sequential_variants(context: StageContext, name: str, method: LayerMethod, blocks: Sequence[int]) -> None:
+    """Compress blocks to every level, given what the compressed ones before each make of the calibration tokens.
 
-    Writes the variants, and the hidden states after the block at ``method.propagation_level``; the Hessians are not
-    kept, since they hold for this chain only.
+    Writes the variants of each of the ``blocks``, which follow one another, and the hidden states after it at
+    ``method.propagation_level``; the Hessians are not kept, since they hold for this chain only. What is made is kept
+    aside until all blocks are there, so that a job that was killed goes on with the block that it was at.
 
     Raises:
         ArtifactError: tokens, layers or the hidden states are missing, damaged, or of another model or chain.
@@ -51,7 +49,7 @@ def make_sequential_variants(context: StageContext, name: str, method: LayerMeth
         ModelError: a weight cannot be read.
     """
     run = context.run
-    layers = included_layers(run, name, method, block)
+    layers = {block: included_layers(run, name, method, block) for block in blocks}
     provenance = variants_provenance(context, method)
     tokens = read_tokens(run, "calibration")
     facts = calibration_facts(run, tokens)
@@ -59,10 +57,36 @@ def make_sequential_variants(context: StageContext, name: str, method: LayerMeth
     model = BlockwiseModel.from_folder(
         run.model, context.device, resident=False, quick=True, trust_remote_code=context.trust_remote_code
     )
-    hidden, inputs = embed(model, tokens[:1] if block else tokens)
-    if block:
-        hidden = _read_state(run.chain_state(name, block - 1), provenance, facts).to(model.dtype)
-    model.load_block(block)
+    todo = list(dropwhile(lambda block: is_made(run, name, block, provenance, facts, chain=True), blocks))
+    first = todo[0] if todo else blocks[-1]
+    hidden, inputs = embed(model, tokens[:1] if first else tokens)
+    if first:
+        before = run.chain_state if first == blocks[0] else run.made_state
+        hidden = _read_state(before(name, first - 1), provenance, facts).to(model.dtype)
+    for block in todo:
+        model.load_block(block)
+        variants = _make_block(context, name, method, model, block, hidden, inputs, layers[block])
+        model.unload_block(block)
+        if block + 1 == len(model.blocks):
+            hidden = hidden[:0]  # nothing comes after
+        table = variant_table(variants, layers[block], method)
+        paths = run.made_tensors(name, block), run.made_table(name, block)
+        write_packed(*paths, variants, table, provenance, facts)
+        write_tensors({_STATE: hidden}, run.made_state(name, block), provenance, facts)
+    put_in_place(run, name, blocks, chain=True)
+
+
+def _make_block(
+    context: StageContext,
+    name: str,
+    method: LayerMethod,
+    model: BlockwiseModel,
+    block: int,
+    hidden: Tensor,
+    inputs: BlockInputs,
+    layers: pd.DataFrame,
+) -> list[Variant]:
+    """Variants of a block; hidden states [S, L, H] before it become those after it, unless it is the last."""
     hessians = observe_block(model, block, hidden, inputs, layers, outputs=False)
     description = f"variants {name}, block {block}"
     variants = compress_layers(context, description, method, layers, hessians.__getitem__)
@@ -70,12 +94,8 @@ def make_sequential_variants(context: StageContext, name: str, method: LayerMeth
     weights = unpacked(_at_level(variants, str(method.propagation_level), shapes), shapes, model)
     if block + 1 < len(model.blocks):
         advance(model, block, hidden, inputs, weights)
-    else:
-        hidden = hidden[:0]  # nothing comes after
-    table = variant_table(variants, layers, method)
-    write_variants(run, name, block, variants, table, provenance, facts)
-    write_tensors({_STATE: hidden}, run.chain_state(name, block), provenance, facts)
-    log.info("%s: %d sequences go on at level %s", description, len(hidden), method.propagation_level)
+        log.info("%s: %d sequences go on at level %s", description, len(hidden), method.propagation_level)
+    return variants
 
 
 def calibration_facts(run: Run, tokens: Tensor) -> dict[str, object]:

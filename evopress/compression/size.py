@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.compression.dropped import Dropped, dropped_modules, idle_tensors
-from evopress.compression.families import LayerFamily, family_of, of_modules
+from evopress.compression.families import MIXED, LayerFamily, family_of, of_modules
 from evopress.models.checkpoint import Checkpoint
 from evopress.util.errors import ArtifactError
 
@@ -76,14 +77,29 @@ def compressed_size(checkpoint: Checkpoint, configuration: pd.DataFrame, layers:
         bits = 8 * total / sum(count for name, count in checkpoint.elements().items() if name not in idle)
         return Size(bits, bits, total, depth=depth)
     parameters, packed = int(searched["parameters"].sum()), int(searched["bytes"].sum())
-    dense = _searched_bytes(checkpoint, sizes, searched)
     in_use = searched[[_stored(checkpoint, unit) not in idle for unit in searched["unit"]]]
     total += int(in_use["bytes"].sum()) - _searched_bytes(checkpoint, sizes, in_use)
-    family, cost = family_of(searched), int(searched["cost"].sum())
+    family = _family_of_layers(searched)
+    bits, average = _counted(checkpoint, sizes, searched)
+    if family is MIXED:  # each family counts its own, and bytes are what they have in common
+        own = [rows for _, rows in searched.groupby("family", sort=False)]
+        weights = [int(rows["parameters"].sum()) for rows in own]
+        bits = float(np.average([_counted(checkpoint, sizes, rows)[0] for rows in own], weights=weights))
+        average = family.average(packed, parameters)
+    return Size(bits, 8 * packed / parameters, total, family, average, depth)
+
+
+def _counted(checkpoint: Checkpoint, sizes: Mapping[str, int], rows: pd.DataFrame) -> tuple[float, float]:
+    """Bits without overhead, and the average, of layers as the family of their levels counts them."""
+    family, cost, parameters = _family_of_layers(rows), int(rows["cost"].sum()), int(rows["parameters"].sum())
+    return family.bits(cost, parameters, _searched_bytes(checkpoint, sizes, rows)), family.average(cost, parameters)
+
+
+def _family_of_layers(rows: pd.DataFrame) -> LayerFamily:
+    family = family_of(rows)
     if not isinstance(family, LayerFamily):
         raise ArtifactError(f"configuration: levels of the family {family.name!r} are no levels of linear layers")
-    bits, average = family.bits(cost, parameters, dense), family.average(cost, parameters)
-    return Size(bits, 8 * packed / parameters, total, family, average, depth)
+    return family
 
 
 def size_of(run: Run, configuration: pd.DataFrame) -> Size:

@@ -5,19 +5,25 @@ input and shape; all share one Cholesky factor. With H = R R^T, R upper triangul
 shifts the columns after it by -e_j G_j, where G = R_jj (R^-1)_j is the j-th row of the inverse factor scaled to a unit
 diagonal, and costs e_j^2 R_jj^2 (R_jj^2 is 1/[H_j^-1]_jj, with H_j the Hessian of the columns from j on).
 
+Weights that are kept may be rounded in the same sweep (section 3.5, joint sparsification and quantization): the columns
+after one make up for its weights that went and for its rounding alike. The grid of a group of inputs is fitted when the
+sweep reaches it.
+
 The sweep looks left: a chunk of columns first collects, in one matrix product, what the errors of all columns before it
 do to it. Chunks nest (a block, a few columns, one column), so that nearly all work is in the products of the blocks.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from evopress.compression.cholesky import damped_cholesky, forward, invert_unit_lower
-from evopress.compression.pruning import Pruned, lowest, ranks
-from evopress.compression.sparsity import SparsityLevel, portions
+from evopress.compression.grid import SCALE_DTYPE, fit_grid, highest_codes
+from evopress.compression.pruning import lowest, ranks
+from evopress.compression.sparsity import Pruned, Rounded, SparsityLevel, portions
 from evopress.util.errors import CompressionError
 
 _INNER_CHUNK = 16
@@ -39,6 +45,15 @@ class InverseFactor:
     damping: float
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """How weights that are kept are rounded: to grids with a zero point."""
+
+    bits: int
+    group: int
+    """Inputs that share a scale."""
+
+
 def inverse_factor(hessian: Tensor, damping: float) -> InverseFactor:
     """Factorize the damped Hessian and invert the factor, in float64.
 
@@ -57,6 +72,7 @@ def sparsegpt(
     levels: Sequence[SparsityLevel],
     block_size: int = 128,
     even_blocks: bool = False,
+    rounding: Rounding | None = None,
 ) -> Pruned:
     """Prune layers to several sparsities, compensating each removed weight in the columns after it.
 
@@ -73,13 +89,15 @@ def sparsegpt(
         levels: all unstructured, or all of patterns with the same m.
         block_size: columns between two updates by all earlier ones; also those among which a mask is chosen.
         even_blocks: take the same share from every block of columns, as the paper does.
+        rounding: of the weights that are kept; None leaves them as they are. Its groups divide the columns, and are
+            divided by the m of patterns. Blocks of columns are cut where groups end.
 
     Raises:
-        CompressionError: a compensated weight does not fit the type of the weights.
+        CompressionError: a compensated weight does not fit the type of the weights, or the scales.
     """
-    sweep = _Sweep(weights, factor, levels, block_size, even_blocks)
+    sweep = _Sweep(weights, factor, levels, block_size, even_blocks, rounding)
     sweep.run()
-    pruned = Pruned(sweep.inputs_last(sweep.stored), sweep.inputs_last(sweep.kept), sweep.errors())
+    pruned = Pruned(sweep.inputs_last(sweep.stored), sweep.inputs_last(sweep.kept), sweep.errors(), sweep.rounded())
     if not bool(torch.isfinite(pruned.errors).all()):
         raise CompressionError(f"a compensated weight exceeds {weights.dtype}; raise the damping or exclude the layer")
     return pruned
@@ -99,6 +117,7 @@ class _Sweep:
         levels: Sequence[SparsityLevel],
         block_size: int,
         even_blocks: bool,
+        rounding: Rounding | None,
     ) -> None:
         layers, rows, columns = weights.shape
         self.shape = len(levels), layers, rows, columns
@@ -109,28 +128,28 @@ class _Sweep:
         self.kept = torch.empty_like(self.panel, dtype=torch.bool)
         self.stored = torch.empty_like(self.panel, dtype=weights.dtype)
         self.pruned = torch.empty_like(self.panel[0])
+        self.grids = _Grids(rounding, self.panel, factor.pivots) if rounding else None
         pattern = levels[0].pattern
-        self.choice = pattern[1] if pattern else min(block_size, columns)
+        group = rounding.group if rounding else None
+        self.chunks, self.choice = _chunks(min(block_size, columns), pattern and pattern[1], group)
         self.mask, self.mask_start = torch.empty_like(self.panel[: self.choice]), 0
-        self.shares = self._even_shares() if even_blocks or pattern else self._shares_by_score()
-        self.chunks = _chunks(min(block_size, columns), pattern[1] if pattern else None)
+        outer = range(0, columns, self.chunks[0])
+        starts = [begin for start in outer for begin in range(start, min(start + outer.step, columns), self.choice)]
+        widths = [stop - start for start, stop in pairwise([*starts, columns])]
+        self.block_at = {start: number for number, start in enumerate(starts)}
+        self.shares = self._even_shares(widths) if even_blocks or pattern else self._shares_by_score(widths)
 
-    def _even_shares(self) -> list[list[list[int]]]:
-        """Weights that go at each level, from each layer, in each block of columns."""
-        _, layers, _, columns = self.shape
-        widths = [min(self.choice, columns - start) for start in range(0, columns, self.choice)]
-        return [[portions(level.removed, widths)] * layers for level in self.levels]
+    def _even_shares(self, widths: list[int]) -> list[list[list[int]]]:
+        """Weights that go at each level, from each layer, in each block of columns of these ``widths``."""
+        return [[portions(level.removed, widths)] * self.shape[1] for level in self.levels]
 
-    def _shares_by_score(self) -> list[list[list[int]]]:
+    def _shares_by_score(self, widths: list[int]) -> list[list[list[int]]]:
         """The same, as many as the lowest scores of the whole layer have there before anything is compensated."""
         _, layers, rows, columns = self.shape
         scores = (self.original * self.factor.pivots[:, None]).abs_().view(columns, layers, rows)
         flat = [scores[:, layer].flatten() for layer in range(layers)]
         return [
-            [
-                [int(part.sum()) for part in lowest(own, level.removed).view(columns, rows).split(self.choice)]
-                for own in flat
-            ]
+            [[int(part.sum()) for part in lowest(own, level.removed).view(columns, rows).split(widths)] for own in flat]
             for level in self.levels
         ]
 
@@ -141,6 +160,16 @@ class _Sweep:
     def inputs_last(self, tensor: Tensor) -> Tensor:
         """[columns, everything] to [levels, layers, rows, columns]."""
         return tensor.t().contiguous().view(self.shape)
+
+    def rounded(self) -> Rounded | None:
+        """Codes and grids, in the layout of `Rounded`."""
+        if self.grids is None:
+            return None
+        scales, zeros = (
+            part.t().contiguous().view(*self.shape[:3], -1) for part in (self.grids.scales, self.grids.zeros)
+        )
+        codes = self.inputs_last(self.grids.codes)
+        return Rounded(self.grids.bits, codes, scales.to(SCALE_DTYPE), zeros.byte())
 
     def errors(self) -> Tensor:
         """tr(dW H dW^T) by level and layer; to be called once, after `run`."""
@@ -165,6 +194,8 @@ class _Sweep:
                 self.panel[begin:end].addmm_(influence, self.panel[start:begin], alpha=-1)
             if width == self.choice:
                 self._choose(begin, end)
+            if self.grids and width == self.grids.group:
+                self.grids.fit(begin, self._known_to_stay(begin, end))
             if finer:
                 self._visit(begin, end, finer)
             else:
@@ -188,24 +219,76 @@ class _Sweep:
         for level in range(levels):
             for layer in range(layers):
                 torch.mul(panel[:, level, layer], pivots, out=scores).abs_()
-                count = self.shares[level][layer][begin // self.choice]
+                count = self.shares[level][layer][self.block_at[begin]]
                 kept[:, level, layer] = ~lowest(scores.flatten(), count).view_as(scores)
 
     def _choose_among_neighbours(self, begin: int, end: int) -> None:
+        self.kept[begin:end] = self._highest_neighbours(begin, end)
+
+    def _highest_neighbours(self, begin: int, end: int) -> Tensor:
+        """Those of columns ``begin`` to ``end``, whole groups of m, that would be kept now, bool [columns, all]."""
         scores = (self.panel[begin:end] * self.factor.pivots[begin:end, None]).abs_()
         limits = [level.pattern[1] - level.pattern[0] for level in self.levels if level.pattern]
         limit = torch.tensor(limits, device=scores.device)[:, None]
-        self.kept[begin:end] = (ranks(scores, 0).view(end - begin, len(limits), -1) >= limit).flatten(1)
+        order = ranks(scores.unflatten(0, (-1, self.choice)), 1)
+        return (order.view(end - begin, len(limits), -1) >= limit).flatten(1)
+
+    def _known_to_stay(self, begin: int, end: int) -> Tensor:
+        """Weights of a group when the sweep reaches it, with zeros for those that go, as far as that is known."""
+        panel = self.panel[begin:end]
+        if end - begin <= self.choice:
+            return panel * self.mask[begin - self.mask_start : end - self.mask_start]
+        return panel * self._highest_neighbours(begin, end) if self.levels[0].pattern else panel
 
     def _prune_column(self, column: int) -> None:
         torch.mul(self.panel[column], self.mask[column - self.mask_start], out=self.pruned)
+        if self.grids:
+            self.grids.round_(column, self.pruned)
         stored = self.stored[column].copy_(self.pruned)
         torch.sub(self.panel[column], stored, out=self.panel[column])
 
 
-def _chunks(block_size: int, group: int | None) -> list[int]:
-    """Widths of nested chunks, wide to narrow, ending in 1; a ``group`` of neighbours that compete is one of them."""
-    widths = [block_size, min(_INNER_CHUNK, block_size), 1]
+class _Grids:
+    """The grids of all groups of inputs, each fitted when the sweep reaches it, and the codes of weights."""
+
+    def __init__(self, rounding: Rounding, panel: Tensor, pivots: Tensor) -> None:
+        self.bits, self.group = rounding.bits, rounding.group
+        self.highest = highest_codes(torch.tensor([[rounding.bits]], device=panel.device))
+        self.curvature = pivots.square()
+        self.codes = torch.empty_like(panel, dtype=torch.uint8)
+        self.scales = panel.new_empty(len(panel) // self.group, panel.shape[1])
+        self.inverse_scales, self.zeros = torch.empty_like(self.scales), torch.empty_like(self.scales)
+        self.rounded = torch.empty_like(panel[0])
+
+    def fit(self, begin: int, values: Tensor) -> None:
+        """Fit the grids of the group of inputs from ``begin`` on to ``values`` [inputs, everything]."""
+        importance, index = self.curvature[begin : begin + self.group], begin // self.group
+        grid = fit_grid(values[:, None], self.highest, symmetric=False, importance=importance, clip_search=True)
+        self.scales[index], self.zeros[index] = grid.scales[0], grid.zeros[0]
+        torch.reciprocal(grid.scales[0], out=self.inverse_scales[index])
+
+    def round_(self, column: int, weights: Tensor) -> None:
+        """Round the ``weights`` [everything] of a column in place; zeros stay zeros."""
+        group = column // self.group
+        torch.addcmul(self.zeros[group], weights, self.inverse_scales[group], out=self.rounded)
+        torch.minimum(self.rounded.round_().clamp_(min=0.0), self.highest[0], out=self.rounded)
+        self.codes[column].copy_(self.rounded)
+        torch.sub(self.rounded, self.zeros[group], out=weights).mul_(self.scales[group])
+
+
+def _chunks(block_size: int, neighbours: int | None, group: int | None) -> tuple[list[int], int]:
+    """Widths of nested chunks, wide to narrow, ending in 1, and the one among whose columns a mask is chosen.
+
+    Args:
+        block_size: columns between two updates by all earlier ones.
+        neighbours: how many compete, where they do; among the widths.
+        group: inputs whose grid is fitted when the sweep reaches them, where weights are rounded; among the widths.
+    """
+    block, inner = block_size, min(_INNER_CHUNK, block_size)
+    if neighbours is not None:
+        block, inner = -(-block_size // neighbours) * neighbours, _INNER_CHUNK // neighbours * neighbours
     if group is not None:
-        widths = [-(-block_size // group) * group, _INNER_CHUNK // group * group, group, 1]
-    return sorted({width for width in widths if width}, reverse=True)
+        block = block // group * group or block
+        inner = inner if inner < group else 0
+    widths = {block, inner, neighbours or block, group or block, 1} - {0}
+    return sorted(widths, reverse=True), neighbours or block

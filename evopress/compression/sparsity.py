@@ -11,25 +11,21 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from evopress.compression.base import LayerMethod, LayerShape, Level, Variant, sweep_bytes, sweep_operations
+from evopress.compression.base import Format, LayerMethod, Level, Variant
 from evopress.compression.families import SPARSITY
+from evopress.compression.layers import LayerShape, sweep_bytes, sweep_operations
 from evopress.util.errors import CompressionError
 from evopress.util.progress import log
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evopress.compression.pruning import Pruned
-
-    Prune = Callable[[Tensor, Sequence["SparsityLevel"]], Pruned]
+    Prune = Callable[[Tensor, Sequence["SparsityLevel"]], "Pruned"]
     """(weights [layers, rows, columns], levels) -> all levels of all layers."""
-
-_BYTES_PER_WEIGHT = 16
-"""Peak memory of a sweep per level and weight: the float32 panel, weights and mask in both layouts."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,55 @@ class SparsityLevel:
     """Weights of the layer that become zero."""
     pattern: tuple[int, int] | None = None
     """n of every m neighbouring inputs are kept; None is anywhere in the layer."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """The weights that are kept as integers: (code - zero) x scale; those that go have the zero point as their code."""
+
+    bits: int
+    codes: "Tensor"
+    """uint8 [levels, layers, rows, columns]."""
+    scales: "Tensor"
+    """In the type that stores them, [levels, layers, rows, groups]."""
+    zeros: "Tensor"
+    """uint8 [levels, layers, rows, groups]."""
+    exponents: tuple[int, ...] = ()
+    """Of the powers of two by which each layer was multiplied to have such scales; empty where none was."""
+
+    def packed(self, level: int, layer: int, kept: "Tensor") -> "tuple[Format, dict[str, Tensor]]":
+        """Format and parts of a layer at a level, of which the weights ``kept`` (bool [rows, columns]) are left."""
+        from evopress.compression.formats.sparse_integer import SparseIntegerFormat
+
+        scales = self.scales[level, layer]
+        form = SparseIntegerFormat(self.bits, kept.shape[1] // scales.shape[1])
+        if self.exponents and self.exponents[layer]:
+            scales = scales.float() * 2.0 ** -self.exponents[layer]
+        return form, form.encode(self.codes[level, layer], kept, scales, self.zeros[level, layer])
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Some levels of some layers of the same shape."""
+
+    weights: "Tensor"
+    """With zeros, in the type of the given weights, [levels, layers, rows, columns]."""
+    kept: "Tensor"
+    """Which weights are kept (and may still be zero), bool [levels, layers, rows, columns]."""
+    errors: "Tensor"
+    """tr(dW H dW^T), with the Hessian as given (no damping), float64 [levels, layers]."""
+    rounded: Rounded | None = None
+    """Where the weights that are kept are rounded."""
+
+    def packed(self, level: int, layer: int) -> "tuple[Format, dict[str, Tensor]]":
+        """Format and parts of a layer at a level."""
+        from evopress.compression.formats.bitmask import BitmaskFormat
+
+        kept = self.kept[level, layer]
+        if self.rounded is not None:
+            return self.rounded.packed(level, layer, kept)
+        form = BitmaskFormat()
+        return form, form.encode(self.weights[level, layer], kept)
 
 
 def unstructured_levels(parameters: int, target: float, step: int, each_way: int) -> list[SparsityLevel]:
@@ -148,6 +193,13 @@ class PruningMethod(LayerMethod):
     _only: frozenset[str] | None = PrivateAttr(None)
     """Labels of the levels that are made; None is all."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only_some_round(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "bits" in values and "bits" not in cls.model_fields:
+            raise ValueError("bits: weights that are kept stay as they are; `method: sparsegpt` rounds them as well")
+        return values
+
     @field_validator("patterns")
     @classmethod
     def _check_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -156,6 +208,11 @@ class PruningMethod(LayerMethod):
         if len(set(patterns)) != len(patterns):
             raise ValueError(f"a pattern is named twice in {list(patterns)}")
         return patterns
+
+    @property
+    def bytes_per_weight(self) -> int:
+        """Peak memory of a sweep per level and weight: the float32 panel, weights and mask in both layouts."""
+        return 16
 
     def labels(self) -> list[str]:
         """Patterns, or steps from the target."""
@@ -176,18 +233,22 @@ class PruningMethod(LayerMethod):
 
     def levels_of(self, layer: LayerShape) -> list[Level]:
         """Levels from the densest to the sparsest."""
-        from evopress.compression.formats.bitmask import BitmaskFormat
-
         levels, parameters = self.sparsities(layer.parameters, layer.columns), layer.parameters
         return [
             Level(
                 level.label,
                 level.removed / parameters,
                 parameters - level.removed,
-                BitmaskFormat().bytes(parameters, parameters - level.removed, layer.itemsize),
+                self.packed_bytes(layer, parameters - level.removed),
             )
             for level in levels
         ]
+
+    def packed_bytes(self, layer: LayerShape, kept: int) -> int:
+        """Exact size of a layer of which ``kept`` weights are left."""
+        from evopress.compression.formats.bitmask import BitmaskFormat
+
+        return BitmaskFormat().bytes(layer.parameters, kept, layer.itemsize)
 
     def check_inputs(self, columns: int, everywhere: Collection[int]) -> None:
         """Refuse patterns that do not divide the inputs."""
@@ -222,11 +283,11 @@ class PruningMethod(LayerMethod):
 
         prune, damping = self.pruner(hessian)
         by_layer: dict[str, list[Variant]] = {layer: [] for layer in weights}
-        for layers in of_same_shape(weights, memory):
+        for layers in of_same_shape(weights, memory, self.bytes_per_weight):
             stacked = torch.stack([weights[layer] for layer in layers])
             levels = self._levels_of_all(layers, stacked)
             energies = torch.einsum("lrc,lrc->l", stacked.float() @ hessian, stacked.float()).double()
-            for batch in _batches(levels, stacked.numel(), memory):
+            for batch in _batches(levels, self.bytes_per_weight * stacked.numel(), memory):
                 pruned = prune(stacked, batch)
                 for number, layer in enumerate(layers):
                     by_layer[layer] += _packed(layer, number, batch, pruned, float(energies[number]), damping)
@@ -248,8 +309,8 @@ class PruningMethod(LayerMethod):
 
     def peak_bytes(self, layers: Sequence[LayerShape], memory: float) -> int:
         """With a panel of one level of a layer at least."""
-        panel = _BYTES_PER_WEIGHT * sum(len(self.levels_of(layer)) * layer.parameters for layer in layers)
-        least = _BYTES_PER_WEIGHT * max(layer.parameters for layer in layers)
+        panel = self.bytes_per_weight * sum(len(self.levels_of(layer)) * layer.parameters for layer in layers)
+        least = self.bytes_per_weight * max(layer.parameters for layer in layers)
         return sweep_bytes(layers, min(panel, max(memory, least)), factorizes=self.factorizes)
 
     def operations(self, layers: Sequence[LayerShape]) -> float:
@@ -257,24 +318,24 @@ class PruningMethod(LayerMethod):
         return sweep_operations(layers, [len(self.levels_of(layer)) for layer in layers], factorizes=self.factorizes)
 
 
-def of_same_shape(weights: "Mapping[str, Tensor]", memory: float) -> Iterator[list[str]]:
+def of_same_shape(weights: "Mapping[str, Tensor]", memory: float, bytes_per_weight: int) -> Iterator[list[str]]:
     """Names of layers of the same shape and type, as many together as the memory holds one level of."""
     by_kind: dict[object, list[str]] = {}
     for layer, weight in weights.items():
         by_kind.setdefault((weight.shape, weight.dtype), []).append(layer)
     for layers in by_kind.values():
-        most = _share_of(memory, weights[layers[0]].numel(), len(layers))
+        most = _share_of(memory, bytes_per_weight * weights[layers[0]].numel(), len(layers))
         yield from (layers[start : start + most] for start in range(0, len(layers), most))
 
 
-def _share_of(memory: float, weights: int, count: int) -> int:
-    """How many of ``count`` times so many weights a sweep may hold: at least one."""
-    return int(max(1.0, min(count, memory / (_BYTES_PER_WEIGHT * weights))))
+def _share_of(memory: float, size: int, count: int) -> int:
+    """How many of ``count`` things of ``size`` bytes each a sweep may hold: at least one."""
+    return int(max(1.0, min(count, memory / size)))
 
 
-def _batches(levels: Sequence[SparsityLevel], weights: int, memory: float) -> Iterator[list[SparsityLevel]]:
-    """Levels that one sweep makes: those without a pattern or of the same m, as many as the memory allows."""
-    most = _share_of(memory, weights, len(levels))
+def _batches(levels: Sequence[SparsityLevel], size: int, memory: float) -> Iterator[list[SparsityLevel]]:
+    """Levels that one sweep makes, ``size`` bytes each: those without a pattern or of the same m, as many as fit."""
+    most = _share_of(memory, size, len(levels))
     widths = dict.fromkeys(level.pattern and level.pattern[1] for level in levels)
     for width in widths:
         alike = [level for level in levels if (level.pattern and level.pattern[1]) == width]
@@ -283,22 +344,20 @@ def _batches(levels: Sequence[SparsityLevel], weights: int, memory: float) -> It
 
 
 def _packed(
-    layer: str, number: int, levels: Sequence[SparsityLevel], pruned: "Pruned", energy: float, damping: float
+    layer: str, number: int, levels: Sequence[SparsityLevel], pruned: Pruned, energy: float, damping: float
 ) -> Iterator[Variant]:
     """Variants of the layer at ``number`` in the stack."""
-    from evopress.compression.formats.bitmask import BitmaskFormat
-
-    form = BitmaskFormat()
+    parameters = pruned.weights[0, number].numel()
     for index, level in enumerate(levels):
-        weight, kept = pruned.weights[index, number], pruned.kept[index, number]
+        form, parts = pruned.packed(index, number)
         yield Variant(
             layer=layer,
             level=level.label,
-            value=level.removed / weight.numel(),
-            cost=weight.numel() - level.removed,
-            parameters=weight.numel(),
+            value=level.removed / parameters,
+            cost=parameters - level.removed,
+            parameters=parameters,
             format=str(form),
-            parts=form.encode(weight, kept),
+            parts=parts,
             error=float(pruned.errors[index, number]) / energy if energy > 0 else 0.0,
             damping=damping,
         )

@@ -1,11 +1,11 @@
-"""The variants stage: all levels of all linear layers of one block, from its Hessians and its weights.
+"""The variants stage: all levels of all linear layers of a block, from its Hessians and its weights.
 
 Input embedding and head are compressed by a job of their own (`make_embedding_variants`).
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,24 +16,24 @@ from torch import Tensor
 from evopress.artifacts.manifest import sha256
 from evopress.artifacts.paths import EMBEDDING, Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
-from evopress.artifacts.tables import LAYERS, VARIANTS, read_provenance, read_table, write_table
-from evopress.artifacts.tensors import check_tensors, read_tensors, write_tensors
-from evopress.compression.base import LayerMethod, Variant, layer_shapes
-from evopress.compression.store import tensor_name
+from evopress.artifacts.tables import LAYERS, read_provenance, read_table
+from evopress.artifacts.tensors import check_tensors, read_tensors
+from evopress.compression.base import LayerMethod, Variant
+from evopress.compression.block_files import is_made, put_in_place, variant_table, write_packed, write_variants
+from evopress.compression.layers import layer_shapes
 from evopress.config.context import StageContext
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import HEAD
-from evopress.models.skeleton import load_config, skeleton_of
-from evopress.models.structure import outer_table
 from evopress.models.verify import check_model
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError
-from evopress.util.progress import log, progress
+from evopress.util.progress import log, note, progress
 
 
-def make_variants(context: StageContext, name: str, method: LayerMethod, block: int) -> None:
-    """Compress the linear layers of one block to every level; write the packed tensors and their table.
+def make_variants(context: StageContext, name: str, method: LayerMethod, blocks: Sequence[int]) -> None:
+    """Compress the linear layers of some blocks to every level; write the packed tensors of each block and their table.
 
-    Reads the block's Hessians and weights by name; the model itself is not built. The table is written last.
+    Reads Hessians and weights by name; the model itself is not built. What is made is kept aside until all blocks are
+    there, so that a job that was killed goes on with the block that it was at.
 
     Raises:
         ArtifactError: Hessians or layers are missing, damaged or of another model; the disk is full.
@@ -41,13 +41,24 @@ def make_variants(context: StageContext, name: str, method: LayerMethod, block: 
         ConfigError: a pattern of ``exclude`` matches no layer, or the device is not there.
         ModelError: a weight cannot be read.
     """
-    run = context.run
+    for block in blocks:
+        _make_block(context, name, method, block)
+    put_in_place(context.run, name, blocks)
+
+
+def _make_block(context: StageContext, name: str, method: LayerMethod, block: int) -> None:
+    """Write the variants of one block where those of a job that goes on are kept, unless they are there."""
+    run, provenance = context.run, variants_provenance(context, method)
     layers = included_layers(run, name, method, block)
     check_model(run)
     hessian, facts = _hessians(run, block) if method.needs_hessians else _given_hessians(run, name, method, block)
+    if is_made(run, name, block, provenance, facts):
+        log.info("variants %s, block %d: made before the job was killed", name, block)
+        return
     variants = compress_layers(context, f"variants {name}, block {block}", method, layers, hessian)
     table = variant_table(variants, layers, method)
-    write_variants(run, name, block, variants, table, variants_provenance(context, method), facts)
+    paths = run.made_tensors(name, block), run.made_table(name, block)
+    write_packed(*paths, variants, table, provenance, facts)
 
 
 def make_embedding_variants(context: StageContext, name: str, method: LayerMethod) -> None:
@@ -86,6 +97,10 @@ def make_embedding_variants(context: StageContext, name: str, method: LayerMetho
 
 def outer_layers(run: Run, *, trust_remote_code: bool = False) -> pd.DataFrame:
     """Input embedding and head of the run's model (`outer_table`), from its config alone."""
+    # Only here: jobs that make the variants of blocks would spend more time on importing transformers than on a block.
+    from evopress.models.skeleton import load_config, skeleton_of
+    from evopress.models.structure import outer_table
+
     config = load_config(run.model, trust_remote_code=trust_remote_code)
     model = skeleton_of(config, torch.float32, trust_remote_code=trust_remote_code)
     model.tie_weights()
@@ -102,7 +117,11 @@ def _hessians(run: Run, block: int | str) -> tuple[Hessians, dict[str, object]]:
     manifest = check_tensors(path)
     calibrated = Provenance(**manifest["provenance"])
     require_same_model(run, calibrated, path)
-    facts = {"hessians": json.loads(calibrated.settings), "tokens": manifest["facts"].get("tokens")}
+    facts = {
+        "hessians": json.loads(calibrated.settings),
+        "tokens": manifest["facts"].get("tokens"),
+        "hessian_digests": manifest["tensors"],  # the settings do not tell what a file of text says
+    }
     return lambda group: read_tensors(path, [group])[group], facts
 
 
@@ -184,10 +203,10 @@ def compress_layers(
             own = hessian(str(group)).to(device)
             start = time.perf_counter()
             used, aims = prepare(str(group), weights) if prepare else (method, weights)
-            variants += _compress(aims, own, used, members, context.memory)
+            variants += _compress(aims, own, used, members, 1e9 * context.compute.host_gb)
             seconds += time.perf_counter() - start
             bar.advance(len(members))
-    log.info("%s: compressed in %.2f s, apart from reading and writing", description, seconds)
+    note(f"{description}: compressed in {seconds:.2f} s, apart from reading and writing")
     return variants
 
 
@@ -225,74 +244,5 @@ def _compress(
     for row in members.itertuples():
         own = [variant for variant in variants if variant.layer == row.layer]
         errors = ", ".join(f"{variant.level}: {variant.error:.2e}" for variant in own)
-        log.info("%s: relative output error by level %s; damping %g", row.name, errors, own[0].damping)
+        note(f"{row.name}: relative output error by level {errors}; damping {own[0].damping:g}")
     return variants
-
-
-def write_variants(
-    run: Run,
-    name: str,
-    block: int | str,
-    variants: list[Variant],
-    table: pd.DataFrame,
-    provenance: Provenance,
-    facts: Mapping[str, object],
-) -> None:
-    """Write tensors, then the table (VARIANTS schema): an old table must not stand beside new tensors.
-
-    Raises:
-        ArtifactError: the files cannot be written.
-    """
-    run.module_table(name).unlink(missing_ok=True)  # of another method under this name
-    write_packed(run.variant_tensors(name, block), run.variant_table(name, block), variants, table, provenance, facts)
-
-
-def write_packed(
-    tensors: Path,
-    path: Path,
-    variants: list[Variant],
-    table: pd.DataFrame,
-    provenance: Provenance,
-    facts: Mapping[str, object],
-) -> None:
-    """The same at the paths ``tensors`` and, for the table, ``path``."""
-    path.unlink(missing_ok=True)
-    named = {
-        tensor_name(variant.layer, variant.level, part): tensor
-        for variant in variants
-        for part, tensor in variant.parts.items()
-    }
-    write_tensors(named, tensors, provenance, facts)
-    write_table(table, path, VARIANTS, provenance)
-
-
-def variant_table(variants: list[Variant], layers: pd.DataFrame, method: LayerMethod) -> pd.DataFrame:
-    """Table with the VARIANTS schema.
-
-    Args:
-        variants: of layers of one block, or of input embedding and head.
-        layers: rows of the LAYERS schema.
-        method: that has made the variants.
-    """
-    rows = {row["layer"]: row for row in layers.to_dict("records")}
-    return pd.DataFrame(
-        [
-            {
-                "block": rows[variant.layer]["block"],
-                "layer": variant.layer,
-                "name": rows[variant.layer]["name"],
-                "family": method.family.name,
-                "level": variant.level,
-                "value": variant.value,
-                "cost": variant.cost,
-                "parameters": variant.parameters,
-                "bits_per_weight": 8 * variant.bytes / variant.parameters,
-                "bytes": variant.bytes,
-                "error": variant.error,
-                "damping": variant.damping,
-                "format": variant.format,
-            }
-            for variant in variants
-        ],
-        columns=VARIANTS.names,
-    )

@@ -61,12 +61,13 @@ class VariantStore:
         keys = zip(self.table["block"], self.table["layer"], self.table["level"], strict=True)
         self._formats: dict[tuple[int, str, str], str] = dict(zip(keys, self.table["format"], strict=True))
         shapes = zip(layers["block"], layers["layer"], layers["rows"], layers["columns"], strict=True)
-        self._shapes = {(block, layer): (int(rows), int(columns)) for block, layer, rows, columns in shapes}
+        self.shapes = {(block, layer): (int(rows), int(columns)) for block, layer, rows, columns in shapes}
+        """Rows and columns of each layer, by block and name."""
         if EMBEDDING in manifests:
             outer = manifests[EMBEDDING]["facts"]["shapes"]
             places = self.table[~self.table["block"].isin(self._blocks)].drop_duplicates("layer")
             for block, layer in zip(places["block"], places["layer"], strict=True):
-                self._shapes[block, layer] = outer[layer][0], outer[layer][1]
+                self.shapes[block, layer] = outer[layer][0], outer[layer][1]
         self._open: dict[int | str, tuple[Any, dict[tuple[str, str], list[str]]]] = {}
         self._ahead: dict[int | str, ReadAhead] = {}
 
@@ -109,11 +110,11 @@ class VariantStore:
             ArtifactError: there is no such variant, or the file cannot be read.
         """
         parts = self.packed(block, layer, level)
-        return decode(self._formats[block, layer, level], parts, self._shapes[block, layer], dtype, device)
+        return decode(self._formats[block, layer, level], parts, self.shapes[block, layer], dtype, device)
 
     def shape(self, block: int, layer: str) -> tuple[int, int]:
         """Rows and columns of a layer."""
-        return self._shapes[block, layer]
+        return self.shapes[block, layer]
 
     def read_ahead(self, block: int, variants: Sequence[tuple[str, str]]) -> None:
         """Have the system read variants of a block, (layer, level) each, from disk without waiting for them.

@@ -86,10 +86,12 @@ class HubText(_Text):
 
 
 class FileText(_Text):
-    """Local text: .txt (one document a file), .jsonl or .parquet (one document a row)."""
+    """Local text: .txt, .md or .rst (one document a file), .jsonl or .parquet (one document a row)."""
 
     source: Literal["file"] = "file"
-    path: UserPath = Field(min_length=1, description="A file, a folder of such files, or a glob pattern.")
+    path: UserPath = Field(
+        min_length=1, description="A file, a folder, or a glob pattern; of a folder, .md and .rst are left out."
+    )
     column: str | None = Field(None, min_length=1, description=_COLUMN)
     messages: bool = Field(False, description=_MESSAGES)
 
@@ -103,3 +105,15 @@ class DataSettings(Section):
     calibration: TextSettings = Field(description="Tokens from which Hessians are accumulated.")
     search: TextSettings = Field(description="Tokens on which candidates are judged.")
     evaluation: dict[Name, TextSettings] = Field(min_length=1, description="Held-out text, by name.")
+
+
+# How the Hessians are accumulated.
+
+
+class HessianSettings(Section):
+    """How the Hessians are accumulated."""
+
+    shards: int = Field(1, ge=1, description="Token shards that run as separate jobs and are then summed.")
+    keep: bool = Field(
+        True, description="False removes a block's Hessians when all that need them are done; new levels remake them."
+    )

@@ -1,4 +1,4 @@
-"""How finished models are judged."""
+"""How finished models are judged, and what their cards say."""
 
 from typing import Annotated, Any
 
@@ -48,9 +48,26 @@ def _section(value: Any) -> Any:
 
 
 class EvaluationSettings(Section):
-    """Perplexity on every data set of `data.evaluation`, lm-eval tasks, and exported files in their runtime."""
+    """Scores on every data set of `data.evaluation`, lm-eval tasks, and exported files in their runtime."""
 
     tasks: TaskSettings = TaskSettings()
     runtime: Annotated[
         RuntimeSettings | None, BeforeValidator(_section, json_schema_input_type=RuntimeSettings | bool | None)
     ] = None
+
+
+class CardSettings(Section):
+    """What model cards say that no artifact knows."""
+
+    quantized_by: str | None = Field(
+        None,
+        min_length=1,
+        description="Who compressed the models, as a user or organization of the hub: `quantized_by` of their cards.",
+    )
+
+
+class CardFacts(CardSettings):
+    """The same, with what the settings of a model's source say."""
+
+    base_model: str | None = None
+    """Repository on the hub that a GGUF file was made of."""

@@ -19,9 +19,16 @@ P = TypeVar("P", bound=Section)
 class Registry(Generic[P]):
     """The plug-ins of one kind."""
 
-    def __init__(self, key: str, base: type[P], *plugins: type[P]) -> None:
-        """Hold ``plugins``, of class ``base``; ``key`` is the setting that names one of them, as in `method`."""
-        self.key, self.base, self.plugins = key, base, list(plugins)
+    def __init__(self, key: str, base: type[P], *plugins: type[P], default: type[P] | None = None) -> None:
+        """Hold ``plugins``, of class ``base``.
+
+        Args:
+            key: the setting that names one of them, as in `method`.
+            base: their class.
+            plugins: all of them.
+            default: the one that is meant where a section names none; None if it has to.
+        """
+        self.key, self.base, self.plugins, self.default = key, base, list(plugins), default
 
     def register(self, plugin: type[P]) -> type[P]:
         """Add a plug-in from outside of the package; may be used as a decorator."""
@@ -50,6 +57,8 @@ class Registry(Generic[P]):
         if not isinstance(values, Mapping):
             what = "is empty: give it keys, or leave it out" if values is None else None
             raise ConfigError(f"{where}: {what or f'must be a section with keys of its own, not {values!r}'}")
+        if self.key not in values and self.default is not None:
+            return parse_section(self.default, values, where)
         if self.key not in values:
             raise ConfigError(f"{where}: the key {self.key!r} is missing: it says of which kind this section is")
         name = values[self.key]
@@ -64,5 +73,9 @@ class Registry(Generic[P]):
         """JSON schema of a section of this kind, and the definitions that it refers to."""
         references, whole = models_json_schema([(plugin, "validation") for plugin in self.plugins])
         kinds = [references[plugin, "validation"] for plugin in self.plugins]
+        for plugin in self.plugins:
+            if plugin is not self.default:
+                section = whole["$defs"][plugin.__name__]
+                section["required"] = [self.key, *section.get("required", [])]
         mapping = {name: kind["$ref"] for name, kind in zip(self.names, kinds, strict=True)}
         return {"oneOf": kinds, "discriminator": {"propertyName": self.key, "mapping": mapping}}, whole["$defs"]

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from evopress.artifacts.paths import Run
 from evopress.config.data import C4, DataSettings, FileText, FineWebEdu, HubText, Role, TextSettings, WikiText2
-from evopress.data.local import find_files
+from evopress.data.documents import find_files
 from evopress.util.errors import DataError
 
 _TEXT: TypeAdapter[TextSettings] = TypeAdapter(TextSettings)

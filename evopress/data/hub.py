@@ -9,7 +9,7 @@ from typing import Any
 
 from evopress.util.errors import DataError, brief
 from evopress.util.progress import log
-from evopress.util.retry import WAITS, is_transient, patiently
+from evopress.util.retry import WAITS, causes, is_transient, patiently
 
 Rows = Iterable[dict[str, Any]]
 
@@ -98,11 +98,13 @@ def read_rows(
         return None if is_transient(error) else DataError(f"{title}: {_lasting(error)}")
 
     def away(attempts: int, reason: str) -> DataError:
+        """The error of a hub that stays away."""
         return DataError(
             f"{title}: the hub did not answer in {attempts} attempts ({reason}); try again later, or use source: file"
         )
 
     def opened() -> Iterator[dict[str, Any]]:
+        """The rows that are left, of which the first has arrived."""
         return _rows_from(done, open_rows(split))
 
     while True:
@@ -129,10 +131,7 @@ def _lasting(error: BaseException) -> str:
     """What is wrong where another attempt would not help, and what to do."""
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled
 
-    links, link = [error], error.__cause__ or error.__context__
-    while link is not None:
-        links.append(link)
-        link = link.__cause__ or link.__context__
+    links = causes(error)
     offline = OfflineModeIsEnabled.__name__  # `datasets` only names it
     if any(isinstance(each, OfflineModeIsEnabled) or offline in str(each) for each in links) or _cache_alone(error):
         return (

@@ -14,8 +14,19 @@ from typing import Protocol
 
 import numpy as np
 
-from evopress.data.documents import AnyDocument, Document, Passage
-from evopress.data.local import ENCODING, Column, read_parquet, row_document, row_groups, row_of_line, told
+from evopress.data.documents import (
+    ENCODING,
+    TEXT_SUFFIXES,
+    AnyDocument,
+    Column,
+    Document,
+    Passage,
+    read_parquet,
+    row_document,
+    row_groups,
+    row_of_line,
+    told,
+)
 from evopress.util.errors import DataError
 
 SMALL = 1_000_000
@@ -100,7 +111,7 @@ def shuffled_range(count: int, rng: np.random.Generator) -> Iterator[int]:
 
 
 def _slots(name: str, path: Path, column: Column, length: int) -> Slots:
-    if path.suffix == ".txt":
+    if path.suffix in TEXT_SUFFIXES:
         return TextSlots(name, path, column, length)
     if path.suffix == ".jsonl":
         return LineSlots(name, path, column, length)

@@ -8,17 +8,24 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import TOKENS, read_table, write_table
 from evopress.config.data import Role, TextSettings
 from evopress.data.documents import Corpus, shuffled
-from evopress.data.encoder import Encoder, make_encoder
+from evopress.data.encoder import (
+    Encoded,
+    Encoder,
+    Window,
+    check_positions,
+    check_vocabulary,
+    choose,
+    load_tokenizer,
+    make_encoder,
+    pack,
+)
 from evopress.data.sources import open_corpus
-from evopress.data.tokenizer import check_positions, check_vocabulary, load_tokenizer
-from evopress.data.windows import Encoded, Window, choose, pack
 from evopress.util.errors import ArtifactError, DataError
 from evopress.util.progress import log, progress
 
@@ -50,7 +57,7 @@ def write_tokens(
     check_positions(settings.sequence_length, run.model, where, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(run.model, trust_remote_code=trust_remote_code)
     encoder = make_encoder(tokenizer, settings.bos, where, _model_type(run))
-    windows = fill_windows(open_corpus(settings, role), encoder, settings, where)
+    windows = make_windows(open_corpus(settings, role), encoder, settings, where)
     check_vocabulary(np.concatenate([window.tokens for window in windows]), tokenizer, run.model)
     write_table(to_frame(windows, encoder.start), run.tokens(dataset), TOKENS, provenance)
     log.info("%s: %d sequences of %d tokens", where, len(windows), settings.sequence_length)
@@ -92,19 +99,8 @@ def read_counted(run: Run, dataset: str) -> torch.Tensor:
     return torch.from_numpy(counted)
 
 
-def make_windows(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, settings: TextSettings, where: str
-) -> list[Window]:
+def make_windows(corpus: Corpus, encoder: Encoder, settings: TextSettings, where: str) -> list[Window]:
     """Encode, pack and choose the windows of a corpus; ``where`` is the setting that error messages name.
-
-    Raises:
-        DataError: the text is empty or too short.
-    """
-    return fill_windows(corpus, make_encoder(tokenizer, settings.bos, where), settings, where)
-
-
-def fill_windows(corpus: Corpus, encoder: Encoder, settings: TextSettings, where: str) -> list[Window]:
-    """The same with a given encoder.
 
     Raises:
         DataError: the text is empty or too short.
@@ -122,7 +118,7 @@ def fill_windows(corpus: Corpus, encoder: Encoder, settings: TextSettings, where
         windows = _reported(windows, f"{where}: tokenizing", count, "sequences")
     chosen = choose(windows, count or corpus.usual_windows, rng if corpus.order == "windows" else None)
     if count is not None and len(chosen) < count and corpus.whole is not None:
-        return fill_windows(replace(corpus, documents=corpus.whole, whole=None), encoder, settings, where)
+        return make_windows(replace(corpus, documents=corpus.whole, whole=None), encoder, settings, where)
     _check_enough(corpus.source, encoded.total, len(chosen), count, length, where)
     return chosen
 

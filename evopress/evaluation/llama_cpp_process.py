@@ -93,6 +93,7 @@ class _Model:
 
     @cached_property
     def vocabulary(self) -> Any:
+        """What the library knows the tokens of the model by."""
         return self.library.llama_model_get_vocab(self.pointer)
 
     @cached_property
@@ -111,6 +112,7 @@ class _Model:
         return _Context(self, pointer)
 
     def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text, with those that the file asks to be added, and special ones parsed."""
         raw = text.encode()
         room = (ctypes.c_int32 * (len(raw) + 8))()
         count = self.library.llama_tokenize(self.vocabulary, raw, len(raw), room, len(room), True, True)
@@ -126,6 +128,7 @@ class _Context(NamedTuple):
     pointer: Any
 
     def clear(self) -> None:
+        """Empty the cache."""
         library = self.model.library
         library.llama_memory_clear(library.llama_get_memory(self.pointer), True)
 

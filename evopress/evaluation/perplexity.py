@@ -1,26 +1,56 @@
-"""Perplexity of a model, and its divergence from the dense one, on held-out text."""
+"""Perplexity of a model, its divergence from the dense one, and how often both agree, on held-out text."""
 
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from evopress.artifacts.exports import model_folder
+from evopress.artifacts.manifest import sha256
 from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import PERPLEXITY, read_provenance, write_table
+from evopress.artifacts.tensors import read_manifest, read_tensors, write_tensors
 from evopress.config.context import StageContext
 from evopress.data.tokens import read_counted, read_tokens
-from evopress.evaluation.hidden import read_dense_hidden, write_dense_hidden
-from evopress.models.blockwise import BlockwiseModel
-from evopress.models.propagation import final_hidden
+from evopress.models.blockwise import BlockwiseModel, final_hidden
 from evopress.models.verify import check_model
-from evopress.util.errors import ModelError
-from evopress.util.metrics import kl_per_token, nll_per_token
+from evopress.util.errors import ArtifactError, ModelError
+from evopress.util.metrics import error_of_mean, kl_per_token, nll_per_token
+
+# The dense model's final hidden states, kept so that every compressed model is compared with the same teacher.
+
+
+def write_dense_hidden(run: Run, dataset: str, hidden: torch.Tensor, provenance: Provenance) -> None:
+    """Keep the dense model's final hidden states [S, L, H], with the digest of the tokens they belong to.
+
+    Raises:
+        ArtifactError: the file cannot be written.
+    """
+    facts = {"dataset": dataset, "tokens_sha256": sha256(run.tokens(dataset))}
+    write_tensors({"hidden": hidden}, run.dense_hidden(dataset), provenance, facts)
+
+
+def read_dense_hidden(run: Run, dataset: str, provenance: Provenance) -> torch.Tensor:
+    """Final hidden states [S, L, H] of the dense model.
+
+    Raises:
+        ArtifactError: missing, damaged, made by another model or from other tokens.
+    """
+    path = run.dense_hidden(dataset)
+    manifest = read_manifest(path)
+    same_model = manifest["provenance"].get("model") == provenance.model
+    if not same_model or manifest.get("facts", {}).get("tokens_sha256") != sha256(run.tokens(dataset)):
+        what = "from other tokens" if same_model else "by another model"
+        raise ArtifactError(f"{path}: was made {what} than those in {run.root}; delete it and run again")
+    return read_tensors(path)["hidden"]
+
 
 RUN_TOKENS = 8192
 """Tokens that go through a block at once."""
@@ -84,13 +114,12 @@ def _measure(
     teacher = None if search == DENSE else read_dense_hidden(run, dataset, provenance)
     hidden = final_hidden(model, tokens, RUN_TOKENS, f"{search} on {dataset}")
     predicts = predicted(read_counted(run, dataset))
-    nll, kl = mean_nll_and_kl(model, hidden, tokens, predicts, teacher, dense)
-    if math.isnan(nll) or math.isnan(kl):
+    scores = score(model, hidden, tokens, predicts, teacher, dense)
+    if math.isnan(scores.perplexity) or math.isnan(scores.kl):
         raise ModelError(f"{model.checkpoint.folder}: gives NaN on {dataset}; check its weights")
     if search == DENSE:
         write_dense_hidden(run, dataset, hidden, provenance)
-    count = int(predicts.sum())
-    return {"search": search, "dataset": dataset, "perplexity": float(np.exp(nll)), "kl": kl, "tokens": count}
+    return {"search": search, "dataset": dataset, **asdict(scores), "tokens": int(predicts.sum())}
 
 
 def predicted(counted: torch.Tensor) -> torch.Tensor:
@@ -100,16 +129,29 @@ def predicted(counted: torch.Tensor) -> torch.Tensor:
     return predicts
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Means over the predicted tokens of a text, with standard errors over its sequences."""
+
+    perplexity: float
+    kl: float
+    """KL(teacher || model), nats per token."""
+    kl_stderr: float
+    agreement: float
+    """Share of tokens at which the model's most likely token is the teacher's; of equal logits, the first counts."""
+    agreement_stderr: float
+
+
 @torch.inference_mode()
-def mean_nll_and_kl(
+def score(
     model: BlockwiseModel,
     hidden: torch.Tensor,
     tokens: torch.Tensor,
     predicts: torch.Tensor,
     teacher: torch.Tensor | None,
     dense: BlockwiseModel | None = None,
-) -> tuple[float, float]:
-    """Mean negative log-likelihood and mean KL(teacher || model), in nats, over the predicted tokens.
+) -> Scores:
+    """Compare a model with the text and with the teacher.
 
     Each window is scored on its own: tokens 1 to L-1 are predicted, each from those before it, start tokens apart.
     Each model's logits come from its own final norm and head, which may be compressed, too.
@@ -119,21 +161,31 @@ def mean_nll_and_kl(
         hidden: [S, L, H] final hidden states.
         tokens: [S, L] int64.
         predicts: [S, L] bool, the positions that are scored (`predicted`).
-        teacher: [S, L, H] final hidden states of the dense model; None measures no divergence (it is 0).
+        teacher: [S, L, H] final hidden states of the dense model; None where the model is the dense one, which
+            agrees with itself.
         dense: gives logits from those; None where ``model`` has the same norm and head.
     """
-    targets = tokens.roll(-1, dims=1).flatten()
-    keep = predicts.flatten()
-    nll = kl = 0.0
+    length, keep, targets = tokens.shape[1], predicts.flatten(), tokens.roll(-1, dims=1).flatten()
+    sums = torch.zeros((3, len(tokens)), dtype=torch.float64)  # of nll, KL and agreement, by sequence
     for rows in torch.arange(len(targets)).split(max(1, LOGITS // model.vocab_size)):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        kept = keep[part].to(model.device)
-        logits = _logits(model, hidden, part)
-        nll += nll_per_token(logits, targets[part].to(model.device))[kept].double().sum().item()
+        kept, logits = keep[part].to(model.device), _logits(model, hidden, part)
+        found = [nll_per_token(logits, targets[part].to(model.device))]
         if teacher is not None:
-            kl += kl_per_token(_logits(dense or model, teacher, part), logits)[kept].double().sum().item()
-    count = int(keep.sum())
-    return nll / count, kl / count
+            theirs = _logits(dense or model, teacher, part)
+            found += [kl_per_token(theirs, logits), (logits.argmax(-1) == theirs.argmax(-1)).float()]
+        scores = torch.stack(found)[:, kept].double().cpu()
+        sums[: len(found)].index_add_(1, rows[kept.cpu()] // length, scores)
+    return _scores(sums.numpy(), predicts.sum(1).numpy(), itself=teacher is None)
+
+
+def _scores(sums: NDArray[np.float64], counts: NDArray[np.int64], *, itself: bool) -> Scores:
+    """From sums [3, S] over the ``counts`` [S] predicted tokens of each sequence; ``itself`` is the teacher."""
+    nll, kl, agreement = (sums.sum(1) / counts.sum()).tolist()
+    if itself:
+        return Scores(float(np.exp(nll)), 0.0, math.nan, 1.0, math.nan)
+    errors = [error_of_mean(each / np.maximum(counts, 1), counts) for each in sums[1:]]
+    return Scores(float(np.exp(nll)), kl, errors[0], agreement, errors[1])
 
 
 def _logits(model: BlockwiseModel, hidden: torch.Tensor, part: slice) -> torch.Tensor:

@@ -35,8 +35,7 @@ from evopress.data.tokens import read_counted, read_tokens
 from evopress.evaluation.llama_cpp import logits, resident_bytes, runtime_version, speeds
 from evopress.evaluation.perplexity import RUN_TOKENS, predicted
 from evopress.export.gguf.file import write_gguf
-from evopress.models.blockwise import BlockwiseModel
-from evopress.models.propagation import final_hidden
+from evopress.models.blockwise import BlockwiseModel, final_hidden
 from evopress.models.verify import check_model
 from evopress.util.errors import ModelError
 from evopress.util.metrics import kl_per_token, nll_per_token

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from evopress.compression.base import LayerShape, Method
+from evopress.compression.base import Method
 from evopress.compression.families import LayerFamily
+from evopress.compression.layers import LayerShape
 from evopress.config.base import Section
 from evopress.config.context import StageContext
 from evopress.search.base import Strategy
@@ -49,6 +50,9 @@ class Exporter(Section):
 
     weights: ClassVar[str] = ".safetensors"
     """How the names of the files end that hold its weights; their size is told in cards and comparisons."""
+
+    of_dropped: ClassVar[bool] = False
+    """Whether it is for models that lost modules alone."""
 
     reads: ClassVar[tuple[str, ...]] = ()
     """Other exports of the same search that must be there before."""

@@ -11,27 +11,39 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from evopress.artifacts.atomic import write_text
+from evopress.artifacts.atomic import write_bytes, write_text
 from evopress.artifacts.exports import read_export_manifest, recorded_polish, weights_bytes
 from evopress.artifacts.model_facts import ModelFacts, read_model_facts
-from evopress.artifacts.paths import DENSE, GGUF, HUGGINGFACE, Run
-from evopress.artifacts.tables import PERPLEXITY, RUNTIME, read_table, settings_of
-from evopress.compression.families import MODULES, LayerFamily, of_modules
+from evopress.artifacts.paths import Run
+from evopress.artifacts.provenance import versions
+from evopress.artifacts.tables import settings_of
+from evopress.compression.families import MODULES, LayerFamily
 from evopress.compression.size import Size, dense_size, size_of
+from evopress.config.base import to_yaml
 from evopress.config.context import StageContext
-from evopress.data.held_out import recorded_leaks
+from evopress.config.evaluation import CardFacts
 from evopress.export.base import Exporter
-from evopress.export.depth_card import DepthFolder, depth_introduction, depth_size_rows, depth_title, modules_table
-from evopress.export.markdown import escape, fenced, markdown_table
+from evopress.export.card_sections import (
+    DepthFolder,
+    depth_introduction,
+    depth_size_rows,
+    depth_title,
+    escape,
+    fenced,
+    held_out_section,
+    markdown_table,
+    modules_table,
+    runtime_section,
+)
+from evopress.export.level_map import level_png, shown_levels
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import OUTER
 from evopress.search.configuration import Configuration
 from evopress.search.strategies import STRATEGIES
 from evopress.search.target import megabytes, target_text
 from evopress.util.errors import ConfigError
-from evopress.util.versions import versions
-from evopress.util.yaml_text import to_yaml
 
+NOTHING_TOLD = CardFacts()
 _IN_SEQUENCE = (
     "The model was polished: once the levels were chosen, the layers were compressed to them once more, block after "
     "block, with inputs from the compressed blocks before"
@@ -44,47 +56,55 @@ POLISHED = {
 """What the card says of a polish."""
 
 
-def write_card(context: StageContext, search: str, exporter: Exporter) -> None:
-    """Write README.md into the folder of an export; perplexity is told if it has been measured.
+def write_card(context: StageContext, search: str, exporter: Exporter, settings: CardFacts = NOTHING_TOLD) -> None:
+    """Write README.md and the picture of the levels into the folder of an export.
+
+    What held-out text tells is in the card if it has been measured.
 
     Raises:
         ArtifactError: the export, its configuration or a table is missing, damaged or of another model.
     """
     run = context.run
     read_export_manifest(run, search, exporter.exporter)
-    write_text(run.card(search, exporter.exporter), render_card(run, search, exporter))
+    write_bytes(run.level_map(search, exporter.exporter), level_png(Configuration.read(run, search).table))
+    write_text(run.card(search, exporter.exporter), render_card(run, search, exporter, settings))
 
 
-def render_card(run: Run, search: str, exporter: Exporter) -> str:
+def render_card(run: Run, search: str, exporter: Exporter, settings: CardFacts) -> str:
     """Text of the card.
 
     Args:
         run: of the run.
         search: name of the search.
         exporter: wrote the folder that the card lies in.
+        settings: what the user has to say.
 
     Raises:
         ArtifactError: as `write_card`.
     """
     facts = read_model_facts(run)
     configuration = Configuration.read(run, search).table
-    settings = settings_of(run.configuration(search))
+    searched = settings_of(run.configuration(search))
     polish = recorded_polish(run, search, exporter.exporter)
     checkpoint = Checkpoint(run.model)
     size, dense = size_of(run, configuration), dense_size(checkpoint, configuration)
     folder = run.export(search, exporter.exporter)
     lost = _without_modules(size, folder, exporter)
     sections = [
-        header(facts, exporter.library, None if lost else exporter.relation),
+        header(facts, exporter.library, None if lost else exporter.relation, settings),
         f"# {escape(facts.name)} {_title(size)}",
-        *_introduction(facts, search, settings, size, lost, exporter),
+        *_introduction(facts, search, searched, size, lost, exporter),
+        f"![Level of every layer, one column a block]({run.level_map(search, exporter.exporter).name})",
         *([POLISHED[polish]] if polish in POLISHED else []),
         "## Usage",
         exporter.usage(folder.as_posix()),
+        f"`{folder.as_posix()}` is where this folder was written; give the path of your copy.",
+        "## Files",
+        _files_section(run, search, exporter),
         "## Size",
-        _size_section(size, dense, settings, lost, _folder_rows(run, search, exporter, checkpoint)),
-        *_perplexity_section(run, search, exporter),
-        *_runtime_section(run, search, exporter),
+        _size_section(size, dense, searched, lost, _folder_rows(run, search, exporter, checkpoint)),
+        *held_out_section(run, search, exporter),
+        *runtime_section(run, search, exporter),
         *_levels_sections(configuration, size, lost),
         "## Settings",
         _settings_section(run, search, configuration, polish),
@@ -102,13 +122,19 @@ def _without_modules(size: Size, folder: Path, exporter: Exporter) -> DepthFolde
     return DepthFolder(size.depth, exporter.absent(size.depth.dropped), stored)
 
 
-def header(facts: ModelFacts, library: str = "transformers", relation: str | None = "quantized") -> str:
+def header(
+    facts: ModelFacts,
+    library: str = "transformers",
+    relation: str | None = "quantized",
+    settings: CardFacts = NOTHING_TOLD,
+) -> str:
     """YAML header with the keys of the hub's model cards.
 
     Args:
         facts: of the original.
         library: what loads the compressed model.
         relation: to the original, if the hub has a word for it.
+        settings: what the user has to say.
     """
     known: dict[str, Any] = {
         "library_name": library,
@@ -116,14 +142,19 @@ def header(facts: ModelFacts, library: str = "transformers", relation: str | Non
         "tags": ["evopress", "compressed"],
         **facts.card,
     }
-    if facts.hub_id:
-        known |= {"base_model": facts.hub_id} | ({"base_model_relation": relation} if relation else {})
-    return f"---\n{to_yaml(known, sort=True)}---"
+    if base := settings.base_model or facts.hub_id:
+        known |= {"base_model": base, "base_model_relation": relation}
+    elif relation is None:
+        known["base_model_relation"] = None
+    known["quantized_by"] = settings.quantized_by
+    told = {key: value for key, value in known.items() if value is not None}
+    return f"---\n{to_yaml(told, sort=True)}---"
 
 
 def levels_table(configuration: pd.DataFrame) -> str:
-    """Markdown table of levels, one row a block, one column a layer."""
-    inside = configuration[~configuration["layer"].isin(OUTER)]
+    """Markdown table of levels, one row a block, one column a layer; a layer without any stays as it was."""
+    shown = shown_levels(configuration)
+    inside = shown[~shown["layer"].isin(OUTER)]
     levels = inside.pivot(index="block", columns="layer", values="level")
     levels = levels[list(dict.fromkeys(inside["layer"]))]
     rows = [[str(block), *("-" if pd.isna(level) else str(level) for level in row)] for block, row in levels.iterrows()]
@@ -144,7 +175,7 @@ def _levels_sections(configuration: pd.DataFrame, size: Size, lost: DepthFolder 
         sections += ["## Dropped modules", "Blocks that are not listed are whole.", modules_table(lost)]
     if size.family:
         sections += ["## Levels", f"The level of each linear layer ({size.family.labels}), by block."]
-        sections += [levels_table(configuration[~of_modules(configuration)])]
+        sections += [levels_table(configuration)]
         outer = configuration[configuration["layer"].isin(OUTER)].to_dict("records")
         told = ", ".join(f"`{row['unit']}` {row['level']}" for row in outer)
         sections += [f"Outside of the blocks: {told}."] if told else []
@@ -173,6 +204,13 @@ def _introduction(
         packed = "The packed size below is what the same numbers take with each layer stored at its level."
         texts += [f"{exporter.storage(size.family)} {packed}".lstrip()]
     return texts
+
+
+def _files_section(run: Run, search: str, exporter: Exporter) -> str:
+    """Table of the files beside the card, the largest first."""
+    files = read_export_manifest(run, search, exporter.exporter)["files"]
+    sizes = sorted(((int(facts["bytes"]), name) for name, facts in files.items()), key=lambda size: (-size[0], size[1]))
+    return markdown_table(["file", "size"], [[name, megabytes(size)] for size, name in sizes])
 
 
 def _folder_rows(run: Run, search: str, exporter: Exporter, checkpoint: Checkpoint) -> list[list[str]]:
@@ -215,84 +253,6 @@ def _size_section(
         ["size of the original", f"{dense.total_bytes / 1e6:,.1f} MB"],
     ]
     return markdown_table(["", "value"], rows)
-
-
-def _perplexity_section(run: Run, search: str, exporter: Exporter) -> list[str]:
-    """Title and table, and a warning where the text is not held out."""
-    if not run.perplexity(search).exists():
-        return ["## Held-out text", "Not measured yet."]
-    measured = read_table(run.perplexity(search), PERPLEXITY).to_dict("records")
-    original: dict[str, float] = {}
-    if run.perplexity(DENSE).exists():
-        table = read_table(run.perplexity(DENSE), PERPLEXITY)
-        original = dict(zip(table["dataset"], table["perplexity"], strict=True))
-    rows = [
-        [
-            str(row["dataset"]),
-            f"{original[row['dataset']]:.4f}" if row["dataset"] in original else "-",
-            f"{row['perplexity']:.4f}",
-            f"{row['kl']:.5f}",
-            f"{row['tokens']:,}",
-        ]
-        for row in measured
-    ]
-    columns = [
-        "text",
-        "perplexity, original",
-        "perplexity, this model",
-        "KL to the original (nats per token)",
-        "tokens",
-    ]
-    leaks = recorded_leaks(run, [str(row["dataset"]) for row in measured])
-    title = "## Perplexity, on text that is not all held out" if leaks else "## Held-out text"
-    same = exporter.exporter == HUGGINGFACE
-    measured_on = [] if same else ["Measured on the same configuration in the layout and type of the original."]
-    return [
-        title,
-        *measured_on,
-        markdown_table(columns, rows),
-        *(f"**Warning:** {escape(sentence)}." for sentence in leaks),
-    ]
-
-
-def _runtime_section(run: Run, search: str, exporter: Exporter) -> list[str]:
-    """What the file does in llama.cpp; nothing where this very file has not been measured."""
-    if exporter.exporter != GGUF or not run.runtime(search).exists():
-        return []
-    measured = read_table(run.runtime(search), RUNTIME).to_dict("records")
-    files = read_export_manifest(run, search, GGUF)["files"].values()
-    if measured[0]["sha256"] not in [file["sha256"] for file in files]:
-        return []
-    file = measured[0]
-    prompt, generation = (f"{file[f'{work}_speed']:,.1f} tokens/s" for work in ("prompt", "generation"))
-    costs = [
-        ["size of the file", f"{file['file_bytes'] / 1e6:,.1f} MB"],
-        ["memory (weights, cache and buffers)", f"{file['resident_bytes'] / 1e6:,.1f} MB"],
-        ["prompt", f"{prompt}, {file['prompt_ratio']:.2f} times as fast as the original in F16"],
-        [
-            "generation",
-            f"{generation}, {file['generation_ratio']:.2f} times as fast",
-        ],
-    ]
-    rows = [
-        [
-            str(row["dataset"]),
-            f"{row['own_perplexity']:.4f}",
-            f"{row['perplexity']:.4f}",
-            f"{row['kl']:.5f}",
-            f"{row['tokens']:,}",
-        ]
-        for row in measured
-    ]
-    texts = ["text", "perplexity, in float32", "perplexity, in llama.cpp", "KL between them (nats per token)", "tokens"]
-    return [
-        "## In llama.cpp",
-        f"Measured with {file['runtime']} on a CPU with {file['threads']} threads. Speeds hold for that machine.",
-        markdown_table(["", "value"], costs),
-        "The runtime rounds what goes into quantized matrices to 8 bits, so its distribution differs a little from "
-        "that of the same weights in float32:",
-        markdown_table(texts, rows),
-    ]
 
 
 def _settings_section(run: Run, search: str, configuration: pd.DataFrame, polish: str) -> str:

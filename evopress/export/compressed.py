@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table
-from evopress.compression.dropped import Dropped, block_tensors, dropped_modules, stored_prefix
+from evopress.compression.dropped import Dropped, block_tensors, dropped_modules, idle_tensors, stored_prefix
 from evopress.compression.families import of_modules
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
@@ -43,6 +43,8 @@ class Layout:
     """Name of each tensor in it, by the name under which the dense checkpoint stores it; the others are left out."""
     zeroed: frozenset[str] = frozenset()
     """Those (by the dense name) that hold zeros."""
+    idle: frozenset[str] = frozenset()
+    """Those (by the dense name) that change nothing, whatever they hold: of modules that give zeros."""
 
 
 class CompressedModel:
@@ -161,7 +163,8 @@ def depth_layout(checkpoint: Checkpoint, layers: pd.DataFrame, dropped: Dropped,
     outputs = {output_projection(layers, block, kind, hidden_size) for block, kind in dropped.single}
     tensors = block_tensors(checkpoint, layers)
     zeroed = (name for name, (block, inner) in tensors.items() if f"{block}.{inner.rpartition('.')[0]}" in outputs)
-    return Layout(renumbered(checkpoint, layers, dropped), frozenset(zeroed))
+    names = renumbered(checkpoint, layers, dropped)
+    return Layout(names, frozenset(zeroed), idle_tensors(checkpoint, layers, dropped) & names.keys())
 
 
 def renumbered(checkpoint: Checkpoint, layers: pd.DataFrame, dropped: Dropped) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from evopress.artifacts.paths import CARD, LEVEL_MAP
 from evopress.artifacts.tensors import save
 from evopress.models.checkpoint import INDEX, SINGLE, Checkpoint
 
@@ -35,11 +36,16 @@ Parts = Callable[[str, torch.Tensor], Mapping[str, torch.Tensor]]
 
 
 def companion_files(folder: Path) -> Iterator[Path]:
-    """Paths, relative to ``folder``, of its files that are neither weights, nor hidden, nor the model card."""
+    """Paths, relative to ``folder``, of its files that are neither weights, nor hidden, nor of a model card."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if path.is_file() and not hidden and not path.name.endswith(_WEIGHTS) and relative != Path("README.md"):
+        if (
+            path.is_file()
+            and not hidden
+            and not path.name.endswith(_WEIGHTS)
+            and str(relative) not in (CARD, LEVEL_MAP)
+        ):
             yield relative
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from evopress.compression.dropped import Dropped
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint, read_json
-from evopress.models.input_capture import BlockInputs
 from evopress.models.skeleton import fill_outside, load_config, skeleton_of
 from evopress.models.structure import find_blocks, surroundings_of
+from evopress.models.trace import BlockInputs
 from evopress.util.errors import UnsupportedArchitectureError
 
 _OF_THE_WHOLE_MODEL = ("_token_id", "_token_ids", "architectures")

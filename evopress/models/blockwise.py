@@ -4,7 +4,7 @@ Nothing here knows an architecture. The model's own forward code prepares what b
 and what follows the last block (norm, head, soft-capping), while the blocks between are stood in for.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +16,14 @@ from transformers import PreTrainedModel
 
 from evopress.models.bypass import Absence, find_absence, left_out
 from evopress.models.checkpoint import Checkpoint
-from evopress.models.input_capture import BlockInputs, Surroundings
 from evopress.models.modules import modules_of
 from evopress.models.skeleton import assign, fill_outside, load_config, skeleton_of, stored_dtype
 from evopress.models.structure import find_blocks, linear_layers, surroundings_of, unsupported
-from evopress.models.trace import few_inputs
+from evopress.models.trace import BlockInputs, Surroundings, few_inputs
 from evopress.util.device import precise_dtype, working_dtype
+from evopress.util.progress import progress
 
-__all__ = ["BlockInputs", "BlockwiseModel"]
+__all__ = ["BlockInputs", "BlockwiseModel", "final_hidden"]
 
 
 class _HeadReached(Exception):  # noqa: N818 (not an error)
@@ -229,6 +229,7 @@ class BlockwiseModel:
         seen: list[Tensor] = []
 
         def observe(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            """Keep what the head is about to get, and go no further."""
             seen.append(args[0].reshape(hidden.shape))
             raise _HeadReached
 
@@ -258,3 +259,35 @@ class BlockwiseModel:
             first, second = (self.around.inputs(probe)[1] for probe in probes)
         if not first.same(second):
             raise unsupported(self.model, "its blocks get more than the hidden states that depends on the tokens")
+
+
+@torch.inference_mode()
+def final_hidden(
+    model: BlockwiseModel, tokens: Tensor, run_tokens: int, description: str, check: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Run ``tokens`` through all blocks, each loaded once and unloaded; hidden states wait in host memory.
+
+    Args:
+        model: opened with ``resident=False``, or its blocks are loaded again and then unloaded.
+        tokens: [S, L] int64.
+        run_tokens: tokens that pass a block at once; as many sequences as that holds, and at least one.
+        description: what the progress bar says.
+        check: called between runs; raises if the work should stop.
+
+    Returns:
+        [S, L, H] on the CPU, in the model's dtype: what the last block returns, before the final norm.
+    """
+    if not len(tokens):
+        return torch.empty((*tokens.shape, model.hidden_size), dtype=model.dtype)
+    rows = max(1, run_tokens // tokens.shape[1])
+    inputs = model.embed(tokens[:1])[1]
+    hidden = torch.cat([model.embed(batch)[0].cpu() for batch in tokens.split(rows)])
+    with progress(description, len(model.blocks) * tokens.numel(), "block tokens") as bar:
+        for block in range(len(model.blocks)):
+            model.load_block(block)
+            for piece in hidden.split(rows):
+                check()
+                piece.copy_(model.run_block(block, piece.to(model.device), inputs))
+                bar.advance(piece.shape[0] * piece.shape[1])
+            model.unload_block(block)
+    return hidden

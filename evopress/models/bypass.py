@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evopress.models.input_capture import BlockInputs
 from evopress.models.modules import Module
-from evopress.models.trace import Refuse, run_on_meta
+from evopress.models.trace import BlockInputs, Refuse, run_on_meta
 
 Forward = Callable[..., Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from evopress.models.block_count import other_layout
+from evopress.config.model import other_layout
 from evopress.util.errors import ModelError
 
 SINGLE = "model.safetensors"

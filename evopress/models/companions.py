@@ -5,20 +5,23 @@ known by their form, as text or as a vocabulary, and terms by a word in their na
 """
 
 import lzma
+import re
 import shutil
 import zipfile
 import zlib
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from evopress.artifacts.model_facts import CARD, INHERITED, read_card, relative_link
+from evopress.artifacts.model_facts import BASE, INHERITED, read_card, relative_link
+from evopress.artifacts.paths import CARD
+from evopress.config.base import to_yaml
 from evopress.models.gguf_header import read_gguf_header
 from evopress.util.errors import ModelError, brief
 from evopress.util.progress import log
-from evopress.util.yaml_text import to_yaml
 
 _FORMS = (
     *("*.json", "*.jinja", "*.txt", "*.model", "*.model.v*", "*.tiktoken"),
@@ -43,6 +46,8 @@ _OF_GGUF = {
     "general.languages": "language",
 }
 """Entries of a card by what a GGUF header calls them."""
+_HUB = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)/?", re.ASCII)
+_BASE_MODEL = re.compile(r"general\.base_model\.\d+\.repo_url")
 _NO_TOKENIZER = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", CARD)
 
 
@@ -74,6 +79,8 @@ def linked_terms(folder: Path) -> str | None:
 def carry_terms(gguf: Path, folder: Path) -> None:
     """Give the folder made of a GGUF file the terms of use that lie beside the file, and a card of what it says.
 
+    That is its license, its languages, and the model that it was made of.
+
     Raises:
         ModelError: the file's header is damaged.
     """
@@ -83,9 +90,25 @@ def carry_terms(gguf: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
     header = read_gguf_header(gguf).metadata
     told = {name: header[key] for key, name in _OF_GGUF.items() if isinstance(header.get(key), str | list)}
-    card = {**told, **{key: value for key, value in read_card(gguf.parent / CARD).items() if key in INHERITED}}
+    beside = {key: value for key, value in read_card(gguf.parent / CARD).items() if key in (*INHERITED, *BASE)}
+    base = {} if "base_model" in beside else _base_of(header)
+    card = {**told, **base, **beside}
     if card:
         (folder / CARD).write_text(f"---\n{to_yaml(card, sort=True)}---\n", encoding="utf-8")
+
+
+def _base_of(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What a GGUF header says of the model on the hub that the file was made of.
+
+    `general.source` is what was converted. `general.base_model` may be that, or what it was tuned from: so nothing is
+    said of how they are related.
+    """
+    for key in ("general.source.repo_url", "general.source.url"):
+        if repository := _HUB.fullmatch(str(header.get(key, ""))):
+            return {"base_model": repository[1], "base_model_relation": "quantized"}
+    found = [_HUB.fullmatch(str(value)) for key, value in header.items() if _BASE_MODEL.fullmatch(key)]
+    names = [repository[1] for repository in found if repository]
+    return {"base_model": names[0] if len(names) == 1 else names} if names else {}
 
 
 def extract_terms(wheel: Path, member: str, folder: Path) -> None:

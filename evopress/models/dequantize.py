@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from gguf import GGUFReader, GGUFValueType, GGUFWriter, Keys
 from transformers import AutoModelForCausalLM, GgufConfig
 from transformers.integrations.gguf import is_gguf_arch_supported
 from transformers.utils.logging import disable_progress_bar
 
-from evopress.models.buildable import built_on_meta
 from evopress.models.gguf_config import read_config
-from evopress.models.gguf_header import GgufHeader
-from evopress.models.gguf_parts import join, parts_of, whole_header
+from evopress.models.gguf_header import GgufHeader, parts_of, read_gguf_header, whole_header
 from evopress.models.gguf_tokenizer import save_tokenizer
 from evopress.models.gguf_weights import read_weights, refuse_left_over
-from evopress.models.skeleton import skeleton_of
+from evopress.models.skeleton import built_on_meta, skeleton_of
 from evopress.util.errors import ModelError, brief
 
 _SHARD = "5GB"
@@ -62,7 +61,7 @@ def _one_file(parts: list[Path], folder: Path) -> Iterator[Path]:
         yield parts[0]
         return
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".joined.") as scratch:
-        yield join(parts, Path(scratch, parts[0].name))
+        yield _join(parts, Path(scratch, parts[0].name))
 
 
 def _by_transformers(gguf: Path, whole: Path, header: GgufHeader, dtype: torch.dtype) -> Any:
@@ -100,3 +99,29 @@ def _without_quantization(model: Any, dtype: torch.dtype) -> Any:
     clean.load_state_dict(state, assign=True)
     clean.tie_weights()
     return clean
+
+
+def _join(parts: list[Path], target: Path) -> Path:
+    """Write one GGUF file with the header of the first part, without its `split.*`, and the tensors of all."""
+    readers = [GGUFReader(part) for part in parts]
+    tensors = [tensor for reader in readers for tensor in reader.tensors]
+    writer = GGUFWriter(target, read_gguf_header(parts[0]).architecture)
+    for field in readers[0].fields.values():
+        if not field.name.startswith(("GGUF.", "split.")) and field.name != Keys.General.ARCHITECTURE:
+            _copy(field, writer)
+    for tensor in tensors:
+        data = tensor.data
+        writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in tensors:
+        writer.write_tensor_data(tensor.data)
+    writer.close()
+    return target
+
+
+def _copy(field: Any, writer: GGUFWriter) -> None:
+    kind = field.types[0]
+    items = field.types[-1] if kind == GGUFValueType.ARRAY else None
+    writer.add_key_value(field.name, field.contents(), kind, sub_type=items)

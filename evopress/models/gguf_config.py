@@ -13,8 +13,7 @@ import torch
 from transformers import AutoConfig
 
 from evopress.models import gguf_rope
-from evopress.models.gguf_header import GgufHeader
-from evopress.models.gguf_parts import whole_header
+from evopress.models.gguf_header import GgufHeader, whole_header
 from evopress.models.gguf_weights import read_tensor
 from evopress.util.errors import ModelError, UnsupportedArchitectureError, brief
 

@@ -2,9 +2,12 @@
 
 The gguf library trusts what a file claims; this check comes before it, so a damaged or hostile header ends in an error
 and not in an endless loop or a huge allocation. It imports nothing heavy.
+
+A model that was split into files (`model-00001-of-00003.gguf`) has the header of the first, with the tensors of all.
 """
 
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +26,9 @@ _LONGEST_TEXT = 1 << 16
 """Longer texts (a whole tokenizer, say) are passed over unless asked for."""
 _LONGEST_ARRAY = 1 << 14
 """The same for arrays of numbers: those that hold a value per block are shorter, those per token longer."""
-SPLIT_COUNT, SPLIT_TENSORS = "split.count", "split.tensors.count"
+_SPLIT_COUNT, _SPLIT_NUMBER, _SPLIT_TENSORS = "split.count", "split.no", "split.tensors.count"
+_PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_MOST_PARTS = 10_000
 _ALIGNMENT = "general.alignment"
 _DEFAULT_ALIGNMENT = 32
 _MAX_ALIGNMENT = 1 << 20
@@ -102,9 +107,11 @@ class _Reader:
         return count
 
     def scalar(self, kind: str) -> Any:
+        """The next number, of a kind that `struct` names."""
         return struct.unpack("<" + kind, self.take(struct.calcsize("<" + kind)))[0]
 
     def name(self) -> str:
+        """The next short text: a key, or the name of a tensor."""
         length = self.scalar("Q")
         if length > _LONGEST_NAME:
             raise ValueError(f"has a name of {length} bytes")
@@ -189,7 +196,7 @@ def _read(reader: _Reader) -> GgufHeader:
         if key in metadata:
             raise ValueError(f"has {key!r} twice")
         metadata[key] = reader.value(key)
-    if not isinstance(metadata.get(SPLIT_COUNT), int) or metadata[SPLIT_COUNT] <= 1:  # else others hold most tensors
+    if not isinstance(metadata.get(_SPLIT_COUNT), int) or metadata[_SPLIT_COUNT] <= 1:  # else others hold most tensors
         check_blocks(metadata, tensors)
     found: dict[str, GgufTensor] = {}
     for _ in range(tensors):
@@ -241,3 +248,61 @@ def _placed(tensors: Mapping[str, GgufTensor], reader: _Reader, alignment: Any) 
         if tensor.start + tensor.size > following.start:
             raise ValueError(f"puts tensors {name!r} and {other!r} in one place")
     return {name: replace(tensor, start=start + tensor.start) for name, tensor in tensors.items()}
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files that make up a model, in order; ``path`` alone where it is not split.
+
+    Raises:
+        ModelError: a file is damaged, ``path`` is not the first part, or a part is missing.
+    """
+    metadata = read_gguf_header(path).metadata
+    count = metadata.get(_SPLIT_COUNT, 0)
+    if not isinstance(count, int) or not 0 <= count < _MOST_PARTS:
+        raise ModelError(f"{path}: gives {_SPLIT_COUNT} as {count!r}; fetch it again")
+    if count <= 1:
+        return [path]
+    name = _PART.fullmatch(path.name)
+    if name is None or int(name["count"]) != count:
+        raise ModelError(
+            f"{path}: is one of {count} parts ({_SPLIT_COUNT}); name them as they were published, "
+            f"`...-00001-of-{count:05}.gguf` and so on, so that the others can be found"
+        )
+    parts = [path.with_name(f"{name['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    if path != parts[0]:
+        raise ModelError(f"{path}: is part {name['number']} of {count}; give the first part, {parts[0].name}")
+    for number, part in enumerate(parts):
+        if not part.is_file():
+            raise ModelError(f"{part}: missing; {path.name} is one of {count} parts, which lie in one folder")
+        if (found := read_gguf_header(part).metadata.get(_SPLIT_NUMBER)) != number:
+            raise ModelError(f"{part}: gives {_SPLIT_NUMBER} as {found!r}, not {number}; fetch it again")
+    return parts
+
+
+def whole_header(path: Path) -> GgufHeader:
+    """The header of a model's first file, with the tensors of all its parts.
+
+    Raises:
+        ModelError: as ``parts_of``; or a tensor lies in two parts, or there are fewer than the header says.
+    """
+    parts = parts_of(path)
+    first = read_gguf_header(path)
+    if len(parts) == 1:
+        return first
+    tensors: dict[str, GgufTensor] = {}
+    for part in parts:
+        held = read_gguf_header(part).tensors
+        if twice := sorted(set(held) & set(tensors)):
+            raise ModelError(f"{path}: {twice[0]} lies in two of the parts; they do not belong together")
+        tensors.update(held)
+    promised = first.metadata.get(_SPLIT_TENSORS, len(tensors))
+    if promised != len(tensors):
+        raise ModelError(
+            f"{path}: promises {promised} tensors ({_SPLIT_TENSORS}), and its parts hold {len(tensors)}; fetch them "
+            "again"
+        )
+    try:
+        check_blocks(first.metadata, len(tensors))
+    except ValueError as error:
+        raise ModelError(f"{path}: no usable GGUF file: it {error}; fetch it again") from error
+    return GgufHeader(first.metadata, tensors)

@@ -14,8 +14,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from evopress.models.checkpoint import read_json
-from evopress.models.computing import HOW_TO_COMPUTE
-from evopress.models.skeleton import load_config
+from evopress.models.skeleton import HOW_TO_COMPUTE, load_config
 from evopress.util.errors import UnsupportedArchitectureError
 from evopress.util.progress import log
 

@@ -1,17 +1,113 @@
 """A model without weights, and filling it from a checkpoint."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules import module as registration
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from evopress.config.model import MOST_BLOCKS
 from evopress.models.checkpoint import Checkpoint, read_json
-from evopress.models.computing import computed_as_here
 from evopress.util.errors import ModelError, UnsupportedArchitectureError, brief
+
+# Settings of a config that say how a model is computed, or what a call returns, and nothing of what the model is.
+
+HOW_TO_COMPUTE = frozenset(
+    {
+        # which kernels
+        *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
+        *("_attn_implementation_autoset", "experts_implementation", "_experts_implementation"),
+        *("_experts_implementation_internal", "_flash_attn_2_enabled", "use_flash_attn", "use_flash_attention"),
+        *("use_flash_attention_2", "flash_attn", "flash_rotary", "use_flash_rotary", "fused_dense", "use_sdpa"),
+        *("use_kernels", "use_mamba_kernels", "compile_config", "cache_implementation"),
+        # where
+        *("device_map", "tp_plan", "base_model_tp_plan", "base_model_pp_plan", "base_model_fsdp_plan"),
+        *("distributed_config", "low_cpu_mem_usage"),
+        # in training
+        *("gradient_checkpointing", "use_gradient_checkpointing"),
+        # what a call returns
+        *("torchscript", "return_dict", "use_return_dict", "output_attentions", "output_hidden_states"),
+    }
+)
+
+
+def computed_as_here(config: Any) -> Any:
+    """A transformers config, changed so that this machine chooses how to compute it; its text model's likewise."""
+    for section in (config, config.get_text_config()):
+        section.output_attentions = section.output_hidden_states = False
+        section.return_dict = True
+    config._attn_implementation = config._experts_implementation = None  # these reach all sections
+    return config
+
+
+# Whether a config can be built: tried on the meta device, where nothing is allocated, and stopped when it grows wild.
+
+MOST_PARTS = 400_000
+"""Modules, parameters and buffers; the largest models, with modules for each expert, have half as many."""
+MOST_BUFFER_BYTES = 2 << 30
+"""Buffers (tables of positions, masks) are made for real when a model is loaded."""
+
+
+def built_on_meta(config: Any, parameters: int | None = None, *, trust_remote_code: bool = False) -> Any:
+    """The model of a transformers config, all of it on the meta device, if it has a size that can be.
+
+    Args:
+        config: of the model.
+        parameters: numbers that its file holds, if they are known: the model may not have twice as many.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        UnsupportedArchitectureError: it has not, or transformers cannot build it.
+    """
+    name = architecture(config.architectures, config.model_type)
+    blocks = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(blocks, int) and blocks > MOST_BLOCKS:
+        raise UnsupportedArchitectureError(f"{name}: its config asks for {blocks} blocks; do not trust this model")
+    with torch.device("meta"), _counted(name):
+        model = skeleton_of(config, torch.float32, trust_remote_code=trust_remote_code)
+    asked = sum(parameter.numel() for parameter in model.parameters())
+    if parameters is not None and asked > 2 * parameters:
+        raise UnsupportedArchitectureError(
+            f"{name}: its config asks for {asked} parameters, and its file holds {parameters}; they do not belong "
+            "together"
+        )
+    return model
+
+
+@contextmanager
+def _counted(name: str) -> Iterator[None]:
+    """Count what modules register, and stop where it is too much."""
+    parts = size = 0
+
+    def count(module: Any, key: str, part: Any) -> None:
+        """Count a module, parameter or buffer as it is registered."""
+        nonlocal parts, size
+        parts += 1
+        if isinstance(part, Tensor) and not isinstance(part, torch.nn.Parameter):
+            size += part.nbytes
+        if parts > MOST_PARTS or size > MOST_BUFFER_BYTES:
+            what = f"more than {MOST_PARTS} parts" if parts > MOST_PARTS else f"buffers of {size} bytes"
+            raise _TooMuchError(f"{name}: its config asks for {what}; do not trust this model")
+
+    hooks = [
+        registration.register_module_module_registration_hook(count),
+        registration.register_module_parameter_registration_hook(count),
+        registration.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _TooMuchError(UnsupportedArchitectureError):
+    """Not to be told as an error of the architecture's code."""
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:

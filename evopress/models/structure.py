@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from evopress.models.input_capture import Surroundings
 from evopress.models.modules import EMBEDDING, HEAD, module_kind
-from evopress.models.trace import check_chain, input_groups, surroundings
+from evopress.models.trace import Surroundings, check_chain, input_groups, surroundings
 from evopress.util.errors import UnsupportedArchitectureError
 
 _MOST_OTHERS = 0.1
@@ -103,6 +102,7 @@ def layer_table(model: PreTrainedModel) -> pd.DataFrame:
     """
 
     def refuse(reason: str) -> UnsupportedArchitectureError:
+        """The error that names this architecture."""
         return unsupported(model, reason)
 
     name, around = surroundings_of(model)

@@ -1,85 +1,64 @@
-"""What a search runs and unpacks, and the memory that it takes: its own rounds, planned as they run.
+"""What a search does and holds: the engine judges what the strategy asks for, on a model without weights.
 
-The strategy says which candidates it has evaluated together (`Strategy.evaluations`), the engine's planner which of
-their states are shared, and its division of memory in how many passes they go through the model.
+The strategy says which candidates it has evaluated together (`Strategy.evaluations`). The engine itself plans which of
+their states are shared, cuts them to fit the memory, and keeps and drops weights; its own counters are the plan.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from evopress.compression.families import DROP
+from evopress.config.context import ComputeSettings
 from evopress.config.data import TextSettings
-from evopress.models.modules import OUTER
+from evopress.models.blockwise import BlockInputs
 from evopress.plan.shape import ModelShape
-from evopress.search.base import Request, Strategy
-from evopress.search.engine.forward import plan_block
-from evopress.search.engine.memory import ACTIVATION_WIDTH, divide_memory, least_memory, outer_weights, score_bytes
+from evopress.search.base import EffectsSettings, Fitness, Request, Strategy
+from evopress.search.engine.evaluator import ModelEvaluator
+from evopress.search.engine.memory import ACTIVATION_WIDTH, packed_limit, plan_memory, score_bytes
 from evopress.search.engine.objectives import make_objective
-from evopress.search.evaluation import draw_minibatch
+from evopress.search.engine.weights import Counters, Key, VariantBlocks
 from evopress.search.problem import SearchProblem
-from evopress.search.processes.split import new_blocks
-from evopress.search.space import DENSE_LEVEL, Unit
+from evopress.search.processes import Ranks
+from evopress.util.device import precise_dtype
 
 
 @dataclass
-class Work:
-    """Sums over evaluations."""
+class Work(Counters):
+    """What evaluations did, in the first of the processes that share them."""
 
-    candidate_tokens: float = 0.0
-    """Tokens x candidates that are evaluated."""
-    passes: float = 0.0
+    passes: int = 0
     """Times that all blocks are gone through: several for one evaluation where hidden states do not fit at once."""
-    block_tokens: float = 0.0
-    """Tokens x blocks that are run, prefixes shared."""
-    block_tokens_alone: float = 0.0
-    """The same, one candidate at a time."""
-    head_tokens: float = 0.0
-    """Tokens whose logits are made, the dense model's included."""
-    unpacked_bytes: float = 0.0
-    """Weights that are unpacked."""
     flops: float = 0.0
+    """Operations of matrix products."""
 
     def plus(self, other: "Work", times: float = 1.0) -> "Work":
-        """Together with the work of ``other``, done so many times."""
-        return Work(*(getattr(self, part.name) + times * getattr(other, part.name) for part in fields(self)))
+        """Together with the work of ``other``, done so many times; of peaks, the higher one."""
+        values = ((part.name, getattr(self, part.name), getattr(other, part.name)) for part in fields(self))
+        return Work(**{key: max(a, b) if key.startswith("peak") else a + times * b for key, a, b in values})
 
 
 @dataclass
 class SearchWork:
-    """Expected work of a search; sizes in bytes."""
+    """Expected work of a search, or of single effects; sizes in bytes, of one process."""
 
     rounds: float = 0.0
     before: Work = field(default_factory=Work)
     """What comes before the first round, with the dense model's run on the search text."""
     in_rounds: Work = field(default_factory=Work)
     """All rounds together."""
-    working_set: int = 0
-    """Weights that the candidates of one evaluation use, and those of layers without levels."""
-    kept: bool = True
-    """Whether these fit into the memory for weights, so that only changes are unpacked; else each pass unpacks all."""
-    state_bytes: int = 0
-    """Most that hidden states of candidates hold at once."""
     dense_bytes: float = 0.0
-    """Hidden states of the dense model on the search text, in host memory."""
+    """Hidden states of the dense model, in host memory."""
     memory_bytes: float = 0.0
     """Peak on the device."""
-
-    def then(self, other: "SearchWork") -> "SearchWork":
-        """Followed by ``other``; what is held at once is the larger of both."""
-        return SearchWork(
-            self.rounds + other.rounds,
-            self.before.plus(other.before),
-            self.in_rounds.plus(other.in_rounds),
-            max(self.working_set, other.working_set),
-            self.kept and other.kept,
-            max(self.state_bytes, other.state_bytes),
-            max(self.dense_bytes, other.dense_bytes),
-            max(self.memory_bytes, other.memory_bytes),
-        )
+    read_bytes: float = 0.0
+    """Weights and packed variants that are read from disk."""
+    kept: bool = True
+    """Whether a candidate's weights fit in the memory for weights; else each pass brings all in again."""
 
     @property
     def whole(self) -> Work:
@@ -91,10 +70,49 @@ class SearchWork:
         """A round, on average."""
         return Work().plus(self.in_rounds, 1 / max(1.0, self.rounds))
 
+
+class _Blocks(VariantBlocks):
+    """Blocks that hidden states pass unchanged; weights, which are shapes alone, come and go as in a search."""
+
+    def run_states(
+        self, block: int, levels: Sequence[int], states: list[Tensor], inputs: BlockInputs, most_sequences: int
+    ) -> list[Tensor]:
+        """The states; the block's weights are used."""
+        for key in self._keys(block, levels):
+            self.cache.weight(key)
+        return states
+
+    def _load(self, key: Key) -> Tensor:
+        size = self.cache.size(key) // self.model.dtype.itemsize
+        return torch.empty(size, dtype=self.model.dtype, device="meta")
+
+
+class _First(Ranks):
+    """The first of several processes, which hears nothing of the others."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Its own share."""
+        return tensor
+
+
+class _Counting(ModelEvaluator):
+    """Counts what the evaluations of the engine do; fitness is not a number."""
+
     @property
-    def share(self) -> float:
-        """Block work of the rounds, as a share of that of one candidate at a time."""
-        return self.in_rounds.block_tokens / max(1.0, self.in_rounds.block_tokens_alone)
+    def work(self) -> Work:
+        """What has been counted."""
+        assert isinstance(self.counters, Work)
+        return self.counters
+
+    def _score(
+        self, finals: list[Tensor], candidates: NDArray[np.int16], ids: Tensor, rows: Tensor
+    ) -> NDArray[np.float64]:
+        self.work.passes += 1
+        if self.objective.reads_logits:
+            self.counters.head_tokens += ids.numel() * (len(finals) + self.objective.needs_teacher)
+            for candidate in candidates:
+                self.blocks.head(candidate)
+        return np.full((2, len(finals), len(ids)), np.nan)
 
 
 def requests_of(strategy: Strategy, problem: SearchProblem) -> list[Request]:
@@ -106,175 +124,120 @@ def requests_of(strategy: Strategy, problem: SearchProblem) -> list[Request]:
     return strategy.evaluations(problem, np.random.Generator(np.random.PCG64(0)))
 
 
-def memory_needed(shape: ModelShape, length: int, units: Sequence[Unit] = (), *, precise: bool = False) -> int:
-    """Bytes of the least budget with which a search over ``units``, on sequences of ``length`` tokens, will start.
+def search_work(
+    shape: ModelShape,
+    problem: SearchProblem,
+    strategy: Strategy | EffectsSettings,
+    requests: Sequence[Request],
+    text: TextSettings,
+    compute: ComputeSettings,
+    device_gb: float | None = None,
+) -> SearchWork:
+    """Work of a search, or of single effects, that will have ``requests`` evaluated (`requests_of`).
 
-    With ``precise``, one that measures single effects.
+    One model is open at a time: that of precise requests, which works in float32, has their tokens alone.
+
+    Args:
+        shape: the model on the device (`ModelShape.on`).
+        problem: what is searched.
+        strategy: searches, or measures.
+        requests: in their order.
+        text: what candidates are evaluated on; where its size is not set, that of the dense model's run is NaN.
+        compute: memory and processes.
+        device_gb: memory for weights and hidden states on the device; None is that of the settings.
+
+    Raises:
+        ConfigError: the memory is too little.
     """
-    shape = shape.precise if precise else shape
-    blocks, size = [sum(kinds.values()) for kinds in shape.modules], shape.itemsize
-    outside = shape.outside + shape.inside - sum(blocks)
-    largest = max(*blocks, outer_weights(units))
-    return least_memory(outside * size, largest * size, length, shape.hidden_size, size)
-
-
-class SearchPlanner:
-    """Plans the searches of one problem on one device."""
-
-    def __init__(
-        self, shape: ModelShape, problem: SearchProblem, text: TextSettings, memory_gb: float, device: str
-    ) -> None:
-        """Divide the memory as a search does.
-
-        Args:
-            shape: the model, in the type that the device works in.
-            problem: what is searched.
-            text: what candidates are evaluated on; where its size is not set, that of the dense model's run is NaN.
-            memory_gb: memory of a process.
-            device: type of the device, as in `cuda`.
-        """
-        self.shape, self.units, self.text, size = shape, problem.space.units, text, shape.itemsize
-        self.precise: SearchPlanner = self
-        """Of what is evaluated where rounding would hide single effects."""
-        if shape.precise != shape:
-            self.precise = SearchPlanner(shape.precise, problem, text, memory_gb, device)
-        self.memory = divide_memory(memory_gb, shape.outside * size, shape.hidden_size, shape.vocab_size, size, device)
-        self.units_of: list[list[int]] = [[] for _ in range(shape.blocks)]
-        for number, unit in enumerate(self.units):
-            for block in unit.blocks if unit.layer not in OUTER else ():
-                self.units_of[block].append(number)
-        self.unpacked = np.array([0 if unit.modules else unit.parameters * size for unit in self.units])
-        inside = [unit.layer not in OUTER for unit in self.units]
-        self.dense = int(shape.layers["parameters"].sum()) * size - int(self.unpacked[inside].sum())
-        self.block_of = np.array([unit.block for unit in self.units]).clip(min=0)
-        self.drops = problem.family.takes_modules
-        self.rng = np.random.Generator(np.random.PCG64(0))
-
-    def plan(self, strategy: Strategy, requests: Sequence[Request]) -> SearchWork:
-        """Work out a search that will have ``requests`` evaluated (`requests_of`) before it runs.
-
-        One model is open at a time: the precise one has its tokens alone.
-        """
-        if self.precise is self:
-            return self._plan(strategy, requests)
-        single = [request for request in requests if request.precise]
-        others = [request for request in requests if not request.precise]
-        if not single:
-            return self._plan(strategy, others)
-        alone = self.precise._plan(strategy, single, read=max(request.tokens for request in single))
-        return alone.then(self._plan(strategy, others)) if others else alone
-
-    def _plan(self, strategy: Strategy, requests: Sequence[Request], read: float | None = None) -> SearchWork:
-        """Work of requests that one model is opened for; the dense one runs on ``read`` tokens (None: the text)."""
-        work, shape = SearchWork(), self.shape
-        fitness = strategy.minimizes()
-        objective = make_objective(fitness.name, fitness.top_k) if requests and fitness else None
-        teacher = objective is not None and objective.needs_teacher
-        head = objective is not None and objective.reads_logits
-        used = [self._used(request.candidates) for request in requests]
-        work.working_set = max(map(self._bytes, used), default=0)
-        work.kept = work.working_set <= self.memory.weights
-        held = np.zeros_like(used[0]) if used else None
-        for request, own in zip(requests, used, strict=True):
-            once = self._evaluation(request, work, teacher=teacher, head=head)
-            if work.kept and held is not None:  # what is held and what is used are weights of this evaluation
-                once.unpacked_bytes = self._bytes(own & ~held, dense=False)
-                held = own | held if self._bytes(own | held) <= self.memory.weights else own
+    device_gb = device_gb or compute.host_gb
+    work, rng = SearchWork(), np.random.Generator(np.random.PCG64(0))
+    work.rounds = sum({request.round: request.times for request in requests if request.round}.values())
+    by_dtype: dict[torch.dtype, list[Request]] = {}
+    for request in requests:
+        dtype = precise_dtype(shape.dtype) if request.precise else shape.dtype
+        by_dtype.setdefault(dtype, []).append(request)
+    looked_at = 0 if requests else max(strategy.tokens_asked().values(), default=0)  # in the dense model
+    if looked_at:
+        by_dtype[shape.dtype], work.before.candidate_tokens = [], looked_at
+    for dtype, asked in by_dtype.items():
+        of_type, most = replace(shape, dtype=dtype), max((request.tokens for request in asked), default=0)
+        engine = _engine(of_type, problem, strategy, most, text, compute, device_gb)
+        before, in_rounds = Work(), Work()
+        for request in asked:
+            done = _evaluate(engine, of_type, request, rng)
             if request.round:
-                work.in_rounds = work.in_rounds.plus(once, request.times)
+                in_rounds = in_rounds.plus(done, request.times)
             else:
-                work.before = work.before.plus(once, request.times)
-        work.rounds = sum({request.round: request.times for request in requests if request.round}.values())
-        looked_at = 0 if requests else max(strategy.tokens_asked().values(), default=0)  # in the dense model
-        if read is None or not teacher:
-            read = float(self.text.tokens or math.nan) if teacher else looked_at
-        run = read * shape.blocks * shape.block_flops(self.text.sequence_length)
-        work.before = work.before.plus(Work(candidate_tokens=looked_at, flops=run))
-        work.dense_bytes = read * shape.hidden_size * shape.itemsize
-        if requests or looked_at:
-            work.memory_bytes = self._peak(work, evaluates=bool(requests))
-        return work
-
-    def _peak(self, work: SearchWork, *, evaluates: bool) -> float:
-        """Bytes outside the blocks, kept weights, hidden states, and what lives while a block or the head runs."""
-        shape, memory = self.shape, self.memory
-        run = max(memory.run_tokens, self.text.sequence_length) * ACTIVATION_WIDTH * shape.hidden_size * shape.itemsize
-        score = memory.score_tokens * shape.vocab_size * score_bytes(shape.itemsize)
-        levels = np.array([len(unit.levels) for unit in self.units])
-        weights = (self.dense + int(self.unpacked @ levels)) * evaluates  # what a long search keeps if there is room
-        held = max(min(weights, memory.weights), shape.block_bytes) + work.state_bytes
-        return shape.outside * shape.itemsize + held + max(run, score)
-
-    def _evaluation(self, request: Request, work: SearchWork, *, teacher: bool, head: bool) -> Work:
-        """Work of one evaluation, for which no weight is kept; raises ``work.state_bytes`` to what it holds."""
-        shape, length, distinct = self.shape, self.text.sequence_length, np.unique(request.candidates, axis=0)
-        sequences = -(-max(self.text.tokens or 0, request.tokens) // length)
-        minibatch = draw_minibatch(request.tokens, sequences, length, self.rng, request.longest)
-        once, shared = Work(len(request.candidates) * request.tokens), dict[int, _Pass]()
-        for part, rows, own in self.memory.chunks(len(distinct), minibatch, shape.hidden_size, shape.itemsize):
-            if part.start not in shared:
-                shared[part.start] = self._pass(distinct[part])
-            passed, tokens = shared[part.start], (rows.stop - rows.start) * own
-            scored = (part.stop - part.start + teacher) * tokens if head else 0
-            flops = passed.modules * shape.block_flops(own) * tokens + scored * shape.head_flops
-            unpacked = self._bytes(self._used(distinct[part]), dense=False)
-            once = once.plus(Work(0, 1, passed.runs * tokens, passed.alone * tokens, scored, unpacked, flops))
-            states = passed.states * tokens * shape.hidden_size * shape.itemsize
-            work.state_bytes = max(work.state_bytes, states)
-        return once
-
-    def _used(self, candidates: NDArray[np.int16]) -> NDArray[np.bool_]:
-        """Weights that candidates [C, units] use, [units, 1 + levels], the dense ones first."""
-        used = np.zeros((len(self.units), 1 + max(len(unit.levels) for unit in self.units)), dtype=bool)
-        used[np.arange(len(self.units)), candidates - DENSE_LEVEL] = True
-        return used
-
-    def _bytes(self, used: NDArray[np.bool_], *, dense: bool = True) -> int:
-        """Unpacked weights at these levels; with the ``dense`` ones, those of layers without levels, too."""
-        own = used if dense else used[:, 1:]
-        return int(self.unpacked @ own.sum(axis=1)) + self.dense * dense
-
-    def _pass(self, candidates: NDArray[np.int16]) -> "_Pass":
-        """Blocks that are run for distinct ``candidates`` [C, units], in lexicographic order."""
-        if not self.drops:  # no block is skipped: how many states there are says all
-            blocks = self.shape.blocks
-            new = new_blocks(candidates, self.block_of, blocks)
-            after = (new[:, None] >= blocks - np.arange(blocks)).sum(axis=0)
-            most = int(max(np.add(after, [1, *after[:-1]])))
-            return _Pass(int(after.sum()), len(candidates) * blocks, float(after.sum()), most)
-        state_of, before, found = np.zeros(len(candidates), dtype=np.int64), 1, _Pass()
-        for block, members in enumerate(self.units_of):
-            plan = plan_block(state_of, candidates[:, members])
-            state_of, after = plan.state_of, len(plan.parents)
-            left = np.array([self._left(block, members, levels) for levels in plan.levels.tolist()])
-            found.states, before = max(found.states, before + after), after
-            found.modules += float(left.sum())
-            found.runs += int((left > 0).sum())
-            found.alone += int((left > 0)[state_of].sum())
-        return found
-
-    def _left(self, block: int, members: list[int], levels: list[int]) -> float:
-        """Share of a block's linear weights that lie in modules which are not dropped."""
-        modules = self.shape.modules[block]
-        gone = {
-            kind
-            for index, level in zip(members, levels, strict=True)
-            if self.units[index].modules and level != DENSE_LEVEL and self.units[index].levels[level].label == DROP
-            for other, kind in self.units[index].modules
-            if other == block
-        }
-        return sum(weights for kind, weights in modules.items() if kind not in gone) / sum(modules.values())
+                before = before.plus(done, request.times)
+        read = looked_at or (most if dtype != shape.dtype else float(text.tokens or "nan"))
+        read *= engine.objective.needs_teacher  # by the dense model, of which each process runs a part
+        before.flops += read / engine.ranks.count * len(shape.blocks) * shape.block_flops(text.sequence_length)
+        work.before, work.in_rounds = work.before.plus(before), work.in_rounds.plus(in_rounds)
+        work.dense_bytes = max(work.dense_bytes, read * shape.hidden_size * dtype.itemsize)
+        work.memory_bytes = max(work.memory_bytes, _peak(engine, of_type, text.sequence_length))
+        work.read_bytes += of_type.bytes + _packed_read(engine, before.plus(in_rounds), compute)
+        work.kept &= int(shape.layers["parameters"].sum()) * dtype.itemsize <= engine.memory.weights
+    return work
 
 
-@dataclass
-class _Pass:
-    """Candidates that go through all blocks together."""
+def _engine(
+    shape: ModelShape,
+    problem: SearchProblem,
+    strategy: Strategy | EffectsSettings,
+    tokens: int,
+    text: TextSettings,
+    compute: ComputeSettings,
+    device_gb: float,
+) -> _Counting:
+    """The engine as a search opens it (`open_evaluator`), for ``tokens`` at once, over a model without weights."""
+    units, length = problem.space.units, text.sequence_length
+    memory = plan_memory(device_gb, shape, length, units)
+    packed = sum(level.bytes for unit in units if not unit.modules for level in unit.levels)
+    held = shape.device.type == "cpu" and packed <= packed_limit(compute.host_gb, memory, shape, units)
+    fitness = strategy.minimizes() or Fitness("kl")
+    unpack: Any = None  # there is nothing to unpack
+    return _Counting(
+        _Blocks(shape, units, unpack, memory.weights - packed * held, work := Work()),
+        torch.zeros((-(-max(text.tokens or 0, tokens) // length), length), dtype=torch.int8),
+        None,
+        make_objective(fitness.name, fitness.top_k),
+        memory,
+        work,
+        lambda: None,
+        ranks=_First(count=max(1, strategy.workers(compute.processes))),
+    )
 
-    runs: int = 0
-    """Blocks that are run, summed over states."""
-    alone: int = 0
-    """The same, one candidate at a time."""
-    modules: float = 0.0
-    """Blocks that are run, less what is dropped of them, by weights."""
-    states: int = 1
-    """Most states that are held at once."""
+
+def _evaluate(engine: _Counting, shape: ModelShape, request: Request, rng: np.random.Generator) -> Work:
+    """Have candidates evaluated; returns what that took."""
+    before, minibatch = replace(engine.work), engine.draw(request.tokens, rng, request.longest)
+    engine.evaluate(request.candidates, minibatch)
+    done = engine.work.plus(before, -1)
+    length = sum(length**2 for length in minibatch.lengths) / minibatch.tokens  # of a token's sequence, on average
+    done.flops = done.block_tokens * shape.block_flops(length) + done.head_tokens * shape.head_flops
+    return done
+
+
+def _peak(engine: _Counting, shape: ModelShape, length: int) -> float:
+    """Bytes outside the blocks, weights that are kept, hidden states, and what lives while a block or the head runs."""
+    memory = engine.memory
+    run = max(memory.run_tokens, length) * ACTIVATION_WIDTH * shape.hidden_size * shape.itemsize
+    score = memory.score_tokens * shape.vocab_size * score_bytes(shape.itemsize)
+    all_levels = int(shape.layers["parameters"].sum()) * shape.itemsize + _sizes(engine)[1]
+    weights = max(min(all_levels, memory.weights), shape.block_bytes)  # what a long search keeps if there is room
+    return shape.outside * shape.itemsize + weights + engine.work.peak_state_bytes + max(run, score)
+
+
+def _packed_read(engine: _Counting, work: Work, compute: ComputeSettings) -> float:
+    """Bytes of packed variants, and of layers that stay dense, that are read from disk, as if nothing cached them."""
+    packed, unpacked = _sizes(engine)
+    held = packed <= packed_limit(compute.host_gb, engine.memory, engine.blocks.model, engine.blocks.units)
+    read = work.unpacked_bytes * packed / max(1, unpacked)
+    return work.dense_bytes + (min(packed, read) if held else read)
+
+
+def _sizes(engine: _Counting) -> tuple[int, int]:
+    """Bytes of all variants that are picked from, packed and unpacked."""
+    levels = [(level, unit) for unit in engine.blocks.units if not unit.modules for level in unit.levels]
+    unpacked = sum(unit.parameters for _, unit in levels) * engine.blocks.model.dtype.itemsize
+    return sum(level.bytes for level, _ in levels), unpacked

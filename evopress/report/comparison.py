@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from evopress.artifacts.exports import weights_bytes
+from evopress.artifacts.manifest import load_manifest
 from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import PERPLEXITY, RUNTIME, TASKS, read_provenance, read_table
@@ -19,6 +20,7 @@ from evopress.models.checkpoint import Checkpoint
 from evopress.models.modules import KINDS
 from evopress.search.configuration import Configuration
 from evopress.util.errors import ArtifactError
+from evopress.util.metrics import with_error
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,7 @@ class Cell:
 
     def text(self, digits: int) -> str:
         """Rounded, with the standard error if there is one."""
-        text = f"{self.value:,.{digits}f}" if math.isfinite(self.value) else str(self.value)
-        return text if math.isnan(self.stderr) else f"{text} ±{self.stderr:.{digits}f}"
+        return with_error(self.value, self.stderr, digits)
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Comparison:
 
     columns: list[Column] = field(default_factory=list)
     rows: dict[str, dict[Column, Cell]] = field(default_factory=dict)
+    dense: str = DENSE
+    """Name that the uncompressed model has here."""
 
     def put(self, model: str, column: Column, cell: Cell) -> None:
         """Set a cell; columns keep the order in which they first come."""
@@ -63,11 +66,12 @@ class Comparison:
         self.rows.setdefault(model, {})[column] = cell
 
     def is_best(self, model: str, column: Column) -> bool:
-        """Whether all other compressed models are worse, by more than the standard error of the difference."""
-        if model == DENSE or not column.better or column not in self.rows[model]:
+        """Whether all other compressed models are worse, by more than the standard error of the difference if known."""
+        if model == self.dense or not column.better or column not in self.rows[model]:
             return False
         own = self.rows[model][column]
-        others = [cells[column] for name, cells in self.rows.items() if name not in (DENSE, model) and column in cells]
+        names = self.rows.keys() - {self.dense, model}
+        others = [self.rows[name][column] for name in names if column in self.rows[name]]
         sign = 1 if column.better == "low" else -1
         return bool(others) and all(sign * (other.value - own.value) > own.noise(other) for other in others)
 
@@ -85,13 +89,16 @@ FILE = Column("file", "MB", 1)
 FILE_BITS = Column("file", "bits/parameter", 2)
 
 
-def compare(run: Run, searches: Sequence[str], exports: Sequence[Path] = ()) -> Comparison:
+def compare(
+    run: Run, searches: Sequence[str], exports: Sequence[Path] = (), on_tasks: Sequence[str] = ()
+) -> Comparison:
     """Read what was measured of the dense model and of each search.
 
     Args:
         run: the run.
         searches: to compare.
         exports: folders of their models; the sizes of those are told whose size follows from the levels.
+        on_tasks: models that have answered lm-eval's tasks, of the dense one and the searches.
 
     Raises:
         ArtifactError: an artifact is missing, damaged, or of another model.
@@ -102,13 +109,23 @@ def compare(run: Run, searches: Sequence[str], exports: Sequence[Path] = ()) -> 
     _put_files(comparison, run, exports)
     models = [DENSE, *searches]
     tables = {model: _checked(run, run.perplexity(model), PERPLEXITY) for model in models}
-    for title, key, digits in (("perplexity", "perplexity", 2), ("KL", "kl", 4)):
+    for key, error in (("perplexity", None), ("kl", "kl_stderr")):
         for model, table in tables.items():
             for row in table.to_dict("records"):
-                comparison.put(model, Column(title, row["dataset"], digits, "low"), Cell(row[key]))
-    for model in models:
+                cell = Cell(row[key], math.nan if error is None else row[error])
+                comparison.put(model, measured_column(key, row["dataset"]), cell)
+    for model, table in tables.items():
+        for row in table.to_dict("records"):
+            cell = Cell(row["agreement"], row["agreement_stderr"])
+            comparison.put(model, Column("agreement", row["dataset"], 3, "high"), cell)
+    for model in on_tasks:
         _put_tasks(comparison, run, model)
     return comparison
+
+
+def measured_column(key: str, text: str) -> Column:
+    """Column of a quantity on a text: ``perplexity`` or ``kl``."""
+    return Column("KL", text, 4, "low") if key == "kl" else Column(key, text, 2, "low")
 
 
 def compare_in_runtime(run: Run, models: Sequence[str]) -> Comparison:
@@ -117,9 +134,9 @@ def compare_in_runtime(run: Run, models: Sequence[str]) -> Comparison:
     Raises:
         ArtifactError: an artifact is missing, damaged, or of another model.
     """
-    comparison = Comparison()
+    comparison = Comparison(dense=f"{DENSE} (F16)")
     tables = {
-        f"{model} (F16)" if model == DENSE else model: _checked(run, run.runtime(model), RUNTIME) for model in models
+        comparison.dense if model == DENSE else model: _checked(run, run.runtime(model), RUNTIME) for model in models
     }
     for model, table in tables.items():
         file = table.iloc[0]
@@ -160,6 +177,10 @@ def _put_files(comparison: Comparison, run: Run, exports: Sequence[Path]) -> Non
     """Sizes of files as they are, of the first export of each search whose size follows from the levels."""
     sized = {EXPORTERS.name_of(exporter): exporter.weights for exporter in EXPORTERS.plugins if exporter.has_size}
     parameters = sum(Checkpoint(run.model).elements().values())
+    source = load_manifest(run.model_manifest, "model").get("origin", {}).get("gguf_bytes")
+    if source and any(folder.name in sized for folder in exports):  # that file counts as dense
+        comparison.put(DENSE, FILE, Cell(source / 1e6))
+        comparison.put(DENSE, FILE_BITS, Cell(8 * source / parameters))
     for folder in exports:
         search, exporter = folder.parent.name, folder.name
         if exporter in sized and FILE not in comparison.rows[search]:
@@ -193,3 +214,90 @@ def _checked(run: Run, path: Path, schema: pa.Schema) -> pd.DataFrame:
     table = read_table(path, schema)
     require_same_model(run, read_provenance(path), path)
     return table
+
+
+# The comparison as plain text, for the end of a run on a terminal.
+
+WIDTH = 100
+
+
+def summary(
+    comparison: Comparison,
+    run: Run,
+    title: str,
+    exports: Sequence[Path],
+    leaks: Sequence[str] = (),
+    runtime: Comparison | None = None,
+    fronts: Iterable[str] = (),
+) -> str:
+    """Title, comparison table, and where the models and the report lie; no table line is longer than WIDTH.
+
+    ``exports`` are folders of models, ``leaks`` sentences on text that is not held out, and ``runtime`` compares files
+    in llama.cpp, and ``fronts`` are tables of sizes.
+    """
+    lines = [title, ""]
+    for table in tables(comparison):
+        lines += [table, ""]
+    if any(comparison.is_best(model, column) for model in comparison.rows for column in comparison.columns):
+        lines += ["* better than all other compressed models, by more than the standard error, where one is known", ""]
+    if runtime is not None and runtime.rows:
+        lines += ["GGUF files in llama.cpp", ""]
+        for table in tables(runtime):
+            lines += [table, ""]
+    for front in fronts:
+        lines += [front, ""]
+    for sentence in leaks:
+        lines += [f"Warning: {sentence}", ""]
+    places = {f"{folder.parent.name} as {folder.name}": _file_or_folder(folder) for folder in exports}
+    places |= {"report": run.report}
+    width = max(map(len, places))
+    lines += [f"{name:<{width}}  {path}" for name, path in places.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _file_or_folder(export: Path) -> Path:
+    """What is handed to a runtime: the GGUF file, or the folder."""
+    files = list(export.glob("*.gguf"))
+    return files[0] if len(files) == 1 else export
+
+
+def tables(comparison: Comparison) -> list[str]:
+    """The comparison in as many tables as it takes for no line to be longer than WIDTH."""
+    return ["\n".join(_table(comparison, columns)) for columns in _fit(comparison)]
+
+
+def _fit(comparison: Comparison) -> list[list[Column]]:
+    """Cut the columns into tables that are no wider than WIDTH, each of at least one column."""
+    tables: list[list[Column]] = []
+    first = max(map(len, ["model", *comparison.rows]))
+    filled = 0
+    for column in comparison.columns:
+        width = 2 + max(map(len, _cells(comparison, column)))
+        if not tables or filled + width > WIDTH:
+            tables.append([])
+            filled = first
+        tables[-1].append(column)
+        filled += width
+    return tables
+
+
+def _table(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
+    """Two lines of header, a rule, and a line for each model; numbers aligned by their last digit."""
+    names = ["", "model", *comparison.rows]
+    width = max(map(len, names))
+    texts = [_cells(comparison, column) for column in columns]
+    widths = [max(map(len, text)) for text in texts]
+    lines = []
+    for number, name in enumerate(names):
+        cells = (f"  {text[number]:>{size}}" for text, size in zip(texts, widths, strict=True))
+        lines.append(f"{name:<{width}}{''.join(cells)}".rstrip())
+    return [*lines[:2], "-" * (width + sum(widths) + 2 * len(widths)), *lines[2:]]
+
+
+def _cells(comparison: Comparison, column: Column) -> list[str]:
+    """Header lines and values of a column; a star marks the best, a blank keeps the others in line."""
+    values = [
+        comparison.text(model, column) + ("*" if comparison.is_best(model, column) else " ")
+        for model in comparison.rows
+    ]
+    return [f"{column.title} ", f"{column.subtitle} ", *values]

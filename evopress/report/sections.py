@@ -84,6 +84,7 @@ class _Checker(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Refuse other elements, and attributes that run code or refer elsewhere."""
         if tag not in ELEMENTS:
             raise ValueError(f"<{tag}> is none of the elements that a section may hold")
         for name, value in attrs:
@@ -93,21 +94,27 @@ class _Checker(HTMLParser):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
+        """Refuse an end that does not belong to the element that was opened last."""
         if not self.open or self.open.pop() != tag:
             raise ValueError(f"</{tag}> closes another element than was opened last")
 
     def handle_data(self, data: str) -> None:
+        """Refuse text with a bare `<`."""
         if "<" in data:
             raise ValueError("holds a '<' that begins no element; write &lt;")
 
     def handle_comment(self, data: str) -> None:
+        """Refuse comments."""
         raise ValueError("holds a comment")
 
     def handle_decl(self, decl: str) -> None:
+        """Refuse declarations."""
         raise ValueError("holds a declaration")
 
     def unknown_decl(self, data: str) -> None:
+        """Refuse declarations of other kinds."""
         raise ValueError("holds a declaration")
 
     def handle_pi(self, data: str) -> None:
+        """Refuse processing instructions."""
         raise ValueError("holds a processing instruction")

@@ -1,21 +1,23 @@
 """What a search strategy consists of.
 
 A **strategy** is the pydantic class of its settings. It says from which families of variants it can pick, what it
-needs, and it searches. One that evaluates candidates by the model does so in rounds (`RoundStrategy`): it makes a first
-state, then one state from another, and everything else, from loading the model to going on after a kill, is done for
-it. To add one, write a file in `strategies/` and name it in the registry there (docs/extending.md).
+needs, and it searches. One that evaluates candidates by the model does so in rounds (`search/rounds.py`). To add one,
+write a file in `strategies/` and name it in the registry there (docs/extending.md).
 
 Snakemake imports this module while it parses, so whatever takes long to import is imported inside functions.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from evopress.compression.base import Family, GroupRule, Method
-from evopress.config.base import Name, Section
+from evopress.config.base import Section, safe_name
+from evopress.config.data import TextSettings
+from evopress.search.offered import Constraints, FactsOf
 from evopress.search.target import SizeTarget, Target
 from evopress.util.errors import ConfigError
 
@@ -23,13 +25,26 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from evopress.search.evaluation import Evaluator, SearchResult
+    from evopress.search.evaluation import SearchResult
     from evopress.search.problem import SearchContext, SearchProblem
-    from evopress.search.selection import Round, State
+    from evopress.search.space import Space
 
-Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Polish = Literal["none", "sequential", "asymmetric"]
+
+
+def _sources(names: Any) -> Any:
+    """The name of variants, or the names of several, each once; of a list that has one, that."""
+    listed = list(names) if isinstance(names, list | tuple) else [names]
+    if not listed or not all(isinstance(name, str) for name in listed):
+        raise ValueError(f"must be the name of variants, or several, as in [gguf, drop], not {names!r}")
+    if twice := {name for name in listed if listed.count(name) > 1}:
+        raise ValueError(f"{sorted(twice)[0]!r} is named twice")
+    found = tuple(map(safe_name, listed))
+    return found if len(found) > 1 else found[0]
+
+
+Sources = Annotated[str | tuple[str, ...], BeforeValidator(_sources)]
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,56 @@ class Request:
     """Rounds of the search for which this one stands."""
 
 
+class EffectsSettings(Section):
+    """All that single effects depend on, beside model, text and variants."""
+
+    variants: Sources
+    tied: tuple[tuple[str, ...], ...] = ()
+    levels: tuple[str, ...] | None = None
+    fitness: Literal["kl", "topk_kl", "perplexity"] = "kl"
+    top_k: int | None = Field(None, description="For topk_kl alone.")
+    tokens: int = Field(ge=1)
+
+    @property
+    def name(self) -> str:
+        """Name of their folder: the variants, and a digest of everything here."""
+        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return f"{'-'.join(self.sources)}-{digest[:8]}"
+
+    @property
+    def where(self) -> str:
+        """What messages call them."""
+        return f"single effects of {' and '.join(self.sources)}"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the variants."""
+        return (self.variants,) if isinstance(self.variants, str) else self.variants
+
+    def constraints(self) -> Constraints:
+        """What is asked of the levels."""
+        return Constraints(self.where, tied=self.tied, levels=self.levels)
+
+    def minimizes(self) -> Fitness:
+        """What a unit's effect is measured in."""
+        return Fitness(self.fitness, self.top_k or Fitness.top_k)
+
+    def tokens_asked(self) -> dict[str, int]:
+        """By the setting of a search that asks for them."""
+        return {"sensitivity_tokens": self.tokens}
+
+    def workers(self, processes: int) -> int:
+        """All processes: candidates are shared out."""
+        return processes
+
+    def requests(self, space: "Space") -> list[Request]:
+        """What is evaluated, for the plan."""
+        from evopress.search.sensitivity import each_at_its_level, piece_length
+
+        candidates, _ = each_at_its_level(space)
+        return [Request(candidates, self.tokens, longest=piece_length(self.tokens), precise=True)]
+
+
 class Strategy(Section):
     """A way to choose a level for every unit; a subclass has a field ``strategy: Literal["its-name"]``."""
 
@@ -70,10 +135,15 @@ class Strategy(Section):
     """Setting that names the searches on which it depends."""
     rounds: ClassVar[str] = "rounds"
     """What the progress bar and the plan count."""
+    joint: ClassVar[bool] = False
+    """Whether it can choose from several variants at once."""
 
     strategy: str = ""
 
-    variants: Name = Field(description="Which section of `variants` the levels come from.")
+    variants: Sources = Field(
+        description="Which section of `variants` the levels come from. Several, as in `[gguf, drop]`, share one budget "
+        "in bytes: a layer gets a level of any of them, or leaves with its module."
+    )
     target: Target = Field(
         description="Budget over what is searched: average bits per weight at most, average sparsity at least, or, "
         "with `method: drop`, how many blocks' worth of modules go. Or the size of the file: a section, as in "
@@ -109,9 +179,27 @@ class Strategy(Section):
     )
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the variants that the levels come from."""
+        return (self.variants,) if isinstance(self.variants, str) else self.variants
+
+    def of(self, source: str) -> Self:
+        """The same search as if ``source``, one of its variants, were all."""
+        return self.model_copy(update={"variants": source})
+
+    @property
     def polishes(self) -> bool:
         """Whether what is chosen is made once more."""
         return self.polish != "none"
+
+    def resolved(self, method: Method, text: TextSettings) -> "Strategy":
+        """The strategy that these settings stand for.
+
+        Args:
+            method: makes the variants that are picked from.
+            text: that the search judges on.
+        """
+        return self
 
     def search(self, context: "SearchContext", problem: "SearchProblem") -> "SearchResult":
         """Choose a level for every unit; all processes of the search call this, and get the same result.
@@ -136,24 +224,44 @@ class Strategy(Section):
 
     def problems(self, where: str, method: Method) -> Iterator[str]:
         """Why it cannot pick from variants that ``method`` makes; ``where`` is the dotted path of these settings."""
-        if not isinstance(method.family, self.families):
+        family, who = method.family, f"{where}.strategy: {self.strategy}"
+        if isinstance(family, self.families):
+            return
+        if family.takes_modules:
             yield (
-                f"{where}.strategy: {self.strategy} cannot choose from {self.variants!r}, whose levels are "
-                f"{method.family.name}; name other variants, or use another strategy"
+                f"{who} chooses levels of linear layers, but {self.variants!r} drops modules; use `scores`, `greedy` "
+                "or `evolution`"
             )
-        if isinstance(self.target, SizeTarget) and method.family.takes_modules:
+        elif all(kind.takes_modules for kind in self.families):
             yield (
-                f"{where}.target: a search over dropped modules has no size of a file as its target; say how many "
-                "blocks are to go"
+                f"{who} drops whole blocks, but {self.variants!r} compresses layers; name variants of `method: drop`, "
+                "or use another strategy"
+            )
+        else:
+            yield (
+                f"{who} cannot choose from {self.variants!r}, whose levels are {family.name}; name other variants, or "
+                "use another strategy"
             )
 
     def grouping(self) -> GroupRule:
         """Which units may trade levels."""
         return "none"
 
+    def constraints(self, where: str, file: FactsOf | None = None) -> Constraints:
+        """What it asks of the levels; ``file`` gives what is known of the file of which the target is the size."""
+        return Constraints(where, self.target, self.grouping(), self.tied, self.levels, file)
+
+    def sizes_wanted(self) -> tuple[int, ...]:
+        """Sizes of the file, in bytes, for each of which it stands for a search; none where it is one itself."""
+        return ()
+
     def depends_on(self) -> tuple[str, ...]:
         """Other searches that must be finished before."""
         return ()
+
+    def effects(self) -> EffectsSettings | None:
+        """Single effects that it starts from, which are measured before; None if it needs none."""
+        return None
 
     def workers(self, processes: int) -> int:
         """Devices that the search makes use of, if there may be so many processes with one each."""
@@ -204,174 +312,3 @@ class SeededStrategy(Strategy):
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: name at least one, and each once; got {list(self.seeds)}")
         return self
-
-
-class RoundStrategy(SeededStrategy):
-    """A strategy that evaluates candidates by the model, round after round, and can be killed between any two of them.
-
-    A round is what the resume log records: a generation of an evolution, a step of a greedy descent, a part of an
-    enumeration. What a round does may depend on the state and the random numbers only: then a search that was killed
-    goes on from its last round and ends with the same bytes, and all processes of a search decide alike.
-    """
-
-    if TYPE_CHECKING:
-        seed: int  # a field of the class that is made of this one
-
-    def minimizes(self) -> Fitness:
-        """What candidates are evaluated by."""
-        raise NotImplementedError
-
-    def first_round(self, problem: "SearchProblem", evaluator: "Evaluator", rng: "np.random.Generator") -> "Round":
-        """Make the state of round 0, and a row for each evaluation that led to it."""
-        raise NotImplementedError
-
-    def next_round(
-        self, state: "State", problem: "SearchProblem", evaluator: "Evaluator", rng: "np.random.Generator"
-    ) -> "Round":
-        """Make the state of the next round, and a row for each evaluation that led to it."""
-        raise NotImplementedError
-
-    def remaining(self, state: "State", problem: "SearchProblem") -> int:
-        """Rounds that are still to be made (an estimate, but 0 only at the end)."""
-        raise NotImplementedError
-
-    def workers(self, processes: int) -> int:
-        """All of them: candidates are shared out."""
-        return processes
-
-    def evaluations(self, problem: "SearchProblem", rng: "np.random.Generator") -> list[Request]:
-        """What its first rounds ask for, run with random fitness."""
-        from evopress.search.rehearsal import rehearse
-
-        return rehearse(self, problem, rng)
-
-    def search(self, context: "SearchContext", problem: "SearchProblem") -> "SearchResult":
-        """Run all rounds, or those that are left where a killed search stopped; the best of the last state is found."""
-        from evopress.search.rounds import search_in_rounds
-
-        return search_in_rounds(self, context, problem)
-
-
-class EvaluatingStrategy(RoundStrategy):
-    """A strategy whose settings say what it minimizes."""
-
-    fitness: Literal["kl", "topk_kl", "perplexity"] = Field(
-        "kl", description="What selection minimizes: divergence from the dense model, or perplexity."
-    )
-    top_k: int = Field(100, ge=1, description="For topk_kl: tokens of the dense model's distribution kept apart.")
-    seed: int = Field(0, ge=0, description="Seed of the mutations and of the choice of tokens.")
-
-    def minimizes(self) -> Fitness:
-        """The fitness of the settings."""
-        return Fitness(self.fitness, self.top_k)
-
-    def least_tokens(self) -> int:
-        """Fewest tokens on which a candidate is evaluated."""
-        raise NotImplementedError
-
-    @model_validator(mode="after")
-    def _check_fitness(self) -> Self:
-        if self.fitness == "perplexity" and self.least_tokens() < 2:
-            raise ValueError("tokens: perplexity predicts the next token, so each step needs at least 2")
-        return self
-
-
-class GroupedStrategy(EvaluatingStrategy):
-    """A strategy in which only layers of a group trade levels."""
-
-    group_rule: GroupRule = Field(
-        "size",
-        description="Which layers may trade levels; where the target is the size of a file, by default any.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _trade_bytes(cls, values: Any) -> Any:
-        sized = isinstance(values, dict) and isinstance(values.get("target"), dict | SizeTarget)
-        # A byte is a byte, and the embedding has no equal to trade with.
-        return {"group_rule": "none", **values} if sized else values
-
-    def grouping(self) -> GroupRule:
-        """As the settings say."""
-        return self.group_rule
-
-
-class SelectingStrategy(GroupedStrategy):
-    """Generations of candidates, selected in steps of more and more tokens."""
-
-    rounds: ClassVar[str] = "generations"
-
-    generations: int = Field(150, ge=1, description="Rounds of mutation and selection.")
-    offspring: int = Field(128, ge=1, description="Candidates made in each generation (lambda).")
-    survivors: tuple[Count, ...] = Field(
-        (16, 4, 1), description="Candidates kept by each selection step, ending in population."
-    )
-    tokens: tuple[Count, ...] = Field((2048, 16384, 131072), description="Tokens on which each step judges.")
-    confidence: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Probability with which a parent is kept, in each generation, that is better than all new "
-        "candidates but may look worse on the last step's tokens; 0 keeps what looks best (the paper's way).",
-    )
-
-    def parents(self) -> int:
-        """Candidates that a generation leaves to the next."""
-        return 1
-
-    def tokens_asked(self, problem: "SearchProblem | None" = None) -> dict[str, int]:
-        """By the steps: the one that sees most, or each where there is a problem."""
-        if problem is None:
-            return {"tokens": max(self.tokens)}
-        return {f"tokens[{step}]": tokens for step, tokens in enumerate(self.tokens)}
-
-    def least_tokens(self) -> int:
-        """Of all steps."""
-        return min(self.tokens, default=2)
-
-    def remaining(self, state: "State", problem: "SearchProblem") -> int:
-        """Generations that are left."""
-        return self.generations - state.generation
-
-    def select(
-        self,
-        state: "State",
-        offspring: "NDArray[np.int16]",
-        evaluator: "Evaluator",
-        rng: "np.random.Generator",
-    ) -> "Round":
-        """The next generation from ``offspring`` [n, units] and the present one, by the steps of the settings."""
-        from evopress.search.selection import Step, select_next
-
-        steps = [Step(kept, tokens) for kept, tokens in zip(self.survivors, self.tokens, strict=True)]
-        return select_next(state, offspring, steps, evaluator, rng, self.confidence)
-
-    @model_validator(mode="after")
-    def _check_steps(self) -> Self:
-        if len(self.survivors) != len(self.tokens):
-            raise ValueError(
-                f"survivors has {len(self.survivors)} steps and tokens has {len(self.tokens)}: give one each per step"
-            )
-        if self.survivors[-1:] != (self.parents(),):
-            raise ValueError(
-                f"survivors must end in population ({self.parents()}, the next parents), got {list(self.survivors)}"
-            )
-        if any(later > earlier for earlier, later in zip(self.survivors, self.survivors[1:], strict=False)):
-            raise ValueError(f"survivors must not grow from step to step, got {list(self.survivors)}")
-        if self.survivors[0] > self.offspring:
-            raise ValueError(f"survivors: the first step keeps {self.survivors[0]} of only {self.offspring} offspring")
-        return self
-
-
-class OneTextStrategy(EvaluatingStrategy):
-    """A strategy that evaluates every candidate on equally many tokens."""
-
-    tokens: int = Field(4096, ge=1, description="Tokens on which each candidate is judged.")
-
-    def tokens_asked(self, problem: "SearchProblem | None" = None) -> dict[str, int]:
-        """By each candidate."""
-        return {"tokens": self.tokens}
-
-    def least_tokens(self) -> int:
-        """The same for all."""
-        return self.tokens

@@ -29,7 +29,7 @@ def at_random(rng: np.random.Generator) -> Choose:
 
 
 def repair(candidate: Candidate, space: Space, units: Units, slack: int, choose: Choose) -> list[int] | None:
-    """Lower ``units`` in place, a level of one at a time, until ``slack`` is not negative.
+    """Lower ``units`` in place, a level of one at a time (`Space.down`), until ``slack`` is not negative.
 
     Returns:
         The units that were lowered, or None if all of them are at their lowest before the budget holds.
@@ -40,36 +40,67 @@ def repair(candidate: Candidate, space: Space, units: Units, slack: int, choose:
         unit = choose(options, slack) if len(options) else None
         if unit is None:
             return None
-        slack += int(space.costs[unit, candidate[unit]] - space.costs[unit, candidate[unit] - 1])
-        candidate[unit] -= 1
+        lower = space.down[unit, candidate[unit]]
+        slack += int(space.costs[unit, candidate[unit]] - space.costs[unit, lower])
+        candidate[unit] = lower
         lowered.append(unit)
     return lowered
 
 
 def fill_budget(candidate: Candidate, space: Space, units: Units, slack: int, choose: Choose) -> None:
-    """Raise ``units`` in place, a level of one at a time, as long as a step fits into ``slack``."""
+    """Raise ``units`` in place, a level of one at a time (`Space.up`), as long as a step fits into ``slack``."""
     while True:
-        free = units[candidate[units] < space.top[units]]
+        free = units[space.up[units, candidate[units]] >= 0]
         options = free[step_costs(candidate, space, free) <= slack]
         unit = choose(options, slack) if len(options) else None
         if unit is None:
             return
-        slack -= int(space.costs[unit, candidate[unit] + 1] - space.costs[unit, candidate[unit]])
-        candidate[unit] += 1
+        higher = space.up[unit, candidate[unit]]
+        slack -= int(space.costs[unit, higher] - space.costs[unit, candidate[unit]])
+        candidate[unit] = higher
 
 
 def step_costs(candidate: Candidate, space: Space, units: Units) -> NDArray[np.int64]:
     """What it costs to raise each of ``units`` by one level."""
-    return space.costs[units, candidate[units] + 1] - space.costs[units, candidate[units]]
+    return space.costs[units, space.up[units, candidate[units]]] - space.costs[units, candidate[units]]
 
 
 def brought_to_budget(candidate: Candidate, space: Space, rng: np.random.Generator) -> Candidate:
-    """The candidate, with random units lowered in each group that spends too much, and raised in one that can spend."""
+    """The candidate, with random units lowered in each group that spends too much, and raised in one that can spend.
+
+    Where lowering layers is not enough, random modules that hold some are dropped, but for the last.
+    """
+    if len(space.modules):
+        return _brought_with_modules(candidate, space, rng)
     fitting = candidate.copy()
     for members, budget in zip(space.members, space.group_budgets, strict=True):
         repair(fitting, space, members, budget - space.cost_of(fitting, members), at_random(rng))
         fill_budget(fitting, space, members, budget - space.cost_of(fitting, members), at_random(rng))
     return fitting
+
+
+def _brought_with_modules(candidate: Candidate, space: Space, rng: np.random.Generator) -> Candidate:
+    fitting = space.canonical(candidate.copy())
+    kept = space.modules[fitting[space.modules] > 0]
+    if not len(kept):
+        kept = rng.choice(space.modules, 1)
+        fitting[kept] = 1
+    going = rng.permutation(kept)[1:].tolist()
+    while repair(fitting, space, traded(fitting, space), spare(fitting, space), at_random(rng)) is None and going:
+        fitting[going.pop()] = 0
+        space.canonical(fitting)
+    fill_budget(fitting, space, traded(fitting, space), spare(fitting, space), at_random(rng))
+    return fitting
+
+
+def traded(candidate: Candidate, space: Space) -> Units:
+    """Numbers of the units that may go a level up or down alone."""
+    return np.flatnonzero(space.tradable(candidate))
+
+
+def spare(candidate: Candidate, space: Space) -> int:
+    """What a candidate may still spend in all, negative where it exceeds the budget."""
+    return space.budget - space.cost_of(candidate)
 
 
 # --- levels of least summed error ------------------------------------------------------------------------------------
@@ -78,7 +109,8 @@ def brought_to_budget(candidate: Candidate, space: Space, rng: np.random.Generat
 def least_error(space: Space, errors: Errors, resolution: int) -> Candidate:
     """Levels of the least sum of errors within every group's budget, by dynamic programming over units and budgets.
 
-    This is the multiple-choice knapsack. It is solved exactly where the budget, counted in the greatest common measure
+    This is the multiple-choice knapsack; a module that holds layers is one choice with them: its error at the lowest
+    level, or theirs. It is solved exactly where the budget, counted in the greatest common measure
     of all costs, has at most ``resolution`` steps. Where it has more, costs are rounded up to coarser steps, so that
     the budget holds; what is then left of it goes, a level at a time, to where it lessens the error most.
 
@@ -88,7 +120,8 @@ def least_error(space: Space, errors: Errors, resolution: int) -> Candidate:
     candidate = np.zeros(len(space.units), dtype=np.int16)
 
     def greatest_gain(units: Units, slack: int) -> int | None:
-        gains = _gains(candidate, errors, units)
+        """The unit of which a level more lessens the error most; None where none does."""
+        gains = _gains(candidate, space, errors, units)
         best = int(gains.argmax())
         return int(units[best]) if gains[best] > 0 else None
 
@@ -99,48 +132,88 @@ def least_error(space: Space, errors: Errors, resolution: int) -> Candidate:
         slack = budget - space.cost_of(candidate, members)
         measure = max(1, math.gcd(*extra.flatten().tolist()))
         step = measure * max(1, -(-slack // (measure * resolution)))
-        candidate[members] = _solved(-(-extra // step), known, slack // step)
-        fill_budget(candidate, space, members, budget - space.cost_of(candidate, members), greatest_gain)
+        candidate[members] = _solved(-(-extra // step), known, slack // step, space.holder[members])
+        keep_one(candidate, space)
+        free = members[space.tradable(candidate)[members]]
+        fill_budget(candidate, space, free, budget - space.cost_of(candidate, members), greatest_gain)
     return candidate
 
 
-def _solved(costs: NDArray[np.int64], errors: NDArray[np.float64], budget: int) -> Candidate:
+def keep_one(candidate: Candidate, space: Space) -> None:
+    """Where all modules that hold layers are dropped, keep the one that costs least, and all else at its lowest."""
+    if len(space.modules) and not candidate[space.modules].any():
+        candidate[:] = 0
+        candidate[space.modules[space.costs[space.modules, 1].argmin()]] = 1
+
+
+def _solved(costs: NDArray[np.int64], errors: NDArray[np.float64], budget: int, holder: NDArray[np.int64]) -> Candidate:
     """Levels of least summed error with summed costs of at most ``budget``.
 
     Args:
         costs: whole steps, 0 for the lowest level, [units, levels].
         errors: [units, levels].
         budget: in steps.
+        holder: unit of modules that each unit leaves with, [units]; -1 where it stays. Where there is one, units are
+            numbered by their rows here.
     """
     best = np.zeros(budget + 1)  # least error of the units so far, by what they may spend
     choices = np.zeros((len(costs), budget + 1), dtype=np.int16)
-    for unit, (prices, losses) in enumerate(zip(costs.tolist(), errors.tolist(), strict=True)):
-        before, best = best, np.full(budget + 1, np.inf)
-        for level, (price, loss) in enumerate(zip(prices, losses, strict=True)):
+
+    def spent(before: NDArray[np.float64], unit: int, levels: slice = slice(None)) -> NDArray[np.float64]:
+        """The least error with one more unit, whose choice is noted."""
+        after = np.full(budget + 1, np.inf)
+        for level in range(costs.shape[1])[levels]:
+            price, loss = int(costs[unit, level]), float(errors[unit, level])
             if price > budget or loss == math.inf:
                 continue
             new = before[: budget + 1 - price] + loss
-            better = new < best[price:]
-            best[price:][better] = new[better]
+            better = new < after[price:]
+            after[price:][better] = new[better]
             choices[unit, price:][better] = level
+        return after
+
+    modules = np.unique(holder[holder >= 0]).tolist()
+    always = [unit for unit in range(len(costs)) if holder[unit] < 0 and unit not in modules]
+    for unit in always:
+        best = spent(best, unit)
+    held = {module: np.flatnonzero(holder == module).tolist() for module in modules}
+    for module, inside in held.items():
+        kept, dropped = spent(best, module, slice(1, 2)), best + errors[module, 0]
+        for unit in inside:
+            kept = spent(kept, unit)
+        choices[module] = kept < dropped
+        best = np.minimum(kept, dropped)
     levels = np.zeros(len(costs), dtype=np.int16)
-    for unit in reversed(range(len(costs))):
+    for module, inside in reversed(held.items()):
+        levels[module] = choices[module, budget]
+        for unit in reversed(inside if levels[module] else []):
+            levels[unit] = choices[unit, budget]
+            budget -= int(costs[unit, levels[unit]])
+        budget -= int(costs[module, levels[module]])
+    for unit in reversed(always):
         levels[unit] = choices[unit, budget]
         budget -= int(costs[unit, levels[unit]])
     return levels
 
 
 def relaxed_least_error(space: Space, errors: Errors) -> Candidate:
-    """Levels of nearly the least sum of errors: the Lagrangian relaxation of the knapsack, then greedy filling."""
+    """Levels of nearly the least sum of errors: the Lagrangian relaxation of the knapsack, then greedy filling.
+
+    Modules that hold layers are kept where that and the best levels of their layers come to less than without them.
+    """
     candidate = np.zeros(len(space.units), dtype=np.int16)
 
-    def best_gain_for_its_cost(units: Units, slack: int) -> int:
-        gains = _gains(candidate, errors, units)
-        return int(units[np.argmax(gains / np.maximum(step_costs(candidate, space, units), 1))])
+    def best_gain_for_its_cost(units: Units, slack: int) -> int | None:
+        """The unit of which a level more lessens the error most for what it costs; None where none does."""
+        gains = _gains(candidate, space, errors, units)
+        best = int(np.argmax(gains / np.maximum(step_costs(candidate, space, units), 1)))
+        return int(units[best]) if gains[best] > 0 else None
 
     for members, budget in zip(space.members, space.group_budgets, strict=True):
         candidate[members] = _least_at_one_price(space, errors, members, budget)
-        fill_budget(candidate, space, members, budget - space.cost_of(candidate, members), best_gain_for_its_cost)
+        keep_one(candidate, space)
+        free = members[space.tradable(candidate)[members]]
+        fill_budget(candidate, space, free, budget - space.cost_of(candidate, members), best_gain_for_its_cost)
     return candidate
 
 
@@ -152,7 +225,13 @@ def _least_at_one_price(space: Space, errors: Errors, members: Units, budget: in
     best = np.zeros(len(members), dtype=np.int16)
     for _ in range(HALVINGS):
         price = 10.0 ** ((low + high) / 2)
-        levels = np.where(beyond, np.inf, known + price * costs).argmin(axis=1).astype(np.int16)
+        values = np.where(beyond, np.inf, known + price * costs)
+        levels = values.argmin(axis=1).astype(np.int16)
+        if len(space.modules):  # which trade with all others: members are all units
+            held = space.holder >= 0
+            inside = np.bincount(space.holder[held], values.min(axis=1)[held], minlength=len(values))
+            levels[space.modules] = (values[:, 1] + inside < values[:, 0])[space.modules]
+            space.canonical(levels)
         if space.costs[members, levels].sum() <= budget:
             best, high = levels, (low + high) / 2
         else:
@@ -160,6 +239,6 @@ def _least_at_one_price(space: Space, errors: Errors, members: Units, budget: in
     return best
 
 
-def _gains(candidate: Candidate, errors: Errors, units: Units) -> NDArray[np.float64]:
+def _gains(candidate: Candidate, space: Space, errors: Errors, units: Units) -> NDArray[np.float64]:
     """What raising each of ``units`` by a level lessens the error by."""
-    return errors[units, candidate[units]] - errors[units, candidate[units] + 1]
+    return errors[units, candidate[units]] - errors[units, space.up[units, candidate[units]]]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,10 @@ import pandas as pd
 from evopress.artifacts.paths import EMBEDDING, Run
 from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, read_provenance, read_table
-from evopress.compression.base import Unit
+from evopress.compression.base import Level, Unit
 from evopress.compression.families import DROP, KEEP, family_of
+from evopress.compression.joint import own_label
+from evopress.models.modules import module_kind
 from evopress.search.candidates import uniform_start
 from evopress.search.problem import SearchProblem
 from evopress.search.space import Candidate, Space
@@ -51,35 +54,25 @@ class Configuration:
 
     @classmethod
     def of_candidate(cls, problem: SearchProblem, candidate: Candidate) -> "Configuration":
-        """The levels of a candidate [units]; a unit of several modules or layers is a row for each of them."""
+        """The levels of a candidate [units]; a unit of several modules or layers is a row for each of them.
+
+        Layers of modules that are dropped have no level, and no row.
+        """
         chosen = list(zip(problem.space.units, candidate.tolist(), strict=True))
-        if problem.modules is None:
-            made = [(layer, layer.levels[index]) for unit, index in chosen for layer in unit.layers]
-            own = [(layer.name, layer.block, layer.layer, layer.parameters, level.bytes) for layer, level in made]
-            levels = [level for _, level in made]
-        else:
-            modules = problem.modules.to_dict("records")
-            of_unit = {unit.name: unit.levels[index] for unit, index in chosen}
-            levels = [of_unit[module["unit"]] for module in modules]
-            own = [
-                (each["name"], each["block"], each["module"], each["parameters"], each["bytes"] * level.cost)
-                for each, level in zip(modules, levels, strict=True)
-            ]
+        gone = {module for unit, index in chosen if not index for module in unit.modules}
         rows = [
-            {
-                "unit": name,
-                "block": block,
-                "layer": layer,
-                "variants": problem.variants,
-                "family": problem.family.name,
-                "level": level.label,
-                "value": level.value,
-                "cost": level.cost,
-                "parameters": parameters,
-                "bytes": size,
-            }
-            for (name, block, layer, parameters, size), level in zip(own, levels, strict=True)
+            _row(problem, layer.name, layer.block, layer.layer, layer.parameters, level.bytes, level)
+            for unit, index in chosen
+            if not unit.modules
+            for layer in unit.layers
+            if (layer.block, module_kind(layer.layer)) not in gone
+            for level in [layer.levels[index]]
         ]
+        of_unit = {unit.name: unit.levels[index] for unit, index in chosen}
+        for each in [] if problem.modules is None else problem.modules.to_dict("records"):
+            level = of_unit[each["unit"]]
+            size = each["bytes"] * level.cost
+            rows.append(_row(problem, each["name"], each["block"], each["module"], each["parameters"], size, level))
         return cls(pd.DataFrame(rows, columns=CONFIGURATION.names))
 
     def nearest(self, space: Space) -> Candidate:
@@ -87,8 +80,11 @@ class Configuration:
 
         A layer gets its level of nearest value, of equals the one of the same name, as the space may have other levels;
         where it is missing, its uniform one. Layers that share a level get the one nearest to their mean. A unit of
-        modules is dropped if all of them are.
+        modules is dropped if all of them are. Of several variants, a layer gets its very level, or the one whose bytes
+        are nearest.
         """
+        if space.is_joint:
+            return self._nearest_of_several(space)
         chosen = zip(self.table["value"], self.table["level"], strict=True)
         own = dict(zip(self.table["unit"], chosen, strict=True))
         gone = set(self._dropped())
@@ -105,12 +101,32 @@ class Configuration:
                 candidate[number] = distances.index(min(distances))
         return candidate
 
+    def _nearest_of_several(self, space: Space) -> Candidate:
+        own = {row["unit"]: row for row in self.table.to_dict("records")}
+        gone = set(self._dropped())
+        candidate = uniform_start(space)
+        for number, unit in enumerate(space.units):
+            rows = [own[layer.name] for layer in unit.layers if layer.name in own]
+            if unit.modules:
+                candidate[number] = 0 if gone.issuperset(unit.modules) else space.top[number]
+            elif rows:
+                chosen, size = (rows[0]["variants"], rows[0]["level"]), sum(row["bytes"] for row in rows)
+                distances = [((each.source, own_label(each)) != chosen, abs(each.bytes - size)) for each in unit.levels]
+                candidate[number] = distances.index(min(distances))
+        return space.canonical(candidate)
+
     def text(self, run: Run) -> str:
         """Text in the published format: of levels, layer by layer, or of dropped modules, block by block of the model.
 
         Raises:
             ArtifactError: the table of layers, which tells how many blocks there are, is missing or damaged.
+            ConfigError: levels are of several variants.
         """
+        if len(names := self.table["variants"].unique()) > 1:
+            raise ConfigError(
+                f"levels are of several variants ({', '.join(names)}), which the text formats published with the paper "
+                "cannot say; take them from `configuration.parquet`"
+            )
         if family_of(self.table).takes_modules:
             dropped = list(self._dropped())
             blocks = int(read_table(run.layers, LAYERS)["block"].max()) + 1
@@ -130,6 +146,25 @@ class Configuration:
         """Modules that are dropped, as (block, kind)."""
         rows = self.table[self.table["level"] == DROP]
         return zip(rows["block"].tolist(), rows["layer"].tolist(), strict=True)
+
+
+def _row(
+    problem: SearchProblem, name: str, block: int, layer: str, parameters: int, size: int, level: Level
+) -> dict[str, Any]:
+    """A row of a configuration."""
+    family = problem.families[level.source] if level.source else problem.family
+    return {
+        "unit": name,
+        "block": block,
+        "layer": layer,
+        "variants": level.source or problem.variants,
+        "family": family.name,
+        "level": own_label(level),
+        "value": level.value,
+        "cost": level.cost,
+        "parameters": parameters,
+        "bytes": size,
+    }
 
 
 def require_budget(problem: SearchProblem, candidate: Candidate, target: float | SizeTarget, where: str) -> None:

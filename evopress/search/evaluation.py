@@ -4,7 +4,6 @@ The search knows nothing else of models, tokens or bits.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from evopress.artifacts.tables import EFFORT, TRACE
+from evopress.artifacts.tables import EFFORT
 from evopress.search.space import Candidate
 
 PARENT = -1
@@ -155,6 +154,16 @@ class Effort:
 
 
 @dataclass(frozen=True)
+class Incumbent:
+    """The best candidate after a generation."""
+
+    generation: int
+    candidate: Candidate
+    effort: Effort
+    """Spent by then."""
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The chosen candidate, and how it was found."""
 
@@ -162,11 +171,8 @@ class SearchResult:
     records: list[dict[str, Any]] = field(default_factory=list)
     """Evaluations, as records of the TRACE schema."""
     effort: Effort = field(default_factory=Effort)
-
-
-def trace_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Table with the TRACE schema."""
-    return pd.DataFrame(list(records), columns=TRACE.names)
+    progress: list[dict[str, Any]] = field(default_factory=list)
+    """The best so far on a fixed part of the text, as records of the PROGRESS schema."""
 
 
 def effort_table(effort: Effort) -> pd.DataFrame:

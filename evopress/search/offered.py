@@ -5,12 +5,13 @@ Runtimes fuse layers that read the same input, such as q, k and v, into one matr
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evopress.compression.base import GroupRule, Level, Unit
 from evopress.compression.families import group_name
+from evopress.search.target import FileFacts, SizeTarget
 from evopress.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +19,28 @@ if TYPE_CHECKING:
 
 Ties = tuple[tuple[str, ...], ...]
 """Layers that share a level wherever they are in the same module: the last parts of their names."""
+
+
+FactsOf = Callable[[Sequence[Unit]], FileFacts]
+"""What is known of a file, from the layers that are searched."""
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What a search asks of the levels that it picks from."""
+
+    where: str
+    """Dotted path of the search's settings, for messages."""
+    target: float | SizeTarget | None = None
+    """Its budget; None is any cost."""
+    group_rule: GroupRule = "none"
+    """Who may trade levels."""
+    tied: Ties = ()
+    """Layers that share a level."""
+    levels: Sequence[str] | None = None
+    """Labels of those that are offered; None is all."""
+    file: FactsOf | None = None
+    """Gives what is known of the file of which the target is the size."""
 
 
 def merged(ties: Ties) -> Ties:
@@ -87,7 +110,7 @@ def _as_one(units: Sequence[Unit], group_rule: GroupRule, where: str) -> Unit:
     by_label = [{level.label: level for level in levels} for levels in aligned]
     weights = [unit.parameters for unit in units]
     joint = [_joint([known[level.label] for known in by_label], weights) for level in aligned[0]]
-    joint.sort(key=lambda level: level.cost)
+    joint.sort(key=lambda level: level.bytes if level.source else level.cost)
     members = tuple(
         replace(unit, levels=tuple(known[level.label] for level in joint))
         for unit, known in zip(units, by_label, strict=True)
@@ -114,4 +137,5 @@ def _joint(levels: Sequence[Level], weights: Sequence[int]) -> Level:
         cost=sum(level.cost for level in levels),
         bytes=sum(level.bytes for level in levels),
         error=math.fsum(level.error for level in levels),
+        source=levels[0].source,
     )

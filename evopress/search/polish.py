@@ -12,9 +12,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from shutil import rmtree
-from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -23,12 +21,14 @@ from evopress.artifacts.manifest import sha256
 from evopress.artifacts.paths import EMBEDDING, Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import EFFORT, LAYERS, read_provenance, read_table, write_table
-from evopress.artifacts.tensors import check_tensors, read_tensors, write_tensors
+from evopress.artifacts.tensors import facts_made_by, read_tensors, write_tensors
 from evopress.compression.asymmetric import InputStatistics, observe_both
-from evopress.compression.base import LayerMethod, Variant, layer_shapes
+from evopress.compression.base import LayerMethod, Variant
+from evopress.compression.block_files import variant_table, write_packed
 from evopress.compression.hessian import embed, observe_block
+from evopress.compression.layers import layer_shapes
 from evopress.compression.sequential import advance, calibration_facts, unpacked
-from evopress.compression.stage import compress_layers, variant_table, write_packed
+from evopress.compression.stage import compress_layers
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
 from evopress.data.tokens import read_tokens
@@ -171,6 +171,7 @@ def _polish_block(
     shapes = dict(zip(layers["layer"], zip(layers["rows"], layers["columns"], strict=True), strict=True))
 
     def prepare(group: str, weights: Mapping[str, Tensor]) -> tuple[LayerMethod, Mapping[str, Tensor]]:
+        """The method with the chosen levels alone, and the weights that it is to come close to."""
         aims = weights
         if states.dense is not None:
             aims = {layer: seen.target(group, weight, damping) for layer, weight in weights.items()}
@@ -228,10 +229,10 @@ class _Resume:
         if not self.path.exists():
             return None
         try:
-            found = self._own(self.path)
+            found = facts_made_by(self.path, self.provenance, self.facts)
             block = int(found["block"])
             for number in range(block):
-                self._own(self.run.polished_tensors(self.search, number))
+                facts_made_by(self.run.polished_tensors(self.search, number), self.provenance, self.facts)
                 if read_provenance(self.run.polished_table(self.search, number)) != self.provenance:
                     raise ArtifactError("its table was made by other settings")
             tensors = read_tensors(self.path)
@@ -244,15 +245,3 @@ class _Resume:
     def remove(self) -> None:
         """Forget the states; all blocks are written."""
         rmtree(self.path.parent, ignore_errors=True)
-
-    def _own(self, path: Path) -> dict[str, Any]:
-        """Facts of a file of tensors that is whole and of this very polish.
-
-        Raises:
-            ArtifactError: it is not.
-        """
-        manifest = check_tensors(path)
-        made_by, facts = Provenance(**manifest["provenance"]), manifest["facts"]
-        if made_by != self.provenance or any(facts.get(name) != fact for name, fact in self.facts.items()):
-            raise ArtifactError(f"{path}: made by other settings, or of other tokens or levels")
-        return facts

@@ -1,8 +1,7 @@
 """The problem that a search solves, and what it is given to solve it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,15 +10,16 @@ from evopress.artifacts.manifest import load_manifest, sha256
 from evopress.artifacts.paths import EMBEDDING, Run, manifest_path
 from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import MODULES, read_provenance, read_table
-from evopress.compression.base import Family, GroupRule, Level, Unit
-from evopress.compression.families import family_of
+from evopress.compression.base import Family, Level, Unit
+from evopress.compression.families import MIXED, family_of
+from evopress.compression.joint import JointStore, joint_units, module_units
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
 from evopress.models.checkpoint import Checkpoint
-from evopress.search.base import Strategy
-from evopress.search.offered import Ties, only_levels, tied_units
-from evopress.search.processes.ranks import Ranks
+from evopress.search.offered import Constraints, only_levels, tied_units
+from evopress.search.processes import Ranks
 from evopress.search.resume import ResumeFolder
+from evopress.search.sensitivity import Effects
 from evopress.search.space import Candidate, Space, make_space
 from evopress.search.target import FileFacts, SizeTarget
 from evopress.util.errors import ConfigError
@@ -32,17 +32,21 @@ class SearchProblem:
     space: Space
     family: Family
     variants: str
-    """Name of the variants that the levels are of."""
+    """Name of the variants that the levels are of; empty where each level has its own."""
     where: str
     """Dotted path of the search's settings, for messages."""
-    store: VariantStore | None = None
+    store: VariantStore | JointStore | None = None
     """The weights of the levels; None where levels are to keep or to drop, and before variants are made."""
     modules: pd.DataFrame | None = None
     """What may be dropped (MODULES schema), where levels are to keep or to drop."""
+    families: Mapping[str, Family] = field(default_factory=dict)
+    """Families of several variants, by their name; empty where the levels are of one."""
     earlier: Mapping[str, Candidate] = field(default_factory=dict)
     """What the searches that this one depends on have found, as candidates of this space, whatever they cost."""
+    effects: Effects | None = None
+    """Single effects, where the search starts from them."""
     digests: tuple[str, ...] = ()
-    """Of all variants that were read."""
+    """Of all variants and single effects that were read."""
 
     def describe(self, candidate: Candidate) -> str:
         """What a candidate comes to, in words."""
@@ -50,100 +54,140 @@ class SearchProblem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchContext(StageContext):
+class RankContext(StageContext):
+    """A stage in one of its processes."""
+
+    ranks: Ranks = field(default_factory=Ranks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchContext(RankContext):
     """One named search of a run, in one of its processes."""
 
     name: str
     resume: ResumeFolder
-    ranks: Ranks = field(default_factory=Ranks)
 
 
-def open_problem(run: Run, strategy: Strategy, where: str) -> SearchProblem:
-    """Open what a search picks from, and what the searches that it depends on have found.
-
-    Raises:
-        ConfigError: the target and the levels do not allow the search.
-        ArtifactError: variants or configurations are missing, damaged or of another model.
-    """
-    from evopress.search.configuration import Configuration  # which knows problems
-
-    target = strategy.target
-    file = partial(file_facts, run, target) if isinstance(target, SizeTarget) else None
-    problem = open_variants(
-        run, strategy.variants, target, strategy.grouping(), where, strategy.tied, strategy.levels, file
-    )
-    found = {name: Configuration.read(run, name).nearest(problem.space) for name in strategy.depends_on()}
-    return replace(problem, earlier=found)
+def of_rank(context: StageContext, ranks: Ranks) -> RankContext:
+    """The stage in one of its processes, which has a device of its own."""
+    compute = context.compute
+    if ranks.count > 1:
+        compute = compute.model_copy(update={"device": str(ranks.device), "processes": 1})
+    return RankContext(context.run, compute, context.trust_remote_code, ranks=ranks)
 
 
-def open_variants(
-    run: Run,
-    variants: str,
-    target: float | SizeTarget,
-    group_rule: GroupRule,
-    where: str,
-    tied: Ties = (),
-    levels: Sequence[str] | None = None,
-    file: Callable[[Sequence[Unit]], FileFacts] | None = None,
-) -> SearchProblem:
-    """Open variants as a problem.
-
-    Args:
-        run: the run.
-        variants: their name.
-        target: of the search.
-        group_rule: who may trade levels.
-        where: dotted path of the search's settings, for messages.
-        tied: layers that share a level.
-        levels: labels of those that are offered; None is all.
-        file: gives what is known of the file of which the target is the size.
+def open_variants(run: Run, names: Sequence[str], asked: Constraints) -> SearchProblem:
+    """Open variants, or several together, as a problem.
 
     Raises:
         ConfigError: the target and the levels do not allow the search.
         ArtifactError: variants are missing, damaged or of another model.
     """
-    path = run.module_table(variants)
+    opened = [_open(run, name) for name in names]
+    tables = {one.name: one.table for one in opened}
+    stores = {one.name: one.store for one in opened if one.store is not None}
+    modules = [one.table for one in opened if one.store is None]
+    return replace(
+        problem_of(tables, asked),
+        store=JointStore(stores) if len(stores) > 1 else next(iter(stores.values()), None),
+        modules=modules[0] if modules else None,
+        digests=tuple(digest for one in opened for digest in one.digests),
+    )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Variants of a run."""
+
+    name: str
+    table: pd.DataFrame
+    """VARIANTS schema, or MODULES where levels are to keep or to drop."""
+    store: VariantStore | None
+    """Their weights; None of modules."""
+    digests: tuple[str, ...]
+    """Of all that was read."""
+
+
+def _open(run: Run, name: str) -> _Opened:
+    path = run.module_table(name)
     if path.exists():
         require_same_model(run, read_provenance(path), path)
-        table, store, modules = read_table(path, MODULES), None, read_table(path, MODULES)
-        digests = [sha256(path)]
-    else:
-        store, modules = VariantStore(run, variants), None
-        table = store.table
-        held = [part for part in store.parts if part == EMBEDDING or part in set(table["block"])]
-        digests = [sha256(manifest_path(run.variant_tensors(variants, part))) for part in held]
-    problem = problem_of(table, variants, target, group_rule, where, tied, levels, file)
-    return replace(problem, store=store, modules=modules, digests=tuple(digests))
+        return _Opened(name, read_table(path, MODULES), None, (sha256(path),))
+    store = VariantStore(run, name)
+    held = [part for part in store.parts if part == EMBEDDING or part in set(store.table["block"])]
+    digests = tuple(sha256(manifest_path(run.variant_tensors(name, part))) for part in held)
+    return _Opened(name, store.table, store, digests)
 
 
-def problem_of(
-    table: pd.DataFrame,
-    variants: str,
-    target: float | SizeTarget,
-    group_rule: GroupRule,
-    where: str,
-    tied: Ties = (),
-    levels: Sequence[str] | None = None,
-    file: Callable[[Sequence[Unit]], FileFacts] | None = None,
-) -> SearchProblem:
-    """The problem that a table of variants (VARIANTS or MODULES schema, or `Method.table`) makes; without weights.
+def problem_of(tables: Mapping[str, pd.DataFrame], asked: Constraints) -> SearchProblem:
+    """The problem that the tables of variants make, by their name; without weights.
+
+    Args:
+        tables: VARIANTS or MODULES schema, or as of `Method.table`; one, or several together.
+        asked: of their levels.
 
     Raises:
         ConfigError: the target and the levels do not allow the search.
     """
-    if table.empty:
-        raise ConfigError(f"{where}.variants: holds nothing to choose from; exclude fewer")
+    if empty := [name for name, table in tables.items() if table.empty]:
+        what = f"{empty[0]!r} " if len(tables) > 1 else ""
+        raise ConfigError(f"{asked.where}.variants: {what}holds nothing to choose from; exclude fewer")
+    if len(tables) == 1:
+        ((name, table),) = tables.items()
+        return _of_one(table, name, asked)
+    families = {name: family_of(table) for name, table in tables.items()}
+    layers = joint_units({name: tables[name] for name in tables if not families[name].takes_modules}, asked.group_rule)
+    if isinstance(asked.target, SizeTarget):
+        layers = _as_in_file(layers, asked.target)
+    modules = [
+        unit
+        for name, family in families.items()
+        if family.takes_modules
+        for unit in module_units(name, tables[name], layers, asked.where)
+    ]
+    tied = tied_units(layers, asked.tied, asked.group_rule, asked.where)
+    units = sorted([*modules, *tied], key=lambda unit: unit.block)
+    if asked.target is None:
+        space = _without_budget(units, in_bytes=True)
+    else:
+        assert asked.file is not None
+        facts = asked.file(layers)
+        # What a module holds without levels is counted with it, and not with what is always there.
+        facts = replace(facts, fixed=facts.fixed - sum(unit.levels[-1].bytes for unit in modules))
+        space = make_space(MIXED, units, asked.target, asked.where, facts)
+    return SearchProblem(space, MIXED, "", asked.where, families=families)
+
+
+def _of_one(table: pd.DataFrame, name: str, asked: Constraints) -> SearchProblem:
+    """The problem that the table of one variants makes."""
     family = family_of(table)
-    units = family.units(table if family.takes_modules else only_levels(table, levels, where), group_rule)
+    offered = table if family.takes_modules else only_levels(table, asked.levels, asked.where)
+    units = family.units(offered, asked.group_rule)
     facts = None
-    if isinstance(target, SizeTarget):
-        assert file is not None
-        if target.file is not None:
-            units = tuple(replace(unit, levels=_as_stored(unit, target.file)) for unit in units)
-        facts = file(units)
+    if isinstance(asked.target, SizeTarget):
+        assert asked.file is not None
+        units = _as_in_file(units, asked.target)
+        facts = asked.file(units)
     if not family.takes_modules:
-        units = tied_units(units, tied, group_rule, where)
-    return SearchProblem(make_space(family, units, target, where, facts), family, variants, where)
+        units = tied_units(units, asked.tied, asked.group_rule, asked.where)
+    if asked.target is None:
+        space = _without_budget(units)
+    else:
+        space = make_space(family, units, asked.target, asked.where, facts)
+    return SearchProblem(space, family, name, asked.where)
+
+
+def _without_budget(units: Sequence[Unit], *, in_bytes: bool = False) -> Space:
+    """A space of units of one group in which each may have its most expensive level."""
+    space = Space(tuple(units), (), in_bytes)
+    return replace(space, group_budgets=(int(space.costs.max(axis=1).sum()),))
+
+
+def _as_in_file(units: Sequence[Unit], target: SizeTarget) -> tuple[Unit, ...]:
+    """Units whose levels have the bytes that the file of the target takes for them."""
+    if target.file is None:
+        return tuple(units)
+    return tuple(replace(unit, levels=_as_stored(unit, target.file)) for unit in units)
 
 
 def _as_stored(unit: Unit, exporter: Any) -> tuple[Level, ...]:

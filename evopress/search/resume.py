@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from evopress.artifacts.atomic import sync_descriptor, write_text
-from evopress.search.evaluation import Effort, Evaluation, Minibatch, SearchResult, TraceRow
-from evopress.search.processes.ranks import Ranks
+from evopress.search.evaluation import Effort, Evaluation, Incumbent, Minibatch, SearchResult, TraceRow
+from evopress.search.processes import Ranks
 from evopress.search.selection import Known, State
 from evopress.util.errors import ArtifactError
 from evopress.util.progress import log
@@ -39,6 +39,8 @@ class ResumeFolder:
         self._held: FileIO | None = None
         self._records: list[dict[str, Any]] = []
         self._effort = _NOTHING
+        self.incumbents: list[Incumbent] = []
+        """The best after each finished generation, the same in all processes."""
 
     def save(self, state: State, rng: np.random.Generator, rows: list[TraceRow], spent: Effort = _NOTHING) -> None:
         """Record a finished generation, the ``rows`` that it added to the trace, and what it ``spent``.
@@ -49,6 +51,7 @@ class ResumeFolder:
         records = [row.record() for row in rows]
         self._records += records
         self._effort += spent
+        self.incumbents.append(Incumbent(state.generation, state.parent, self._effort))
         if self.ranks.rank > 0:
             return
         content = {
@@ -74,7 +77,7 @@ class ResumeFolder:
         Returns:
             None if there is nothing to go on from; the log says so if what is there belongs to another search.
         """
-        self._records, self._effort = [], _NOTHING
+        self._records, self._effort, self.incumbents = [], _NOTHING, []
         saved = self._saved() if self.ranks.rank == 0 else []
         finished = [json.loads(line) for line in self.ranks.share("\n".join(map(json.dumps, saved))).splitlines()]
         if not finished:
@@ -84,6 +87,8 @@ class ResumeFolder:
             known |= _evaluations(generation)
             self._records += generation["rows"]
             self._effort += Effort(generation["tokens"], generation["seconds"])
+            best = np.array(generation["population"][0], dtype=np.int16)
+            self.incumbents.append(Incumbent(generation["generation"], best, self._effort))
         last = finished[-1]
         rng.bit_generator.state = last["rng"]
         return State(last["generation"], np.array(last["population"], dtype=np.int16), known)

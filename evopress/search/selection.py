@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from evopress.search.evaluation import PARENT, Evaluation, Evaluator, Minibatch, TraceRow
 from evopress.search.space import Candidate
 from evopress.util.errors import SearchError
+from evopress.util.metrics import error_of_mean
 
+PIECES = 8
+"""Sequences over which the last step's tokens are spread, at least, where confidence is asked for."""
 Known = dict[tuple[bytes, Minibatch], Evaluation]
 """Evaluations made so far, by candidate and tokens."""
 
@@ -83,13 +86,14 @@ def select(
         confidence: that an offspring which takes the place of a parent is better (`surely_best`); 0 asks for none.
 
     Raises:
-        SearchError: the last step has too few sequences for any confidence.
+        SearchError: the text has too few sequences for any confidence.
     """
     older = {} if parents is None else {PARENT - index: parent for index, parent in enumerate(parents)}
     left, rows = list(range(len(offspring))), []
     for number, step in enumerate(steps):
-        minibatch = evaluator.draw(step.tokens, rng)
         last = number == len(steps) - 1
+        compared = last and confidence > 0  # between sequences, of which there should be several
+        minibatch = evaluator.draw(step.tokens, rng, -(-step.tokens // PIECES) if compared else None)
         if last:
             left = [*older, *left]
         candidates = np.array([offspring[i] if i >= 0 else older[i] for i in left], dtype=np.int16)
@@ -97,7 +101,7 @@ def select(
         found = evaluate(candidates, minibatch, evaluator, known)
         # Stable, with NaN last: of equals the first stays, and parents come first.
         order = np.argsort([evaluation.fitness for evaluation in found], kind="stable")[: step.survivors]
-        if last and older and confidence > 0:
+        if compared and older:
             order = surely_best(found, len(older), step.survivors, minibatch, confidence)
         rows += [
             TraceRow(
@@ -142,8 +146,8 @@ def surely_best(
     """
     if len(minibatch.sequences) < 2:
         raise SearchError(
-            "confidence: differences are compared between sequences, and the last selection step has only one; give "
-            "it more tokens than data.search.sequence_length, or set confidence to 0"
+            "confidence: differences are compared between sequences, and the search text has only one; set "
+            "data.search.tokens to more than data.search.sequence_length, or confidence to 0"
         )
     fitness = np.array([evaluation.fitness for evaluation in found])
     order = np.argsort(fitness, kind="stable")
@@ -163,13 +167,12 @@ def _no_better(offspring: Evaluation, parent: Evaluation, minibatch: Minibatch) 
     """How probable so good a result is for an offspring that is no better than its parent."""
     if math.isnan(parent.fitness):
         return 1.0 if math.isnan(offspring.fitness) else 0.0
-    weights = np.array(minibatch.lengths) / minibatch.tokens
+    lengths = np.array(minibatch.lengths)
     gains = np.array(parent.by_sequence) - np.array(offspring.by_sequence)
-    gain, count = float(weights @ gains), len(gains)
-    error = math.sqrt(float(np.square(weights * (gains - gain)).sum()) * count / (count - 1))
+    gain, error = float(lengths / minibatch.tokens @ gains), error_of_mean(gains, lengths)
     if error == 0.0:
         return 0.0 if gain > 0 else 1.0
-    return t_tail(gain / error, count - 1)
+    return t_tail(gain / error, len(gains) - 1)
 
 
 def t_tail(t: float, degrees: int) -> float:

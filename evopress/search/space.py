@@ -2,16 +2,21 @@
 
 Nothing here knows what a level means. A level has a cost (an exact integer), and the costs of the chosen levels may
 not exceed the budget; bits, remaining weights and bytes differ in their numbers only.
+
+Where modules may be dropped and their layers have levels as well, a module *holds* its layers: to keep it costs what
+its layers take at their lowest levels, a higher level of a layer costs what it takes more than that, and the layers of
+a module that is dropped are at their lowest level. So costs add up, whatever is dropped.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evopress.compression.base import Family, Unit
+from evopress.models.modules import module_kind
 from evopress.search.target import FileFacts, SizeTarget, size_budgets
 
 Candidate = NDArray[np.int16]
@@ -55,7 +60,77 @@ class Space:
         """Cost of each level, [units, most levels]; rows with fewer levels repeat their last."""
         width = int(self.top.max()) + 1
         rows = [[level.bytes if self.in_bytes else level.cost for level in unit.levels] for unit in self.units]
-        return np.array([row + row[-1:] * (width - len(row)) for row in rows], dtype=np.int64)
+        costs = np.array([row + row[-1:] * (width - len(row)) for row in rows], dtype=np.int64)
+        for unit in np.flatnonzero(self.holder >= 0):
+            costs[self.holder[unit], 1:] += costs[unit, 0]
+            costs[unit] -= costs[unit, 0]
+        return costs
+
+    @cached_property
+    def holder(self) -> NDArray[np.int64]:
+        """Unit of modules that each unit of layers leaves with, [units]; -1 where it always stays."""
+        holds = {module: number for number, unit in enumerate(self.units) for module in unit.modules}
+        own = [None if unit.modules else (unit.block, module_kind(unit.layers[0].layer)) for unit in self.units]
+        return np.array([-1 if module is None else holds.get(module, -1) for module in own], dtype=np.int64)
+
+    @cached_property
+    def modules(self) -> NDArray[np.int64]:
+        """Units of modules that hold others; none where only modules, or only layers, have levels."""
+        return np.unique(self.holder[self.holder >= 0])
+
+    @cached_property
+    def is_joint(self) -> bool:
+        """Whether levels are of several variants."""
+        return any(level.source for unit in self.units for level in unit.levels)
+
+    @cached_property
+    def mixed(self) -> NDArray[np.int64]:
+        """Units of layers that have levels of several variants."""
+        sources = [0 if unit.modules else len({level.source for level in unit.levels}) for unit in self.units]
+        return np.flatnonzero(np.array(sources) > 1)
+
+    @cached_property
+    def up(self) -> Candidate:
+        """The next higher level of the same variants for each level, [units, most levels]; -1 where there is none."""
+        return self._neighbours(higher=True)
+
+    @cached_property
+    def down(self) -> Candidate:
+        """The next lower level of the same variants, or of any where those have none, [units, most levels]; 0 of 0."""
+        below = np.arange(self.costs.shape[1], dtype=np.int16) - 1
+        own = self._neighbours(higher=False)
+        return np.where(own < 0, below.clip(min=0), own)
+
+    def _neighbours(self, *, higher: bool) -> Candidate:
+        """The nearest level of the same variants on one side of each level, [units, most levels]; else -1."""
+        found = np.full(self.costs.shape, -1, dtype=np.int16)
+        for number, unit in enumerate(self.units):
+            sources = [level.source for level in unit.levels]
+            for index, source in enumerate(sources):
+                others = range(index + 1, len(sources)) if higher else range(index - 1, -1, -1)
+                found[number, index] = next((other for other in others if sources[other] == source), -1)
+        return found
+
+    def limits(self) -> list[tuple[int, int]]:
+        """Least and most that each group can cost; of modules that hold layers, one stays at least."""
+        least = [int(self.costs[members, 0].sum()) for members in self.members]
+        if len(self.modules):
+            first = int(self.costs[self.modules, 1].argmin())
+            least[self.group_of[self.modules[first]]] += int(self.costs[self.modules[first], 1])
+        return [
+            (low, int(self.costs[members].max(axis=1).sum())) for low, members in zip(least, self.members, strict=True)
+        ]
+
+    def tradable(self, candidate: Candidate) -> NDArray[np.bool_]:
+        """Units that may go a level up or down alone, [units]: not modules that hold others, nor what they drop."""
+        trades = (self.holder < 0) | (candidate[self.holder] > 0)
+        trades[self.modules] = False
+        return trades
+
+    def canonical(self, candidate: Candidate) -> Candidate:
+        """The same with the layers of dropped modules at their lowest level, in place."""
+        candidate[(self.holder >= 0) & (candidate[self.holder] == 0)] = 0
+        return candidate
 
     @property
     def budget(self) -> int:
@@ -94,5 +169,7 @@ def make_space(
     """
     if isinstance(target, SizeTarget):
         assert file is not None
-        return Space(tuple(units), size_budgets(units, target, file, f"{where}.target"), in_bytes=True)
+        space = Space(tuple(units), (), in_bytes=True)
+        limits = space.limits() if len(space.modules) else None
+        return replace(space, group_budgets=size_budgets(units, target, file, f"{where}.target", limits))
     return Space(tuple(units), family.budgets(units, target, where))

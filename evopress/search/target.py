@@ -25,11 +25,15 @@ def _bytes(value: Any) -> Any:
     return round(float(found[1]) * _UNITS[found[2].lower()])
 
 
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0), WithJsonSchema({"type": ["integer", "string"]})]
+"""A size that may be written as in `95 MB`."""
+
+
 class SizeTarget(Section):
     """The size of the file that comes out: in bytes, as a fraction of the dense model, or in bits per parameter."""
 
-    bytes: Annotated[int, BeforeValidator(_bytes), WithJsonSchema({"type": ["integer", "string"]})] | None = Field(
-        None, gt=0, description="Most that the file may hold, as in `95 MB`, `4 GiB`, or as a number."
+    bytes: Bytes | None = Field(
+        None, description="Most that the file may hold, as in `95 MB`, `4 GiB`, or as a number."
     )
     fraction: float | None = Field(
         None, gt=0, lt=1, description="The same as a fraction of the bytes of the dense model's weights."
@@ -96,6 +100,14 @@ def megabytes(size: float) -> str:
     return f"{size / 1e6:,.3f}".rstrip("0").rstrip(".") + " MB"
 
 
+def size_name(size: int) -> str:
+    """As in `95mb`: a size as a part of a name, with all its digits."""
+    scale, unit = next(
+        (10**power, unit) for power, unit in ((9, "gb"), (6, "mb"), (3, "kb"), (0, "b")) if size >= 10**power
+    )
+    return f"{size / scale:.9f}".rstrip("0").rstrip(".") + unit
+
+
 @dataclass(frozen=True)
 class FileFacts:
     """What decides how many bytes are left for the levels."""
@@ -129,7 +141,13 @@ def require_below_source(target: SizeTarget, limit: int, source: int | None, whe
         )
 
 
-def size_budgets(units: Sequence[Unit], target: SizeTarget, facts: FileFacts, where: str) -> tuple[int, ...]:
+def size_budgets(
+    units: Sequence[Unit],
+    target: SizeTarget,
+    facts: FileFacts,
+    where: str,
+    limits: Sequence[tuple[int, int]] | None = None,
+) -> tuple[int, ...]:
     """Most bytes that each group of units may take (groups in order of first appearance).
 
     Args:
@@ -137,6 +155,7 @@ def size_budgets(units: Sequence[Unit], target: SizeTarget, facts: FileFacts, wh
         target: of the search.
         facts: of the file.
         where: dotted path of the target, for messages.
+        limits: least and most bytes of each group, where they are not those of the levels alone.
 
     Raises:
         ConfigError: no choice of levels gives such a file, or the source is not larger.
@@ -146,15 +165,15 @@ def size_budgets(units: Sequence[Unit], target: SizeTarget, facts: FileFacts, wh
     groups: dict[str, list[Unit]] = {}
     for unit in units:
         groups.setdefault(unit.group, []).append(unit)
-    limits = [(_bytes_of(members, min), _bytes_of(members, max)) for members in groups.values()]
+    limits = limits or [(_bytes_of(members, min), _bytes_of(members, max)) for members in groups.values()]
     lowest, highest = (facts.fixed + sum(ends) for ends in zip(*limits, strict=True))
     if not lowest <= limit <= highest:
         side, end = ("below", f"smallest file ({megabytes(lowest)})")
         if limit > highest:
             side, end = ("above", f"largest file ({megabytes(highest)})")
         raise ConfigError(
-            f"{where}: {megabytes(limit)} is {side} the {end} that the levels of these layers allow; choose another "
-            "size, or offer other levels"
+            f"{where}: {megabytes(limit)} is {side} the {end} that the levels of these layers allow; choose a size "
+            f"between {megabytes(lowest)} and {megabytes(highest)}, or offer other levels"
         )
     parameters = [sum(unit.parameters for unit in members) for members in groups.values()]
     free = limit - facts.fixed

@@ -27,12 +27,13 @@ def resolve_device(name: str) -> torch.device:
 def working_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     """Type of the arithmetic on weights that are kept as ``stored``.
 
-    It is the same, but for 16-bit types on a CPU that has no instructions for them: torch emulates their
-    products there, far slower than those of float32, which holds every number of theirs.
+    It is the same, but for 16-bit types on a CPU that has no instructions for them, and bfloat16 on a GPU from before
+    compute capability 8.0: torch emulates their products there, far slower than those of float32, which holds every
+    number of theirs.
     """
-    if device.type != "cpu" or stored not in _16_BITS or _multiplies(stored):
-        return stored
-    return torch.float32
+    if stored in _16_BITS and not _multiplies(stored, device):
+        return torch.float32
+    return stored
 
 
 def precise_dtype(working: torch.dtype) -> torch.dtype:
@@ -43,8 +44,13 @@ def precise_dtype(working: torch.dtype) -> torch.dtype:
 _16_BITS = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 
-def _multiplies(dtype: torch.dtype) -> bool:
-    """Whether this machine's CPU has fast matrix products of a 16-bit type."""
+def _multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a device has fast matrix products of a 16-bit type; of one that is not in this machine, as a new one."""
+    if device.type == "cuda":
+        new = not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
+        return new or dtype != torch.bfloat16
+    if device.type != "cpu":
+        return True
     return torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, _16_BITS[dtype])())
 
 

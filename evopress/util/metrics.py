@@ -1,13 +1,16 @@
-"""Divergence and likelihood from logits, exact over the whole vocabulary, in bounded memory.
+"""Divergence and likelihood from logits, exact over the whole vocabulary, in bounded memory; and how sure a mean is.
 
 Rows are worked on in pieces small enough to stay in a processor's cache, through buffers that are used again, so the
 float32 copies never reach the size of the logits themselves, however many tokens a caller passes.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -102,3 +105,26 @@ def pieces(logits: Tensor) -> Iterator[slice]:
     numbers = PIECE if logits.device.type == "cpu" else _ACCELERATOR_PIECE
     step = max(1, numbers // logits.shape[-1])
     return (slice(start, start + step) for start in range(0, len(logits), step))
+
+
+def error_of_mean(means: NDArray[np.float64], tokens: NDArray[np.int64]) -> float:
+    """Standard error of a mean over the tokens of several sequences, which are independent of each other.
+
+    Args:
+        means: over the tokens of each sequence, [S].
+        tokens: of each, [S].
+
+    Returns:
+        NaN of a single sequence.
+    """
+    if len(means) < 2:
+        return math.nan
+    weights = tokens / tokens.sum()
+    deviations = weights * (means - float(weights @ means))
+    return math.sqrt(float(np.square(deviations).sum()) * len(means) / (len(means) - 1))
+
+
+def with_error(value: float, stderr: float, digits: int) -> str:
+    """A number, rounded, with its standard error if there is one (NaN is none)."""
+    text = f"{value:,.{digits}f}" if math.isfinite(value) else str(value)
+    return text if math.isnan(stderr) else f"{text} ±{stderr:.{digits}f}"

@@ -1,11 +1,15 @@
-"""Progress of long steps: a bar on a terminal, plain lines with the same facts in the log."""
+"""Long steps: their progress, as a bar on a terminal and plain lines in the log, and a good moment to stop them."""
 
 import logging
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -41,6 +45,14 @@ class _LogFile(logging.FileHandler):
 def log_file() -> Path | None:
     """The file that log lines go to, if they do."""
     return next((Path(h.baseFilename) for h in log.handlers if isinstance(h, logging.FileHandler)), None)
+
+
+def note(text: str) -> None:
+    """Write a line to the log file alone: the terminal of whoever started the job has no use for it."""
+    record = log.makeRecord(log.name, logging.INFO, "", 0, text, (), None)
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 class Progress:
@@ -92,3 +104,39 @@ def progress(description: str, total: int, unit: str = "steps", *, brief: bool =
         yield state
     finally:
         state.bar.close()
+
+
+EXIT_CODE = 128 + signal.SIGTERM
+
+
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal: leave with the exit code that shells have for it, unwinding the stack."""
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[Callable[[], None]]:
+    """Yield a function to call between pieces of work: it raises SystemExit(143) once SIGTERM has come.
+
+    The signal only sets a flag, so no write is cut short. Outside of the main thread signals cannot be caught, and the
+    function does nothing.
+    """
+    received = threading.Event()
+
+    def check() -> None:
+        """Leave if the signal has come."""
+        if received.is_set():
+            raise SystemExit(EXIT_CODE)
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        """Note that the signal has come."""
+        received.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGTERM, before)

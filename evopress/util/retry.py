@@ -40,6 +40,7 @@ def patiently(
     """
 
     def attempt() -> T:
+        """Ask once; what another attempt would not mend is raised in its final form."""
         try:
             return ask()
         except catch as error:
@@ -48,6 +49,7 @@ def patiently(
             raise
 
     def tell(state: RetryCallState) -> None:
+        """Log why another attempt is made, and when."""
         assert state.outcome and state.next_action
         reason, wait = brief(state.outcome.exception() or Exception()), state.next_action.sleep
         log.warning("%s: the hub does not answer (%s); next attempt in %g s", about, reason, wait)
@@ -68,15 +70,21 @@ def patiently(
         raise away(len(waits) + 1, brief(error)) from error
 
 
+def causes(error: BaseException | None) -> list[BaseException]:
+    """An error, and all that it came from."""
+    links = []
+    while error is not None:
+        links.append(error)
+        error = error.__cause__ or error.__context__
+    return links
+
+
 def is_transient(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, may go away by itself: time-outs, lost connections, a busy server."""
     from datasets.utils.file_utils import CONNECTION_ERRORS_TO_RETRY
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    links = []
-    while error is not None:
-        links.append(error)
-        error = error.__cause__ or error.__context__
+    links = causes(error)
     offline = OfflineModeIsEnabled.__name__  # `datasets` makes a lost connection of it, and only names it
     if any(isinstance(link, OfflineModeIsEnabled) or offline in str(link) for link in links):
         return False

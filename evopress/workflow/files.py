@@ -7,11 +7,11 @@ from pathlib import Path
 from evopress.compression.base import Method
 from evopress.config.data import FileText, TextSettings
 from evopress.config.evaluation import TaskSettings
-from evopress.config.model import FolderModel, GgufModel, ModelSettings
-from evopress.data.local import find_files
+from evopress.config.model import ModelSettings
+from evopress.data.documents import find_files
 from evopress.search.base import Strategy
 from evopress.search.strategies.imported import Imported
-from evopress.util.errors import ConfigError, ModelError
+from evopress.util.errors import ConfigError, DataError, ModelError
 
 _NOT_LITERAL = re.compile(r"[{}\n\r]|<[a-z][a-z0-9_]*>")
 """Wildcards, variables and line breaks: Snakemake would look for another file."""
@@ -23,21 +23,23 @@ def model_files(model: ModelSettings) -> list[str]:
     Raises:
         ModelError: there are none. (Snakemake would not mind while what it made of them earlier is there.)
     """
-    if not isinstance(model, FolderModel | GgufModel):
+    if (path := model.local) is None:
         return []
-    path = Path(model.path)
     if not (found := _listed(path.glob("*") if path.is_dir() else [path])):
-        raise ModelError(f"model.path: {model.path!r} is not there, or empty; check the path")
+        raise ModelError(f"model.path: {str(path)!r} is not there, or empty; check the path")
     return found
 
 
-def text_files(text: TextSettings) -> list[str]:
-    """Files of local text; none of a data set that is fetched.
+def text_files(text: TextSettings, where: str) -> list[str]:
+    """Files of local text, which the settings have at ``where``; none of a data set that is fetched.
 
     Raises:
         DataError: there are none where the settings say.
     """
-    return _listed(find_files(text.path)) if isinstance(text, FileText) else []
+    try:
+        return _listed(find_files(text.path)) if isinstance(text, FileText) else []
+    except DataError as error:
+        raise DataError(f"{where}.path: {error}") from None
 
 
 def task_files(tasks: TaskSettings) -> list[str]:

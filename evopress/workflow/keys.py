@@ -19,7 +19,6 @@ from evopress.workflow.code_dependencies import code_digest
 from evopress.workflow.settings import Settings
 from evopress.workflow.stages import STAGES
 
-MEASURED = ("perplexity", "tasks")
 """Stages that measure every model."""
 
 
@@ -63,10 +62,22 @@ class Keys:
             before = self.model
         return self._key(stage, slices.variants_slice(self.settings, name), before(), plugins=[method])
 
+    def effects(self, name: str) -> str:
+        """Of a set of single effects."""
+        sources = slices.effects(self.settings)[name].sources
+        before = [self.tokens("search"), *map(self.variants, sources)]
+        return self._key("effects", slices.effects_slice(self.settings, name), *before)
+
     def search(self, name: str) -> str:
         """Of what a search chose."""
         strategy = self.settings.searches[name]
-        before = [self.tokens("search"), self.variants(strategy.variants), *map(self.search, strategy.depends_on())]
+        before = [
+            self.tokens("search"),
+            *map(self.variants, strategy.sources),
+            *map(self.search, strategy.depends_on()),
+        ]
+        if (effects := strategy.effects()) is not None:
+            before.append(self.effects(effects.name))
         if strategy.needs_hessians:
             before.append(self.hessians())
         target = strategy.target
@@ -76,7 +87,7 @@ class Keys:
     def polish(self, name: str) -> str:
         """Of what a search chose, made anew."""
         strategy = self.settings.searches[name]
-        before, method = [self.search(name), self.tokens("calibration")], self.settings.variants[strategy.variants]
+        before, method = [self.search(name), self.tokens("calibration")], self.settings.variants[strategy.sources[0]]
         return self._key("polish", slices.polish_slice(self.settings, name), *before, plugins=[method])
 
     def export(self, search: str, exporter: str) -> str:
@@ -104,12 +115,13 @@ class Keys:
         if exporter == GGUF and search in self.settings.in_runtime():
             measured.append(self.evaluation("runtime", search))
         own = self.settings.exporter_of(search, exporter)
-        return self._key("card", "{}", self.export(search, exporter), *measured, plugins=[own])
+        told = slices.card_slice(self.settings)
+        return self._key("card", told, self.export(search, exporter), *measured, plugins=[own])
 
     def report(self) -> str:
         """Of the report."""
-        models = [DENSE, *self.settings.searches]
-        measured = [(kind, model) for kind in MEASURED for model in models]
+        measured = [("perplexity", model) for model in (DENSE, *self.settings.searches)]
+        measured += [("tasks", model) for model in self.settings.on_tasks()]
         measured += [("runtime", model) for model in self.settings.in_runtime()]
         return self._key("report", "{}", *(self.evaluation(kind, model) for kind, model in measured))
 

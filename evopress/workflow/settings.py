@@ -1,25 +1,26 @@
-"""All settings of a run, and what must hold between their sections."""
+"""All settings of a run: read from files that are laid over the default, and what must hold between their sections."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Self
 
+import yaml
 from pydantic import AfterValidator, Field, SerializeAsAny
+from yaml.nodes import MappingNode, ScalarNode
 
 from evopress.artifacts.paths import DENSE, GGUF
 from evopress.compression.base import Method
 from evopress.compression.methods import METHODS
-from evopress.config.base import Name, Section, drop_removed, parse_section
-from evopress.config.compute import ComputeSettings
-from evopress.config.data import DataSettings
-from evopress.config.evaluation import EvaluationSettings
-from evopress.config.hessians import HessianSettings
+from evopress.config.base import Name, Section, drop_removed, equal_names, parse_section, unusable_texts
+from evopress.config.context import ComputeSettings
+from evopress.config.data import DataSettings, HessianSettings, TextSettings
+from evopress.config.evaluation import CardSettings, EvaluationSettings
 from evopress.config.model import ModelSettings
-from evopress.config.names import equal_names
 from evopress.config.plugins import Registry
-from evopress.config.texts import unusable_texts
 from evopress.export.base import Exporter
 from evopress.export.exporters import EXPORTERS
 from evopress.search.base import Strategy
+from evopress.search.evaluating import SelectingStrategy
 from evopress.search.strategies import STRATEGIES
 from evopress.util.errors import ConfigError
 from evopress.workflow.searches import (
@@ -34,6 +35,8 @@ from evopress.workflow.searches import (
     written_name,
 )
 
+DEFAULT = Path("config/config.yaml")
+"""What settings in files are laid over."""
 ROLES = ("calibration", "search")
 """Names of token files that no evaluation set may take."""
 KINDS = ("source", "method", "strategy", "exporter")
@@ -59,6 +62,7 @@ class Settings(Section):
         {}, description="Ways to choose levels, by name; null removes an entry."
     )
     evaluation: EvaluationSettings = EvaluationSettings()
+    card: CardSettings = CardSettings()
     studies: Any = Field({}, description="Experiments on the method, for workflow/studies: its own code checks them.")
     compute: ComputeSettings = ComputeSettings()
 
@@ -77,7 +81,7 @@ class Settings(Section):
             wrong += found
         if wrong:
             raise ConfigError("\n".join(wrong))
-        settings = parse_section(cls, _without_removed_texts(parsed))
+        settings = parse_section(cls, _without_removed_texts(parsed))._resolved()
         if problems := dict.fromkeys(settings.problems()):  # repetitions of a search share theirs
             raise ConfigError("\n".join(problems))
         searches = {
@@ -91,6 +95,18 @@ class Settings(Section):
         ):
             raise ConfigError("\n".join(problems))
         return settings.model_copy(update={"searches": searches})
+
+    def _resolved(self) -> Self:
+        """With the searches that the strategies stand for; those of unknown variants stay as they are.
+
+        One over several variants is that of the first which has levels of layers.
+        """
+        searches = dict(self.searches)
+        for name, search in searches.items():
+            methods = [self.variants[source] for source in search.sources if source in self.variants]
+            for method in sorted(methods, key=lambda each: each.family.takes_modules)[:1]:
+                searches[name] = search.resolved(method, self.data.search)
+        return self.model_copy(update={"searches": searches})
 
     def problems(self) -> Iterator[str]:
         """What does not hold between sections, one line each, starting with the dotted path of the setting."""
@@ -112,7 +128,7 @@ class Settings(Section):
             yield from strategy_problems(where, search, self.variants)
             yield from polish_problems(where, search, self.variants)
             yield from dependency_problems(where, repetition, self.searches, self.variants)
-            yield from _token_problems(where, search, self.data.search.tokens)
+            yield from _token_problems(where, search, self.data.search)
             yield from export_problems(f"{where}.exports", search, self.variants)
         if self.evaluation.runtime and not any(GGUF in _named(search.exports) for search in self.searches.values()):
             yield (
@@ -124,11 +140,20 @@ class Settings(Section):
         """Exporters of a search, with their settings."""
         return exporters_of(self.searches[search], f"searches.{search}.exports")
 
+    def on_tasks(self) -> list[str]:
+        """Models that answer lm-eval's tasks: all, or none where no task is named."""
+        return [DENSE, *self.searches] if self.evaluation.tasks.names else []
+
     def in_runtime(self) -> list[str]:
         """Models whose files are measured in the runtime: the dense one, and that of every search with a GGUF file."""
         if self.evaluation.runtime is None:
             return []
         return [DENSE, *(name for name, search in self.searches.items() if GGUF in _named(search.exports))]
+
+    def fronts(self) -> list[str]:
+        """Names, in the settings file, of searches that stand for several sizes each."""
+        sized = [written_name(name, search) for name, search in self.searches.items() if search.sizes_wanted()]
+        return list(dict.fromkeys(sized))
 
     def exporter_of(self, search: str, name: str) -> Exporter:
         """The exporter of this name as a search asks for it, or, if it does not, with the defaults."""
@@ -188,7 +213,66 @@ def _named(exports: Iterable[Any]) -> list[Any]:
     return [one.get(EXPORTERS.key) if isinstance(one, Mapping) else one for one in exports]
 
 
-def _token_problems(where: str, search: Strategy, available: int | None) -> Iterator[str]:
+def _token_problems(where: str, search: Strategy, text: TextSettings) -> Iterator[str]:
+    available = text.tokens
+    sequences = None if available is None else available // text.sequence_length
+    if isinstance(search, SelectingStrategy) and search.confidence and sequences == 1:
+        yield (
+            f"{where}.confidence: differences are compared between sequences, and the search text has one: set "
+            f"data.search.tokens to more than its sequence_length ({text.sequence_length}), or confidence to 0"
+        )
     for key, asked in search.tokens_asked().items():
         if available is not None and asked > available:
             yield f"{where}.{key}: {asked} tokens are more than data.search.tokens has ({available})"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key that is given twice is an error: all but the last would be lost without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        """Look at what is written, before `<<` merges in what may well be overridden."""
+        node = super().compose_mapping_node(anchor)
+        written: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, ScalarNode) and key.value in written:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice; keep one of them")
+            written.add(str(key.value))
+        return node
+
+
+def load_settings(paths: Sequence[Path]) -> Settings:
+    """Settings of files that are laid over the default.
+
+    Raises:
+        ConfigError: a file is missing or no YAML, or the settings are wrong.
+    """
+    return Settings.load(combined(map(read_yaml, paths)))
+
+
+def combined(overlays: Iterable[Mapping[str, Any]], default: Path = DEFAULT) -> dict[str, Any]:
+    """Lay overlays over one another, and over the ``default`` unless they say that they are complete.
+
+    Raises:
+        ConfigError: the default is missing.
+    """
+    values: dict[str, Any] = {}
+    for overlay in overlays:
+        values = lay_over(values, overlay)
+    return values if values.get("complete") else lay_over(read_yaml(default), values)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Settings in a file.
+
+    Raises:
+        ConfigError: it is missing, or no mapping in YAML.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: missing; check the path, or start in the project's folder") from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no settings (a mapping in YAML)")
+    return values

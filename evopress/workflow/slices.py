@@ -9,19 +9,25 @@ from pathlib import Path
 
 from evopress.artifacts.paths import DENSE, EMBEDDING, Run, manifest_path
 from evopress.config.data import TextSettings
-from evopress.config.evaluation import RuntimeSettings
+from evopress.config.evaluation import CardFacts, RuntimeSettings
 from evopress.export.exporters import EXPORTERS
+from evopress.search.base import EffectsSettings
 from evopress.workflow.settings import Settings
 
 
 def model_slice(settings: Settings) -> str:
-    """Source and type of the weights; the number of blocks only says which jobs there are."""
-    return settings.model.model_dump_json(exclude={"blocks"})
+    """Source and type of the weights; the number of blocks only says which jobs there are, the base is for cards."""
+    return settings.model.model_dump_json(exclude={"blocks", "base_model"})
 
 
 def texts(settings: Settings) -> dict[str, TextSettings]:
     """Every text by the name of its file of tokens."""
     return {"calibration": settings.data.calibration, "search": settings.data.search, **settings.data.evaluation}
+
+
+def text_setting(name: str) -> str:
+    """Where the settings have the text of this name."""
+    return f"data.{name}" if name in ("calibration", "search") else f"data.evaluation.{name}"
 
 
 def tokens_slice(settings: Settings, dataset: str) -> str:
@@ -39,6 +45,17 @@ def variants_slice(settings: Settings, variants: str) -> str:
     return settings.variants[variants].model_dump_json()
 
 
+def effects(settings: Settings) -> dict[str, EffectsSettings]:
+    """Sets of single effects that searches start from, by name: one for all that ask for the same."""
+    asked = [search.effects() for search in settings.searches.values()]
+    return {found.name: found for found in asked if found is not None}
+
+
+def effects_slice(settings: Settings, name: str) -> str:
+    """What is measured."""
+    return effects(settings)[name].model_dump_json()
+
+
 def search_slice(settings: Settings, search: str) -> str:
     """One search."""
     return settings.searches[search].model_dump_json()
@@ -47,7 +64,7 @@ def search_slice(settings: Settings, search: str) -> str:
 def polish_slice(settings: Settings, search: str) -> str:
     """How what a search chose is made anew, and the method that does it."""
     chosen = settings.searches[search]
-    return json.dumps({"polish": chosen.polish, **settings.variants[chosen.variants].model_dump(mode="json")})
+    return json.dumps({"polish": chosen.polish, **settings.variants[chosen.sources[0]].model_dump(mode="json")})
 
 
 def export_slice(settings: Settings, search: str, exporter: str) -> str:
@@ -55,6 +72,11 @@ def export_slice(settings: Settings, search: str, exporter: str) -> str:
     own = settings.exporter_of(search, exporter).model_dump(mode="json")
     polish = settings.searches[search].polish
     return json.dumps({**json.loads(search_slice(settings, search)), "polish": polish, **own})
+
+
+def card_slice(settings: Settings) -> str:
+    """What cards say that no artifact knows."""
+    return CardFacts(**settings.card.model_dump(), base_model=settings.model.base_model_id).model_dump_json()
 
 
 def tasks_slice(settings: Settings) -> str:
@@ -72,6 +94,21 @@ def runtime_slice(settings: Settings) -> str:
     return (settings.evaluation.runtime or RuntimeSettings()).model_dump_json()
 
 
+def log_names(settings: Settings) -> dict[str, list[str]]:
+    """Names in folders of `logs/` that belong to these settings; in other folders, all do."""
+    searches = list(settings.searches)
+    exports = [f"{search}_{exporter}" for search in searches for exporter in EXPORTERS.names]
+    return {
+        "variants": list(settings.variants),
+        "effects": list(effects(settings)),
+        "search": searches,
+        "polish": searches,
+        "export": exports,
+        "evaluation": [DENSE, *searches],
+        "card": exports,
+    }
+
+
 def expected_slices(settings: Settings, run: Run, blocks: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """One artifact of each job, with the slice that should have made it."""
     yield run.layers, model_slice(settings)
@@ -87,6 +124,8 @@ def expected_slices(settings: Settings, run: Run, blocks: Sequence[str]) -> Iter
             yield run.variant_table(variants, EMBEDDING), variants_slice(settings, variants)
         if not made.per_block:
             yield run.module_table(variants), variants_slice(settings, variants)
+    for name in effects(settings):
+        yield run.effects(name), effects_slice(settings, name)
     for search in settings.searches:
         yield run.configuration(search), search_slice(settings, search)
         if settings.searches[search].polishes:
@@ -95,6 +134,7 @@ def expected_slices(settings: Settings, run: Run, blocks: Sequence[str]) -> Iter
             yield run.export_manifest(search, exporter), export_slice(settings, search, exporter)
     for model in (DENSE, *settings.searches):
         yield run.perplexity(model), perplexity_slice(settings)
+    for model in settings.on_tasks():
         yield run.tasks(model), tasks_slice(settings)
     for model in settings.in_runtime():
         yield run.runtime(model), runtime_slice(settings)

@@ -22,6 +22,7 @@ STAGES = {
     "variants_embedding": Stage("evopress.compression.stage", "make_embedding_variants", gpu=True),
     "variants_sequential": Stage("evopress.compression.sequential", "make_sequential_variants", gpu=True),
     "variants_modules": Stage("evopress.compression.methods.drop", "make_module_table"),
+    "effects": Stage("evopress.search.effects", "measure_effects", gpu=True),
     "search": Stage("evopress.search.run", "run_search", gpu=True),
     "polish": Stage("evopress.search.polish", "polish", gpu=True),
     "export": Stage("evopress.export.stage", "run_export"),

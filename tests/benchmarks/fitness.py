@@ -31,7 +31,6 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS
-from evopress.config.compute import ComputeSettings
 from evopress.data.tokens import read_tokens, write_tokens
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
@@ -104,14 +103,13 @@ class Bench:
 
     def _engine(self, results: Run, memory_gb: float) -> ModelEvaluator:
         model = BlockwiseModel.from_folder(results.model, torch.device("cpu"), self.dtype, resident=False)
-        compute = ComputeSettings(device="cpu", memory_gb=memory_gb)
         return model_evaluator(
             model,
             self.space,
             lambda block, layer, level: self.unpack(block, layer, level),
             self.tokens,
             Fitness("kl"),
-            compute,
+            memory_gb,
             "benchmark",
             lambda: None,
         )

@@ -60,15 +60,30 @@ class Phases(TorchFunctionMode):
         self._since = now
 
 
-def peak_gflops(dtype: torch.dtype, seconds: float = 1.0) -> float:
+CPU_SHAPES = ((4096, 576, 1536), (4096, 1536, 576), (2048, 2048, 2048))
+CARD_SHAPES = ((8192, 2048, 8192), (8192, 4096, 14336), (8192, 8192, 8192))
+"""Rows, inner size and columns of products like those of a block, and of a large square one."""
+
+
+def peak_gflops(dtype: torch.dtype, seconds: float = 1.0, device: torch.device | str = "cpu") -> float:
     """Best rate of torch.mm over shapes like a block's and a large square one, GFLOP/s."""
-    best = 0.0
-    for rows, inner, columns in ((4096, 576, 1536), (4096, 1536, 576), (2048, 2048, 2048)):
-        a, b = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype).t()
+    best, device = 0.0, torch.device(device)
+    shapes = CPU_SHAPES if device.type == "cpu" else CARD_SHAPES
+    for rows, inner, columns in shapes:
+        a = torch.randn(rows, inner, dtype=dtype, device=device)
+        b = torch.randn(columns, inner, dtype=dtype, device=device).t()
         torch.mm(a, b)
-        stop = time.perf_counter() + seconds / 3
+        stop = time.perf_counter() + seconds / len(shapes)
         while time.perf_counter() < stop:
+            wait_for(device)
             start = time.perf_counter()
             torch.mm(a, b)
+            wait_for(device)
             best = max(best, 2e-9 * rows * inner * columns / (time.perf_counter() - start))
     return best
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a card has done what was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

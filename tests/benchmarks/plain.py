@@ -21,11 +21,20 @@ class PlainEvaluator:
     Only layers whose level differs from the candidate before are unpacked, as the published code loads them.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, units: Sequence[Unit], unpack: Unpack, tokens: Tensor) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
-        self.units, self.unpack, self.tokens = units, unpack, tokens
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        units: Sequence[Unit],
+        unpack: Unpack,
+        tokens: Tensor,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.units, self.unpack, self.tokens = units, unpack, tokens.to(device)
         with torch.inference_mode():
-            rows = [self.model(row[None], use_cache=False).logits for row in tokens]
+            rows = [self.model(row[None], use_cache=False).logits for row in self.tokens]
         self.teacher = torch.cat(rows)
         """Logits of the dense model, [sequences, length, vocabulary]."""
         self.loaded: list[int | None] = [None] * len(units)

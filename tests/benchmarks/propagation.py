@@ -18,7 +18,7 @@ from stages import PROJECT, copy_project, run_workflow, table
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import PERPLEXITY, VARIANTS, read_table
-from evopress.workflow.loading import load_settings
+from evopress.workflow.settings import load_settings
 
 KINDS = ("dense", "compressed")
 

@@ -3,7 +3,8 @@
     python tests/benchmarks/stages.py
 
 copies the project to a scratch folder, runs the whole workflow there, and prints a table. Every job notes its own wall
-time (Python's start included) and peak resident memory when it ends, so nothing but the workflow itself runs.
+time (Python's start included), the seconds that all cores worked for it and its peak resident memory when it ends, so
+nothing but the workflow itself runs. What cores worked hardly moves with what else the machine does.
 `--configfile` lays settings over the default, as for snakemake.
 """
 
@@ -23,9 +24,8 @@ import torch
 
 from evopress.artifacts.paths import Run
 from evopress.data.tokens import read_tokens
-from evopress.models.blockwise import BlockwiseModel
-from evopress.models.propagation import final_hidden
-from evopress.workflow.loading import load_settings
+from evopress.models.blockwise import BlockwiseModel, final_hidden
+from evopress.workflow.settings import load_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 PARTS = ("evopress", "scripts", "workflow", "config")
@@ -37,9 +37,12 @@ from pathlib import Path
 
 def note(started=time.time()):
     script = Path(sys.argv[0])
-    if script.parent.name == "scripts":
+    if script.parent.name == "scripts" and len(sys.argv) > 1:
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        fact = {"stage": script.stem, "seconds": time.time() - started, "bytes": peak * 1024}
+        times = os.times()
+        worked = times.user + times.system + times.children_user + times.children_system
+        seconds = {"seconds": time.time() - started, "worked": worked}
+        fact = {"stage": sys.argv[1], **seconds, "bytes": peak * 1024}
         Path(os.environ["EVOPRESS_BENCHMARK"], f"{os.getpid()}-{started}.json").write_text(json.dumps(fact))
 
 atexit.register(note)
@@ -108,6 +111,7 @@ def table(folder: Path) -> pd.DataFrame:
             "jobs": grouped.size().to_numpy(),
             "seconds": grouped["seconds"].sum().round(1).to_numpy(),
             "longest": grouped["seconds"].max().round(1).to_numpy(),
+            "of all cores": grouped["worked"].sum().round(1).to_numpy(),
             "peak memory, GB": (grouped["bytes"].max() / 1e9).round(2).to_numpy(),
         }
     )

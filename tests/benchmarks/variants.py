@@ -22,8 +22,8 @@ from stages import PROJECT, copy_project, run_workflow, table
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import VARIANTS, read_table
-from evopress.models.block_count import count_blocks
-from evopress.workflow.loading import load_settings
+from evopress.models.config_file import count_blocks
+from evopress.workflow.settings import load_settings
 
 
 class Published(NamedTuple):
@@ -86,7 +86,7 @@ def report(run: Run, method: str, blocks: int, seconds: float, stages: pd.DataFr
     """What a method took and wrote."""
     published = METHODS[method][1]
     made = pd.concat([read_table(run.variant_table(method, block), VARIANTS) for block in range(blocks)])
-    sweeps = sum(sweep_seconds(run, method, block) for block in range(blocks))
+    sweeps = sum(map(sweep_seconds, (run.root / "logs" / "variants" / method).glob("block_*.log")))
     on_disk = sum(run.variant_tensors(method, block).stat().st_size for block in range(blocks))
     lines = [
         f"\n{method}: {made['name'].nunique()} layers, {len(made)} variants",
@@ -103,10 +103,9 @@ def report(run: Run, method: str, blocks: int, seconds: float, stages: pd.DataFr
     return "\n".join(lines)
 
 
-def sweep_seconds(run: Run, method: str, block: int) -> float:
-    """Seconds that a job spent compressing, as its log tells."""
-    log = (run.root / "logs" / "variants" / method / f"block_{block:03d}.log").read_text(encoding="utf-8")
-    return float(re.findall(r"compressed in ([\d.]+) s", log)[-1])
+def sweep_seconds(log: Path) -> float:
+    """Seconds that a job spent compressing its blocks, as its log tells."""
+    return sum(map(float, re.findall(r"compressed in ([\d.]+) s", log.read_text(encoding="utf-8"))))
 
 
 def against(reached: float, published: float, unit: str) -> str:

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from evopress.search.base import GroupedStrategy, OneTextStrategy
 from evopress.search.candidates import initial_candidates, make_offspring
+from evopress.search.evaluating import GroupedStrategy, OneTextStrategy
 from evopress.search.evaluation import Evaluator, TraceRow
 from evopress.search.problem import SearchProblem
 from evopress.search.selection import Round, State, evaluate

@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from evopress.compression.base import Format, LayerMethod, LayerShape, Level, Variant, sweep_bytes, sweep_operations
+from evopress.compression.base import Format, LayerMethod, Level, Variant
 from evopress.compression.families import LayerFamily, level_map_caption
+from evopress.compression.layers import LayerShape, sweep_bytes, sweep_operations
 from evopress.util.errors import ArtifactError
 
 

@@ -16,7 +16,7 @@ from gguf_layouts import TINY, byte_level, folder_of, packed_weights, sentencepi
 
 from evopress.evaluation import llama_cpp
 from evopress.export.gguf.file import write_gguf
-from evopress.models.gguf_pretokenizers import PRETOKENIZERS
+from evopress.models.gguf_tokenizer import PRETOKENIZERS
 
 pytestmark = [
     pytest.mark.runtime,

@@ -15,8 +15,7 @@ from gguf_layouts import byte_level, folder_of, tiny, tokens
 
 from evopress.artifacts.paths import DENSE, Run
 from evopress.artifacts.tables import RUNTIME, read_table
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.config.evaluation import RuntimeSettings
 from evopress.data.tokens import read_tokens
 from evopress.evaluation import llama_cpp

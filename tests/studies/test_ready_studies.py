@@ -10,11 +10,11 @@ from toy_search import problem_of
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS, SPARSITY
 from evopress.search.evaluation import CountingEvaluator, Evaluation, Minibatch, draw_minibatch
+from evopress.search.sensitivity import single_effects
 from evopress.search.space import DENSE_LEVEL, Space, make_space
 from evopress.search.strategies.evolution import Evolution
 from evopress.search.strategies.random import RandomSearch
-from evopress.workflow.loading import read_yaml
-from evopress.workflow.settings import Settings, lay_over
+from evopress.workflow.settings import Settings, lay_over, read_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BLOCKS = 30
@@ -87,12 +87,14 @@ def test_searches_of_a_study_judge_equally_many_tokens(config: str, tolerance: f
         evaluator = CountingEvaluator(_Objective(space, settings.data.search.tokens // SEQUENCE))
         rng = np.random.default_rng(search.seed)
         earlier = [space.top * 0 for _ in search.depends_on()]  # brought to the budget, as any other
-        problem = problem_of(space, earlier)
+        asked = search.effects()
+        effects = single_effects(space, asked.tokens, evaluator, rng) if asked else None
+        before, problem = evaluator.tokens, problem_of(space, earlier, effects)
         state, rows = search.first_round(problem, evaluator, rng)
         while search.remaining(state, problem):
             state, more = search.next_round(state, problem, evaluator, rng)
             rows += more
         spent[name] = evaluator.tokens
-        assert sum(row.record()["tokens"] for row in rows) == evaluator.tokens
+        assert sum(row.record()["tokens"] for row in rows) == evaluator.tokens - before
     assert len(spent) > 1
     assert max(spent.values()) <= (1 + tolerance) * min(spent.values()), spent

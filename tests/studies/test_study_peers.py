@@ -16,14 +16,13 @@ from gguf_layouts import byte_level, tiny
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance
-from evopress.artifacts.tables import TOKENS, read_table, write_table
+from evopress.artifacts.tables import LLAMA_CPP, PEERS, TOKENS, read_table, write_table
 from evopress.artifacts.tensors import write_tensors
 from evopress.compression.formats.gguf import GgufFormat
 from evopress.compression.gguf_types import GGUF_TYPES
 from evopress.compression.methods.gguf import Gguf
 from evopress.compression.stage import make_variants
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.evaluation.perplexity import evaluate_perplexity
 from evopress.export.exporters.gguf import GgufFile
 from evopress.export.gguf.imatrix import Imatrix, write_imatrix
@@ -31,17 +30,16 @@ from evopress.models.checkpoint import Checkpoint
 from evopress.models.dequantize import dequantize
 from evopress.models.gguf_header import read_gguf_header
 from evopress.models.gguf_weights import stored_names
-from evopress.search.problem import open_problem
+from evopress.search.run import open_problem
 from evopress.search.strategies.dp import DynamicProgramming
 from evopress.util.errors import ConfigError, ModelError
 from studies.paths import dense_gguf_path, imatrix_path, peer_file_path, peer_path, peers_path, rival_path, text_path
-from studies.peers import LLAMA_CPP, compare_peers, measure_peer, peers_findings, quantize_peer, write_sources
+from studies.peers import compare_peers, measure_peer, peers_findings, quantize_peer, write_sources
 from studies.plots import peers_figure
 from studies.quantizer import Quantizer, types_of
 from studies.recipes import BASES, Sizes, tensor_types
 from studies.rivals import at_size, search_rival
 from studies.settings import PeerSettings, find_program
-from studies.tables import PEERS
 
 
 def program() -> Path | None:
@@ -252,7 +250,7 @@ def measured(run: Run, context: StageContext) -> list[str]:
     peers = [PeerSettings(type="Q4_K_S"), PeerSettings(type="Q4_K_S", embedding="Q4_0"), PeerSettings(type="Q2_K")]
     method = Gguf(types=("Q2_K", "Q4_K", "Q6_K"), embedding=False)
     for block in range(3):
-        make_variants(context, "v", method, block)
+        make_variants(context, "v", method, [block])
     for peer in peers:
         quantize_peer(context, peer)
         measure_peer(context, peer, ["held"])

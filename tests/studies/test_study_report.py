@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from finished_run import make_results, provenance, write_configuration, write_tokens
-from report_page import Page, measure, trace
+from report_page import Page, measure, trace, write_way
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import EFFORT, TRACE, VARIANTS, read_table, write_table
+from evopress.artifacts.tables import EFFORT, VARIANTS, read_table, write_table
 from evopress.config.context import StageContext
 from evopress.report.page import write_report
 from evopress.util.errors import ArtifactError
@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> Run:
     measure(run, "dense", 10.0, 0.0, 0.9)
     for number, search in enumerate(SEARCHES):
         write_configuration(run, search, level=None if number else "3")
-        write_table(trace()[: None if number else 0], run.trace(search), TRACE, provenance())
+        write_way(run, search, evolved=number > 0)
         effort = pd.DataFrame([(2000 * number, 1.5)], columns=EFFORT.names)
         write_table(effort, run.effort(search), EFFORT, provenance())
         measure(run, search, 20.0 - 4 * number, 0.5 - 0.1 * number, 0.6)
@@ -74,7 +74,7 @@ def test_report_shows_every_study(run: Run) -> None:
     write_report(StageContext(run), SEARCHES, sections=[sections_path(run)])
     text = run.report.read_text()
     page = Page(text)
-    assert page.fetched == [] and "script" not in page.tags
+    assert page.fetched == [] and page.tags.count("script") == 1
     titles = re.findall("<h2>(.*?)</h2>", text)
     assert titles[:4] == ["Comparison", "Comparison over seeds", "Monotonicity: bits", "Convergence"]
     grouped = [row for row in page.rows if row[0] == "evo"]
@@ -84,7 +84,7 @@ def test_report_shows_every_study(run: Run) -> None:
     assert "1 of 1 pairs of less summed error confirmed as worse" in text
     slopes = [row[0] for row in page.rows if row[0] in ("1", "min(U(1,3), U(1,3))")]
     assert len(slopes) == 2
-    assert page.tags.count("svg") == 2 * 2 + 4  # a curve and a map of two searches, and four figures of studies
+    assert page.tags.count("svg") == 2 * 3 + 4  # two curves and a map of two searches, and four figures of studies
     identifiers = re.findall(r'<clipPath id="([^"]+)"', text)
     assert len(identifiers) == len(set(identifiers))
 

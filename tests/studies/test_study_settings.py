@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 
+from evopress.artifacts import tables
 from evopress.util.errors import ConfigError
-from evopress.workflow.reference import rows, schema, updated_readme
+from evopress.workflow.reference import TABLES, artifacts, rows, schema, updated_readme
 from evopress.workflow.settings import Settings, lay_over
 from studies.run import StudiedSettings, reported_studies, studied_slices
 from studies.settings import MonotonicitySettings, require_text
@@ -91,6 +93,8 @@ def test_generated_files_are_up_to_date() -> None:
     readme = (REPOSITORY / "config/README.md").read_text()
     assert (REPOSITORY / "config/schema.json").read_text() == schema(StudiedSettings), advice
     assert updated_readme(readme, StudiedSettings) == readme, advice
+    assert (REPOSITORY / "docs/artifacts.md").read_text() == artifacts(), advice
+    assert {name for name, value in vars(tables).items() if isinstance(value, pa.Schema)} == set(TABLES)
     assert [row.path for row in rows(StudiedSettings) if not row.description] == []
 
 

@@ -21,7 +21,7 @@ from evopress.artifacts.tensors import check_tensors, read_tensors, verify_tenso
 from evopress.util.errors import ArtifactError
 
 PROVENANCE = Provenance("evaluation", '{"a":1}', "f" * 64)
-ROWS = pd.DataFrame([("q3", "docs", 12.5, 0.25, 511)] * 200, columns=PERPLEXITY.names)
+ROWS = pd.DataFrame([("q3", "docs", 12.5, 0.25, 0.01, 0.9, 0.02, 511)] * 200, columns=PERPLEXITY.names)
 
 
 def files(folder: Path) -> list[str]:

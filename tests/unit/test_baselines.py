@@ -11,7 +11,7 @@ from toy_search import run
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS
 from evopress.search.candidates import random_candidate, random_candidates
-from evopress.search.enumeration import Enumeration, fitness_of_each
+from evopress.search.evaluating import Enumeration, fitness_of_each
 from evopress.search.evaluation import Evaluation, draw_minibatch
 from evopress.search.space import Space, make_space
 from evopress.search.strategies.brute import every_choice

@@ -1,6 +1,7 @@
 """Running block by block gives the logits of the full model, whatever the architecture."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from architectures import CONFIGS, LENGTH, MORE_CONFIGS, build, save, tokens
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from evopress.artifacts.paths import Run
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.models.blockwise import BlockwiseModel
 from evopress.util import device
 from evopress.util.errors import ModelError, UnsupportedArchitectureError
@@ -101,19 +104,19 @@ def test_a_quick_model_computes_in_float32_where_16_bits_are_only_emulated(
     stored: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save(build("gemma3").to(stored), tmp_path)
-    monkeypatch.setattr(device, "_multiplies", lambda dtype: False)
+    monkeypatch.setattr(device, "_multiplies", lambda dtype, on: False)
     model = BlockwiseModel.from_folder(folder, CPU, quick=True)
     assert (model.dtype, model.stored) == (torch.float32, stored)
     wide = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         assert torch.equal(run_all(model, tokens()), wide(tokens()).logits)
-    monkeypatch.setattr(device, "_multiplies", lambda dtype: True)
+    monkeypatch.setattr(device, "_multiplies", lambda dtype, on: True)
     model = BlockwiseModel.from_folder(folder, CPU, quick=True)
     assert (model.dtype, model.stored) == (stored, stored)
 
 
 def test_working_dtype_is_another_only_for_16_bits_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_multiplies", lambda dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(device, "_multiplies", lambda dtype, on: on.type != "cpu" or dtype == torch.bfloat16)
     for stored, on, expected in [
         (torch.float16, "cpu", torch.float32),
         (torch.bfloat16, "cpu", torch.bfloat16),
@@ -125,8 +128,19 @@ def test_working_dtype_is_another_only_for_16_bits_on_a_cpu(monkeypatch: pytest.
 
 
 def test_whether_the_cpu_multiplies_16_bits_is_asked_of_torch() -> None:
-    assert device._multiplies(torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert device._multiplies(torch.float16) == torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    cpu = torch.device("cpu")
+    assert device._multiplies(torch.bfloat16, cpu) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert device._multiplies(torch.float16, cpu) == torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
+def test_old_gpus_emulate_bfloat16(
+    capability: tuple[int, int], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert device.working_dtype(torch.bfloat16, torch.device("cuda:0")) == expected
+    assert device.working_dtype(torch.float16, torch.device("cuda:0")) == torch.float16
 
 
 def test_dtype_can_be_chosen(llama_folder: Path) -> None:
@@ -274,3 +288,14 @@ def test_block_inputs_that_depend_on_tokens_are_refused(llama_folder: Path, monk
     monkeypatch.setattr(transformers.LlamaModel, "forward", forward)
     with pytest.raises(UnsupportedArchitectureError, match=r"LlamaForCausalLM.*depends on the tokens"):
         BlockwiseModel.from_folder(llama_folder, CPU)
+
+
+def test_memory_follows_the_accelerator_where_none_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    card = SimpleNamespace(total_memory=80 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for where, asked, expected in [("cpu", None, 4.0), ("cpu", 2.0, 2.0), ("cuda", 6.0, 6.0), ("cuda", None, 64.0)]:
+        context = StageContext(Run(tmp_path), ComputeSettings(device=where, memory_gb=asked))
+        assert context.memory_gb == expected
+        assert context.compute.host_gb == (asked or 4.0)  # of which a cluster is asked, whatever card it gives

@@ -8,15 +8,14 @@ from test_hessian import SEQUENCES, expected_hessians, prepare
 from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.tables import TOKENS, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import read_manifest, read_tensors
-from evopress.compression import hessian
+from evopress.compression import hessian, sequential
 from evopress.compression.base import LayerMethod
 from evopress.compression.formats import decode
 from evopress.compression.methods.gptq import Gptq
-from evopress.compression.methods.wanda import Wanda
+from evopress.compression.methods.pruning import Wanda
 from evopress.compression.sequential import make_sequential_variants
 from evopress.compression.store import VariantStore
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.models.structure import layer_table
 from evopress.util.errors import ArtifactError, CompressionError
 
@@ -28,7 +27,7 @@ QUANTIZED = Gptq(bits=(2, 4), group_size=16, propagation="sequential", propagati
 
 def make_all(run: Run, settings: LayerMethod, name: str = "c") -> VariantStore:
     for block in range(BLOCKS):
-        make_sequential_variants(StageContext(run, CPU), name, settings, block)
+        make_sequential_variants(StageContext(run, CPU), name, settings, [block])
     return VariantStore(run, name)
 
 
@@ -95,30 +94,30 @@ def test_a_layer_without_room_for_the_level_is_named(tmp_path):
     run = prepare(tmp_path / "run", architectures.build("llama"))
     settings = PRUNED.model_copy(update={"step": 600})
     with pytest.raises(CompressionError, match=r"k_proj.*no room for the propagation_level \+1; .*\(0\)"):
-        make_sequential_variants(StageContext(run, CPU), "c", settings, 0)
+        make_sequential_variants(StageContext(run, CPU), "c", settings, [0])
     assert not run.variant_tensors("c", 0).exists()
 
 
 def test_a_state_of_another_chain_is_refused(tmp_path):
     run = prepare(tmp_path / "run", architectures.build("llama"))
-    make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 0)
+    make_sequential_variants(StageContext(run, CPU), "c", PRUNED, [0])
     with pytest.raises(ArtifactError, match=r"chain/block_000\.safetensors: belongs to .*other settings"):
-        make_sequential_variants(StageContext(run, CPU), "c", PRUNED.model_copy(update={"propagation_level": "0"}), 1)
+        make_sequential_variants(StageContext(run, CPU), "c", PRUNED.model_copy(update={"propagation_level": "0"}), [1])
     tokens = read_table(run.tokens("calibration"), TOKENS)
     write_table(tokens[1:], run.tokens("calibration"), TOKENS, read_provenance(run.tokens("calibration")))
     with pytest.raises(ArtifactError, match="other tokens"):
-        make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 1)
+        make_sequential_variants(StageContext(run, CPU), "c", PRUNED, [1])
 
 
 def test_a_state_that_is_missing_or_cut_short_is_named(tmp_path):
     run = prepare(tmp_path / "run", architectures.build("llama"))
     with pytest.raises(ArtifactError, match=r"chain/block_000.*missing"):
-        make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 1)
-    make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 0)
+        make_sequential_variants(StageContext(run, CPU), "c", PRUNED, [1])
+    make_sequential_variants(StageContext(run, CPU), "c", PRUNED, [0])
     path = run.chain_state("c", 0)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ArtifactError, match=r"chain/block_000.*damaged"):
-        make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 1)
+        make_sequential_variants(StageContext(run, CPU), "c", PRUNED, [1])
     assert not manifest_path(run.variant_tensors("c", 1)).exists()
 
 
@@ -126,6 +125,36 @@ def test_inputs_that_are_not_finite_name_the_layer(tmp_path):
     model = architectures.build("llama")
     model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
     run = prepare(tmp_path / "run", model)
-    make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 0)
+    make_sequential_variants(StageContext(run, CPU), "c", PRUNED, [0])
     with pytest.raises(CompressionError, match=r"model\.layers\.1\.mlp\.down_proj: NaN or infinity"):
-        make_sequential_variants(StageContext(run, CPU), "c", PRUNED, 1)
+        make_sequential_variants(StageContext(run, CPU), "c", PRUNED, [1])
+
+
+@pytest.mark.parametrize("killed_at", [None, 0, 1, 2])
+def test_one_job_of_all_blocks_ends_as_jobs_of_one_do_whenever_it_is_killed(killed_at, tmp_path, monkeypatch):
+    apart, together = (prepare(tmp_path / name, architectures.build("llama")) for name in ("apart", "together"))
+    make_all(apart, QUANTIZED)
+    compress, made = sequential.compress_layers, []
+
+    def counted(context, description, *arguments):
+        if len(made) == killed_at:
+            raise KeyboardInterrupt
+        made.append(description)
+        return compress(context, description, *arguments)
+
+    if killed_at is not None:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(sequential, "compress_layers", counted)
+            make_sequential_variants(StageContext(together, CPU), "c", QUANTIZED, list(range(BLOCKS)))
+        assert not together.variant_table("c", 0).exists()
+        killed_at = None
+    monkeypatch.setattr(sequential, "compress_layers", counted)
+    make_sequential_variants(StageContext(together, CPU), "c", QUANTIZED, list(range(BLOCKS)))
+    assert made == [f"variants c, block {block}" for block in range(BLOCKS)]  # each once
+    assert contents(together) == contents(apart)
+
+
+def contents(run: Run) -> dict[str, bytes]:
+    """Every file of the variants `c`, by its path."""
+    folder = run.variant_table("c", 0).parent
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from evopress.config.command_line import snakemake_command
+from evopress.config.base import snakemake_command
 
 
 def python_with_snakemake(folder: Path) -> Path:

@@ -4,6 +4,7 @@ import ast
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -13,7 +14,7 @@ import transformers
 from architectures import build
 from huggingface_hub.utils import filter_repo_objects
 
-from evopress.artifacts.model_facts import read_card, read_model_facts
+from evopress.artifacts.model_facts import model_facts, read_card, read_model_facts
 from evopress.artifacts.paths import Run
 from evopress.config.model import FolderModel, GgufModel
 from evopress.export.folder import companion_files
@@ -118,6 +119,48 @@ def test_prepared_gguf_has_the_terms_that_lie_beside_it(tmp_path: Path) -> None:
     prepare_model(GgufModel(path=str(path)), run)
     assert (run.model / "LICENSE").read_text() == "ours"
     assert read_model_facts(run).card == {"license": "mit", "language": "en"}
+
+
+@pytest.mark.parametrize(
+    ("header", "beside", "expected"),
+    [
+        (
+            {"source.repo_url": "https://huggingface.co/a/b"},
+            "",
+            {"base_model": "a/b", "base_model_relation": "quantized"},
+        ),
+        ({"base_model.0.repo_url": "https://huggingface.co/a/b/"}, "", {"base_model": "a/b"}),
+        (
+            {
+                "base_model.0.repo_url": "https://huggingface.co/a/b",
+                "base_model.1.repo_url": "http://huggingface.co/c/d",
+            },
+            "",
+            {"base_model": ["a/b", "c/d"]},
+        ),
+        ({"base_model.0.repo_url": "https://huggingface.co/a/b"}, "base_model: e/f", {"base_model": "e/f"}),
+        ({"source.repo_url": "https://example.org/a/b", "base_model.0.name": "b"}, "", {}),
+    ],
+)
+def test_a_gguf_file_says_what_it_was_made_of(
+    tmp_path: Path, header: dict[str, str], beside: str, expected: dict[str, Any]
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in header.items():
+        writer.add_string(f"general.{key}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (tmp_path / "README.md").write_text(f"---\n{beside}\n---\n")
+    (tmp_path / "made").mkdir()
+    carry_terms(path, tmp_path / "made")
+    card = read_card(tmp_path / "made" / "README.md")
+    assert card == expected
+    facts = {"path": str(path), "source": "gguf"}
+    assert model_facts(facts, card).card == expected
+    assert model_facts(facts | {"source": "folder"}, card).card == {}, "what a folder was tuned from is another matter"
 
 
 def test_terms_of_a_wheel(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ TRIALS = 600
 class Noisy:
     """The first level of a candidate is its worth, of which each sequence shows something else."""
 
-    def __init__(self, scale: float, spread: float, sequences: int = 8, length: int = 16) -> None:
+    def __init__(self, scale: float, spread: float, sequences: int = 1000, length: int = 16) -> None:
         self.scale, self.spread, self.sequences, self.length = scale, spread, sequences, length
         self.rng = np.random.default_rng(0)
 
     def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
-        return draw_minibatch(tokens, 1000, self.length, rng)
+        return draw_minibatch(tokens, self.sequences, self.length, rng, longest)
 
     def evaluate(self, candidates: np.ndarray, minibatch: Minibatch) -> list[Evaluation]:
         count, weights = len(minibatch.sequences), np.array(minibatch.lengths) / minibatch.tokens
@@ -34,10 +34,16 @@ class Noisy:
 
 
 def replaced(
-    confidence: float, scale: float, *, offspring: int = 6, population: int = 1, tokens: int = 8 * 16
+    confidence: float,
+    scale: float,
+    *,
+    offspring: int = 6,
+    population: int = 1,
+    tokens: int = 8 * 16,
+    sequences: int = 1000,
 ) -> float:
     """Share of generations in which offspring of worth 1 replace a parent of worth 0."""
-    evaluator, rng = Noisy(scale, spread=1.0), np.random.default_rng(1)
+    evaluator, rng = Noisy(scale, spread=1.0, sequences=sequences), np.random.default_rng(1)
     parents = np.stack([[0, number] for number in range(population)]).astype(np.int16)
     children = np.stack([[1, number] for number in range(offspring)]).astype(np.int16)
     lost = 0
@@ -92,8 +98,15 @@ def test_a_cut_sequence_counts_by_its_tokens() -> None:
 
 
 def test_one_sequence_tells_nothing_of_chance() -> None:
-    with pytest.raises(SearchError, match=r"confidence: .* only one; give it more tokens"):
-        replaced(0.9, scale=1.0, tokens=16)
+    with pytest.raises(SearchError, match=r"confidence: .* only one; set data\.search\.tokens"):
+        replaced(0.9, scale=1.0, tokens=16, sequences=1)
+
+
+def test_tokens_of_one_long_sequence_are_spread_over_several() -> None:
+    evaluator, rng = Noisy(1.0, spread=1.0, length=1024), np.random.default_rng(0)
+    parents, children = np.array([[0, 0]], dtype=np.int16), np.array([[1, 0], [2, 0]], dtype=np.int16)
+    _, rows = select_next(State(0, parents), children, [Step(1, 32), Step(1, 64)], evaluator, rng, 0.9)
+    assert {row.minibatch.lengths for row in rows} == {(32,), (8,) * 8}
 
 
 def test_the_setting_reaches_the_selection() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from evopress.artifacts.origin import require_settings
 from evopress.compression.base import Method
 from evopress.config.base import Section
 from evopress.config.data import TextSettings
@@ -18,9 +17,9 @@ from evopress.config.model import ModelSettings
 from evopress.search.base import Strategy
 from evopress.util.errors import ArtifactError, ConfigError
 from evopress.workflow import slices
-from evopress.workflow.loading import read_yaml
+from evopress.workflow.history import require_settings
 from evopress.workflow.reference import reference, rows, sections_of
-from evopress.workflow.settings import Settings, lay_over
+from evopress.workflow.settings import Settings, lay_over, read_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = {"source": "python_docs", "tokens": 4096}
@@ -60,10 +59,20 @@ def test_the_default_is_valid_and_complete_files_need_nothing_else() -> None:
         ({"searches": {"q3": {"generatons": 3}}}, "searches.q3: unknown key 'generatons': did you mean 'generations'?"),
         (
             {"compute": {"zebra": 1}},
-            "compute: unknown key 'zebra': known keys: container, device, memory_gb, processes, threads",
+            "compute: unknown key 'zebra': known keys: blocks_per_job, container, device, memory_gb, processes, "
+            "threads",
         ),
         ({"searches": {"q3": {"generations": "many"}}}, "searches.q3.generations: Input should be a valid integer"),
+        (
+            {"searches": {"q3": {"start": "even"}}},
+            "searches.q3.start: Input should be 'uniform', 'sensitivity' or 'scores'",
+        ),
         ({"searches": {"q3": {"target": 1.5}}}, "searches.q3.target: 1.5 bits is below the lowest level (2)"),
+        (
+            {"searches": {"q3": {"target": {"byte": 9}}}},
+            "searches.q3.target: unknown key 'byte': did you mean 'bytes'?",
+        ),
+        ({"searches": {"q3": {"target": {"bytes": "9 X"}}}}, "searches.q3.target.bytes: '9 X' is no size; write it as"),
         ({"searches": {"q3": {"target": 6.5}}}, "searches.q3.target: 6.5 bits is above the highest level (6)"),
         (
             {"searches": {"q3": {"variants": "gptg"}}},
@@ -75,7 +84,7 @@ def test_the_default_is_valid_and_complete_files_need_nothing_else() -> None:
         ({"searches": {"q3": {"initial_tokens": 9999}}}, "searches.q3.initial_tokens: 9999 tokens are more than"),
         ({"searches": {"dense": FLAT}}, "searches.dense: the name is taken by the uncompressed model"),
         ({"searches": {"a/b": FLAT}}, "'a/b' cannot name a file"),
-        ({"searches": {"new": {"variants": "gptq", "target": 3}}}, "searches.new: the key 'strategy' is missing"),
+        ({"variants": {"new": {"bits": [3]}}}, "variants.new: the key 'method' is missing"),
         ({"data": {"evaluation": {"search": TEXT}}}, "data.evaluation.search: the name is taken by data.search"),
         ({"data": {"evaluation": {"held": None}}}, "data.evaluation: is empty: give at least one entry"),
         ({"searches": {"q3": {"tokens": 2048}}}, "searches.q3.tokens: must be a list, as in [2048]"),
@@ -105,11 +114,24 @@ def test_the_default_is_valid_and_complete_files_need_nothing_else() -> None:
         ),
         (
             {"variants": {"gptq": {"propagation": "compressed", "propagation_level": "3"}}},
-            "variants.gptq.propagation: `compressed` is now called `sequential`; write that",
+            "variants.gptq.propagation: Input should be 'dense' or 'sequential'",
         ),
         (
             {"variants": {"gptq": {"propagation_level": "3"}}},
             "variants.gptq: propagation_level: nothing is compressed underway",
+        ),
+        (
+            {"variants": {"s": {"method": "wanda", "bits": 4}}},
+            "variants.s: bits: weights that are kept stay as they are; `method: sparsegpt` rounds them as well",
+        ),
+        ({"variants": {"s": {"method": "sparsegpt", "bits": 1}}}, "variants.s.bits: Input should be greater than or"),
+        (
+            {"variants": {"s": {"method": "sparsegpt", "group_size": 64}}},
+            "variants.s: group_size: weights that are not rounded share no scale; set `bits` as well",
+        ),
+        (
+            {"variants": {"s": {"method": "sparsegpt", "bits": 4, "group_size": 6, "patterns": ["2:4"]}}},
+            "variants.s: group_size: 6 is no multiple of the 4 of the pattern 2:4",
         ),
         ({"variants": {"s": {"method": "wanda", "sparsity": 1}}}, "variants.s.sparsity: Input should be less than 1"),
         (
@@ -144,6 +166,13 @@ def test_the_runtime_is_measured_where_it_is_asked_for() -> None:
         assert settings.evaluation.runtime.tokens == (64 if asked == {"tokens": 64} else 4096)
     for left_out in (False, None):
         assert load({**file, "evaluation": {"runtime": left_out}}).in_runtime() == []
+
+
+def test_every_model_answers_the_tasks_that_are_named() -> None:
+    file = {"searches": {"q3": {"seeds": [0, 1]}}}
+    assert load(file).on_tasks() == []
+    named = load({**file, "evaluation": {"tasks": {"names": ["everyday"], "include_path": "config/tasks"}}})
+    assert named.on_tasks() == ["dense", *named.searches] and "q3-seed1" in named.searches
 
 
 def test_every_problem_has_its_line() -> None:
@@ -194,8 +223,17 @@ def test_every_field_of_every_kind_is_in_the_slice_of_its_stage(
         section = kind.model_construct(**dict.fromkeys(kind.model_fields, "x"))
         settings = load({}).model_copy(update=filled(where, section))
         with warnings.catch_warnings(action="ignore"):  # "x" is no number
-            elsewhere = {"blocks", "seeds", "exports", "polish"}
+            elsewhere = {"blocks", "seeds", "exports", "polish", "sizes", "smallest", "largest", "points"}
+            elsewhere |= {"base_model"}  # of cards
             assert set(json.loads(slice_of(settings))) == set(kind.model_fields) - elsewhere, kind
+
+
+def test_how_weights_would_be_rounded_is_in_no_slice_unless_they_are() -> None:
+    plain, rounded = (
+        json.loads(slices.variants_slice(load({"variants": {"s": {"method": "sparsegpt", **more}}}), "s"))
+        for more in ({}, {"bits": 4})
+    )
+    assert rounded == plain | {"bits": 4, "group_size": 64} and not {"bits", "group_size"} & plain.keys()
 
 
 def filled(where: dict[str, Any], section: Section) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import yaml
 from finished_run import make_results, provenance, tiny_model, write_configuration
 from paper_models import PAPER, write_model_config
 
-from evopress.__main__ import main
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, write_table
+from evopress.cli.commands import main
 from evopress.compression.families import MODULES
 from evopress.compression.methods.drop import Drop
 from evopress.models.structure import layer_table
@@ -51,7 +51,7 @@ TEXTS = {
         blocks("attn", "attn+mlp", "mlp", "attn+mlp", "attn+mlp"),
         ["4 attention and 4 MLP", "3 blocks"],
     ),
-    "drop4-shortgpt": (blocks(*["attn+mlp"] * 4), ["4 attention and 4 MLP modules, 4 blocks whole"]),
+    "drop4-shortgpt": (blocks(*["attn+mlp"] * 4), ["4 attention and 4 MLP modules dropped, 4 blocks whole (target 4)"]),
 }
 
 

@@ -22,7 +22,7 @@ from evopress.models.verify import check_model, check_weight, mark_links, tensor
 from evopress.util.errors import ArtifactError, DamagedError
 
 PROVENANCE = Provenance("evaluation", '{"a":1}', "f" * 64)
-ROWS = pd.DataFrame([("q3", "docs", 12.5, 0.25, 511)] * 20, columns=PERPLEXITY.names)
+ROWS = pd.DataFrame([("q3", "docs", 12.5, 0.25, 0.01, 0.9, 0.02, 511)] * 20, columns=PERPLEXITY.names)
 
 
 def flips(content: bytes):

@@ -5,8 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from evopress.data.documents import Conversation, Document
-from evopress.data.local import Column, find_files, read_files
+from evopress.data.documents import Column, Conversation, Document, find_files, read_files
 from evopress.util.errors import DataError
 
 
@@ -43,6 +42,21 @@ def test_a_file_and_a_glob_pattern_relative_or_absolute(folder, monkeypatch):
     assert find_files(str(folder / "**" / "*.parquet")) == [folder / "deep" / "c.parquet"]
     monkeypatch.chdir(folder)
     assert [str(file) for file in find_files("*.[jt]*")] == ["a.jsonl", "b.txt"]
+
+
+def test_markdown_is_read_where_it_is_named(folder):
+    for name in ("README.md", "deep/notes.rst"):
+        (folder / name).write_text(name)
+    assert not {file.suffix for file in find_files(str(folder))} & {".md", ".rst"}
+    assert find_files(str(folder / "*")) == [folder / "a.jsonl", folder / "b.txt"]
+    for pattern, name in (("README.md", "README.md"), ("**/*.rst", "deep/notes.rst")):
+        assert [document.text for document in read_files(str(folder / pattern))] == [name]
+
+
+def test_a_folder_of_other_files_says_which_are_read(tmp_path):
+    (tmp_path / "a.md").write_text("text")
+    with pytest.raises(DataError, match=r"no file in it ends in \.jsonl, .* by a pattern, as in .*/\*\*/\*\.md"):
+        find_files(str(tmp_path))
 
 
 def test_nothing_found_names_the_path(tmp_path):

@@ -6,7 +6,7 @@ from pydoc_data.topics import topics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evopress.data.python_docs import SHARES, families, paragraphs, python_docs, split_topics
+from evopress.data.sources import SHARES, families, paragraphs, python_docs, split_topics
 
 quotes = [letter * 120 for letter in "abcdefgh"]
 libraries = st.dictionaries(

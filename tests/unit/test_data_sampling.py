@@ -7,15 +7,13 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from test_data_tokens import byte_tokenizer
+from test_data_tokens import byte_tokenizer, make_windows
 
 from evopress.config.data import FileText
 from evopress.data import sampling, sources
-from evopress.data.documents import Conversation, Passage
-from evopress.data.local import TEXT, Column, named_files, read_files
+from evopress.data.documents import TEXT, Column, Conversation, Passage, named_files, read_files
 from evopress.data.sampling import sampled, shuffled_range
 from evopress.data.sources import open_corpus
-from evopress.data.tokens import make_windows
 
 ROWS = [f"row {number:05d} " + "zwölf " * (number % 9) for number in range(3000)]
 

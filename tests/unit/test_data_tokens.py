@@ -14,9 +14,9 @@ from evopress.artifacts.tables import TOKENS, read_provenance, read_table
 from evopress.config.data import FileText, HubText, PythonDocs
 from evopress.data import tokens as tokens_module
 from evopress.data.documents import Corpus, Document
+from evopress.data.encoder import document_separator, load_tokenizer, make_encoder
 from evopress.data.sources import open_corpus
-from evopress.data.tokenizer import document_separator, load_tokenizer
-from evopress.data.tokens import make_windows, read_counted, read_tokens, write_tokens
+from evopress.data.tokens import read_counted, read_tokens, write_tokens
 from evopress.util import progress
 from evopress.util.errors import ArtifactError, DataError, ModelError
 
@@ -34,6 +34,10 @@ def byte_tokenizer(*, bos: bool = False, end_of_text: bool = True) -> PreTrained
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|im_end|>")
+
+
+def make_windows(corpus, tokenizer, settings, where):
+    return tokens_module.make_windows(corpus, make_encoder(tokenizer, settings.bos, where), settings, where)
 
 
 def make_results(root, tokenizer=None, vocab_size=300):

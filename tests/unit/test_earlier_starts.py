@@ -16,6 +16,7 @@ from evopress.compression.methods.drop import Drop, make_module_table
 from evopress.config.context import StageContext
 from evopress.search.budget import brought_to_budget
 from evopress.search.configuration import Configuration
+from evopress.search.offered import Constraints
 from evopress.search.problem import open_variants
 from evopress.search.run import run_search
 from evopress.search.strategies.dp import DynamicProgramming
@@ -23,8 +24,7 @@ from evopress.search.strategies.evolution import Evolution
 from evopress.search.strategies.imported import Imported
 from evopress.search.strategies.scores import without
 from evopress.util.errors import ConfigError
-from evopress.workflow.loading import read_yaml
-from evopress.workflow.settings import Settings, lay_over
+from evopress.workflow.settings import Settings, lay_over, read_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 EVOLUTION = Evolution(
@@ -56,13 +56,13 @@ def run(prepared: Run, tmp_path: Path) -> Run:
 
 
 def test_a_configuration_is_the_same_candidate_again(run: Run) -> None:
-    choices = open_variants(run, "gptq", 2.7, "none", "searches.x")
+    choices = open_variants(run, ["gptq"], Constraints("searches.x", 2.7))
     found = np.random.default_rng(5).integers(0, 2, len(choices.space.units)).astype(np.int16)
     assert Configuration.of_candidate(choices, found).nearest(choices.space).tolist() == found.tolist()
 
 
 def test_levels_that_are_not_there_become_the_nearest(run: Run) -> None:
-    choices = open_variants(run, "gptq", 2.7, "none", "searches.x")
+    choices = open_variants(run, ["gptq"], Constraints("searches.x", 2.7))
     table = Configuration.of_candidate(choices, choices.space.top).table
     table["value"] = 99.0
     table.loc[0, "value"] = 2.2
@@ -72,7 +72,7 @@ def test_levels_that_are_not_there_become_the_nearest(run: Run) -> None:
 
 def test_of_levels_with_the_same_value_the_one_of_the_same_name_is_taken(run: Run) -> None:
     """As GGUF types of the same size are."""
-    choices = open_variants(run, "gptq", 2.7, "none", "searches.x")
+    choices = open_variants(run, ["gptq"], Constraints("searches.x", 2.7))
     unit = choices.space.units[0]
     alike = replace(unit, levels=tuple(replace(unit.levels[0], label=label) for label in ("IQ4_NL", "Q4_K", "Q4_0")))
     space = replace(choices.space, units=(alike, *choices.space.units[1:]))
@@ -95,8 +95,8 @@ def test_the_levels_of_another_search_are_taken_as_they_are(run: Run) -> None:
 
 
 def test_dropped_blocks_are_dropped_modules_and_the_reverse(run: Run) -> None:
-    blocks = open_variants(run, "blocks", 1, "none", "searches.x")
-    modules = open_variants(run, "modules", 1, "size", "searches.x")
+    blocks = open_variants(run, ["blocks"], Constraints("searches.x", 1))
+    modules = open_variants(run, ["modules"], Constraints("searches.x", 1, "size"))
     found = without(blocks.space, [1])
     as_modules = Configuration.of_candidate(blocks, found).nearest(modules.space)
     assert [unit.modules for unit, level in zip(modules.space.units, as_modules, strict=True) if not level] == [
@@ -111,7 +111,7 @@ def test_dropped_blocks_are_dropped_modules_and_the_reverse(run: Run) -> None:
 
 
 def test_another_budget_is_met_exactly(run: Run) -> None:
-    space = open_variants(run, "gptq", 2.7, "size", "searches.x").space
+    space = open_variants(run, ["gptq"], Constraints("searches.x", 2.7, "size")).space
     for candidate in (space.top, np.zeros_like(space.top)):
         fitting = brought_to_budget(candidate, space, rng())
         assert space.fits(fitting)
@@ -119,7 +119,7 @@ def test_another_budget_is_met_exactly(run: Run) -> None:
         for members, budget in zip(space.members, space.group_budgets, strict=True):
             raisable = members[fitting[members] < space.top[members]]
             assert budget - space.cost_of(fitting, members) < steps[raisable].min(initial=np.iinfo(np.int64).max)
-    late = open_variants(run, "late", 1, "size", "searches.x").space
+    late = open_variants(run, ["late"], Constraints("searches.x", 1, "size")).space
     dropped = brought_to_budget(late.top, late, rng())
     assert sum(level == 0 for level in dropped) == 2  # one of each kind
 
@@ -154,7 +154,7 @@ def test_a_search_goes_on_where_another_ended(run: Run, first: str, then: str, t
     )
     ended, began = read_table(run.trace("first"), TRACE), read_table(run.trace("then"), TRACE)
     final = ended.loc[ended["accepted"], "fitness"].iloc[-1]  # every judgement is on the whole text
-    # The even start misses the budget, and no random ones are drawn: one start is left, and nothing to compare it with.
+    # The uniform start misses the budget, and no random ones are drawn: one start is left, with nothing to compare to.
     assert (began["generation"] >= 1).all()
     parent = began[(began["generation"] == 1) & (began["candidate"] == -1)]
     assert parent["fitness"].item() == pytest.approx(final, rel=1e-5)
@@ -201,7 +201,7 @@ def test_searches_that_cannot_be_started_from_are_named() -> None:
         ),
         (
             {"a": {**evolution, "seeds": [0, 1]}, "evopress": {"start_from": ["a"]}},
-            "'a' is run with several seeds; name one of a-seed0, a-seed1",
+            "'a' stands for several searches; name one of a-seed0, a-seed1",
         ),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):

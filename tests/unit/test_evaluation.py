@@ -1,6 +1,7 @@
 """Perplexity and divergence against plain formulas on the whole model, and lm-eval tasks without network."""
 
 import json
+import math
 import shutil
 import socket
 from contextlib import nullcontext
@@ -16,17 +17,14 @@ from evopress.artifacts.exports import file_digests, write_export_manifest
 from evopress.artifacts.paths import HUGGINGFACE
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import PERPLEXITY, TASKS, read_table
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.config.evaluation import TaskSettings
 from evopress.data.tokens import read_counted
 from evopress.evaluation import perplexity
 from evopress.evaluation.perplexity import evaluate_perplexity
 from evopress.evaluation.runtime import Text, compare, require_close
-from evopress.evaluation.task_files import check_names, write_overlays
-from evopress.evaluation.tasks import evaluate_tasks, task_rows
-from evopress.models.blockwise import BlockwiseModel
-from evopress.models.propagation import final_hidden
+from evopress.evaluation.tasks import check_names, evaluate_tasks, task_rows, write_overlays
+from evopress.models.blockwise import BlockwiseModel, final_hidden
 from evopress.util.errors import ArtifactError, ConfigError, ModelError
 
 COMPUTE = ComputeSettings(device="cpu")
@@ -49,12 +47,13 @@ def _stitch(results, search, model):
 
 
 def _plain(model, teacher, tokens):
-    """Perplexity and mean KL from full logits in float64."""
+    """Perplexity, mean KL and share of equal top tokens from full logits in float64, by sequence and as a whole."""
     with torch.no_grad():
         log_q = model(tokens).logits[:, :-1].double().log_softmax(-1)
         log_p = teacher(tokens).logits[:, :-1].double().log_softmax(-1)
     nll = -log_q.gather(-1, tokens[:, 1:, None]).mean()
-    return nll.exp().item(), (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+    kl, same = (log_p.exp() * (log_p - log_q)).sum(-1).mean(1), (log_p.argmax(-1) == log_q.argmax(-1)).double().mean(1)
+    return nll.exp().item(), kl, same
 
 
 @pytest.mark.parametrize("small_chunks", [False, True])
@@ -75,7 +74,13 @@ def test_perplexity_and_kl_equal_those_of_full_logits(results, small_chunks, mon
         for dataset, tokens in datasets.items():
             expected = _plain(model, dense, tokens)
             assert table.loc[dataset, "perplexity"] == pytest.approx(expected[0], rel=1e-5)
-            assert table.loc[dataset, "kl"] == pytest.approx(expected[1], rel=1e-4, abs=1e-12)
+            for name, by_sequence in zip(("kl", "agreement"), expected[1:], strict=True):
+                assert table.loc[dataset, name] == pytest.approx(by_sequence.mean().item(), rel=1e-4, abs=1e-12)
+                if search == "dense":  # compared with itself: nothing is estimated
+                    assert math.isnan(table.loc[dataset, f"{name}_stderr"])
+                else:  # all sequences are of one length, so this is the plain error of a mean of means
+                    error = by_sequence.std().item() / math.sqrt(len(by_sequence))
+                    assert table.loc[dataset, f"{name}_stderr"] == pytest.approx(error, rel=1e-3)
             assert table.loc[dataset, "tokens"] == tokens[:, 1:].numel()
 
 
@@ -95,6 +100,8 @@ def test_start_tokens_are_no_targets(results):
     kept = [(s, t) for s in range(3) for t in range(11) if t + 1 not in starts[s]]
     nll = -sum(float(log_q[s, t, tokens[s, t + 1]]) for s, t in kept) / len(kept)
     kl = sum(float((log_p[s, t].exp() * (log_p[s, t] - log_q[s, t])).sum()) for s, t in kept) / len(kept)
+    same = [int(log_p[s, t].argmax()) == int(log_q[s, t].argmax()) for s, t in kept]
+    assert row["agreement"] == pytest.approx(sum(same) / len(same)) and 0 < sum(same) < len(same)
     assert row["tokens"] == len(kept) == 3 * 11 - 2
     assert row["perplexity"] == pytest.approx(torch.tensor(nll).exp().item(), rel=1e-5)
     assert row["kl"] == pytest.approx(kl, rel=1e-4)
@@ -105,7 +112,8 @@ def test_the_dense_model_in_disguise_has_no_divergence_at_all(results):
     for search in ("dense", "same"):
         evaluate_perplexity(StageContext(results, COMPUTE), search, ["novels"])
     dense, same = (read_table(results.perplexity(search), PERPLEXITY) for search in ("dense", "same"))
-    assert same["kl"].tolist() == [0.0] and same["perplexity"].tolist() == dense["perplexity"].tolist()
+    assert same["kl"].tolist() == [0.0] and same["agreement"].tolist() == [1.0]
+    assert same["perplexity"].tolist() == dense["perplexity"].tolist()
 
 
 def test_dense_hidden_states_must_come_first_and_from_the_same_tokens(results):

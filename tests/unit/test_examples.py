@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evopress.workflow.loading import read_yaml
-from evopress.workflow.settings import Settings, lay_over
+from evopress.workflow.settings import Settings, lay_over, read_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT = read_yaml(REPOSITORY / "config/config.yaml")

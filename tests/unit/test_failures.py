@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evopress.util.failures import BriefErrors, quiet_interrupts, why_failed
+from evopress.util.job_logs import BriefErrors, quiet_interrupts, why_failed
 
 LINE = "2026-01-02 03:04:05,678"
 

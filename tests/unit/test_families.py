@@ -7,7 +7,7 @@ import pytest
 
 from evopress.compression.methods.drop import Drop
 from evopress.compression.methods.gptq import Gptq
-from evopress.compression.methods.sparsegpt import SparseGpt
+from evopress.compression.methods.pruning import SparseGpt
 from evopress.search.base import Strategy
 from evopress.search.strategies.brute import BruteForce
 from evopress.search.strategies.dp import DynamicProgramming
@@ -23,6 +23,7 @@ VARIANTS = {
     "gptq": Gptq(),
     "sparse": SparseGpt(),
     "patterned": SparseGpt(patterns=("2:4", "5:8")),
+    "rounded": SparseGpt(bits=4),
     "modules": Drop(),
     "blocks": Drop(unit="block"),
     "pairs": Drop(unit="pair"),
@@ -50,10 +51,11 @@ def problems(kind: Any, variants: str, target: float, **values: Any) -> list[str
         (Uniform, "blocks", 2, {}, "strategy: uniform chooses levels.*use `scores`, `greedy` or `evolution`"),
         (Owl, "blocks", 2, {}, "strategy: owl chooses levels"),
         (Uniform, "gptq", 3.5, {}, "target: 3.5 bits is no level of 'gptq'.*choose one of 2, 3, 4, 5, 6"),
-        (Owl, "gptq", 3, {}, "variants: OWL chooses sparsities"),
+        (Owl, "gptq", 3, {}, "strategy: owl cannot choose from 'gptq', whose levels are bits"),
         (Greedy, "blocks", 2.5, {}, "target: 2.5 is no number of blocks"),
         (BruteForce, "pairs", 3, {}, "target: 3 blocks are no whole pairs"),
         (RandomSearch, "sparse", 3, {}, "target: 3 is no sparsity below 1"),
+        (RandomSearch, "rounded", 3, {}, "target: 3 is no sparsity below 1"),
         (RandomSearch, "patterned", 0.6, {}, r"target: 0.6 sparsity is above the highest level \(0.5\)"),
         (Greedy, "gptq", 1, {}, "target: 1 bits is below the lowest level"),
         (DynamicProgramming, "gpqt", 3, {}, "variants: no variants are named 'gpqt': did you mean 'gptq'"),
@@ -78,6 +80,7 @@ def test_what_does_not_go_together_is_refused(
         (DynamicProgramming, "sparse", 0.5, {}),
         (DynamicProgramming, "patterned", 0.5, {}),
         (RandomSearch, "gptq", 2.5, {}),
+        (Owl, "rounded", 0.5, {}),
         (Evolution, "pairs", 2, {}),
     ],
 )

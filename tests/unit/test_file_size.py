@@ -22,9 +22,8 @@ from evopress.compression.methods.gguf import Gguf
 from evopress.compression.methods.gptq import Gptq
 from evopress.compression.stage import make_embedding_variants, make_variants
 from evopress.compression.store import VariantStore
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
-from evopress.config.hessians import HessianSettings
+from evopress.config.context import ComputeSettings, StageContext
+from evopress.config.data import HessianSettings
 from evopress.config.model import FolderModel
 from evopress.export.card import write_card
 from evopress.export.exporters.gguf import GgufFile
@@ -40,8 +39,7 @@ from evopress.search.configuration import Configuration, parse_candidate
 from evopress.search.engine.evaluator import open_evaluator, search_text
 from evopress.search.evaluation import Minibatch
 from evopress.search.polish import polish
-from evopress.search.problem import open_problem
-from evopress.search.run import run_search
+from evopress.search.run import open_problem, run_search
 from evopress.search.space import DENSE_LEVEL
 from evopress.search.strategies import STRATEGIES
 from evopress.search.strategies.evolution import Evolution
@@ -73,7 +71,7 @@ def prepared(folder: Path, *, tied: bool, method: Gguf | Gptq = METHOD) -> Run:
     context = StageContext(run, COMPUTE)
     accumulate_hessians(context, HessianSettings(), 0)
     for block in range(3):
-        make_variants(context, "v", method, block)
+        make_variants(context, "v", method, [block])
     make_embedding_variants(context, "v", method)
     return run
 

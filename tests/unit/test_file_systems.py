@@ -16,10 +16,9 @@ from evopress.artifacts.atomic import atomic_folder, write_text
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tensors import read_tensors, write_tensors
 from evopress.compression.store import ReadAhead
-from evopress.util import leases
-from evopress.util.accelerators import Card, Device
+from evopress.util import accelerators
+from evopress.util.accelerators import Card, Device, leased
 from evopress.util.errors import ArtifactError, ConfigError, DamagedError
-from evopress.util.leases import leased
 
 PROVENANCE = Provenance("evaluation", '{"a":1}', "f" * 64)
 
@@ -111,7 +110,7 @@ def test_where_folders_cannot_be_locked_everything_is_written(tmp_path, monkeypa
 def test_a_folder_of_leases_that_cannot_lock_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refusing(fcntl.flock, errno.ENOLCK, lambda *arguments: True))
     device = Device("0", Card("GPU-aaaaaaaa-0000-0000-0000-000000000000", "Big").uuid)
-    environment = {leases.FOLDER_VARIABLE: str(tmp_path)}
+    environment = {accelerators.FOLDER_VARIABLE: str(tmp_path)}
     with (
         pytest.raises(ConfigError, match=r"cannot be locked to lease a device.*set EVOPRESS_LEASES"),
         leased("cuda", environment=environment, find=lambda environment: [device]),

@@ -10,8 +10,7 @@ import torch
 from architectures import CONFIGS, LENGTH, build, save, tokens
 
 from evopress.compression.base import Level, Unit
-from evopress.models.blockwise import BlockwiseModel
-from evopress.models.propagation import final_hidden
+from evopress.models.blockwise import BlockwiseModel, final_hidden
 from evopress.models.structure import linear_layers
 from evopress.search.engine.evaluator import ModelEvaluator, even_slices
 from evopress.search.engine.forward import plan_block

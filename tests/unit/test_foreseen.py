@@ -13,12 +13,11 @@ from tiny_sources import gguf_file
 from evopress.artifacts.paths import Run
 from evopress.export.exporters.gguf import MODEL_TYPES
 from evopress.export.gguf.layouts import LAYOUTS
+from evopress.models.config_file import source_bytes
 from evopress.models.structure import layer_table
-from evopress.plan.foreseen import known_layers, require_fit
-from evopress.plan.model_config import source_bytes
 from evopress.util.errors import ConfigError
-from evopress.workflow.loading import load_settings
-from evopress.workflow.settings import Settings
+from evopress.workflow.foreseen import known_layers, require_fit
+from evopress.workflow.settings import Settings, load_settings
 
 LLAMA = {
     "model_type": "llama",
@@ -93,6 +92,16 @@ def sized(folder: Path, model: dict, target: dict) -> Settings:
     variants = {"v": {"method": "gptq", "bits": [3, 4], "group_size": 8}}
     search = {"strategy": "uniform", "variants": "v", "target": target}
     return load_settings([write_settings(folder, "7B", model=model, variants=variants, searches={"s": search})])
+
+
+def test_a_size_that_no_layers_fit_into_is_refused(tmp_path):
+    model = {"source": "folder", "path": str(tmp_path)}
+    parameters = sum(layer.rows * layer.columns for layer in known_layers(LLAMA))
+    least = parameters * 3 // 8
+    with pytest.raises(ConfigError, match=r"^searches\.s\.target: .* is below what the linear layers alone take at"):
+        require_fit(sized(tmp_path / "small", model, {"bytes": least}), LLAMA)  # scales take some more
+    for name, target in (("large", {"bytes": 2 * least}), ("share", {"fraction": 0.001})):
+        require_fit(sized(tmp_path / name, model, target), LLAMA)
 
 
 def test_a_size_that_is_not_below_a_gguf_source_is_refused_before_anything_runs(tmp_path):

@@ -11,7 +11,7 @@ import torch
 import transformers
 from gguf_files import LAYER, RMS
 
-from evopress.models.block_count import count_blocks
+from evopress.models.config_file import count_blocks
 from evopress.models.dequantize import dequantize
 from evopress.models.gguf_config import read_config
 from evopress.models.gguf_rope import from_factors

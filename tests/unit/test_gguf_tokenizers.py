@@ -9,8 +9,7 @@ import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
-from evopress.models.gguf_pretokenizers import PRETOKENIZERS
-from evopress.models.gguf_tokenizer import save_tokenizer
+from evopress.models.gguf_tokenizer import PRETOKENIZERS, save_tokenizer
 from evopress.util.errors import ModelError
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())

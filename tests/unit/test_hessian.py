@@ -16,9 +16,8 @@ from evopress.artifacts.tables import LAYERS, TOKENS, write_table
 from evopress.artifacts.tensors import read_manifest, read_tensors
 from evopress.compression import hessian
 from evopress.compression.hessian import accumulate, accumulate_hessians, sum_hessians, symmetrize
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
-from evopress.config.hessians import HessianSettings
+from evopress.config.context import ComputeSettings, StageContext
+from evopress.config.data import HessianSettings
 from evopress.models.structure import layer_table
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError
 

@@ -31,16 +31,17 @@ from evopress.compression.formats import decode
 from evopress.compression.formats.bitmask import BitmaskFormat
 from evopress.compression.formats.integer import IntegerFormat
 from evopress.config.model import FolderModel
-from evopress.data.tokenizer import encode
+from evopress.data.encoder import encode
 from evopress.data.tokens import read_tokens
 from evopress.export.exporters.archive import load_archive
-from evopress.models import buildable, gguf_header
-from evopress.models.block_count import count_blocks
-from evopress.models.buildable import built_on_meta
+from evopress.models import gguf_header
+from evopress.models import skeleton as buildable
 from evopress.models.checkpoint import Checkpoint
+from evopress.models.config_file import count_blocks
+from evopress.models.download import extract
 from evopress.models.gguf_header import read_gguf_header
-from evopress.models.link import link_folder
-from evopress.models.wheel import extract
+from evopress.models.skeleton import built_on_meta
+from evopress.models.sources import link_folder
 from evopress.util.errors import ArtifactError, EvopressError, ModelError
 
 MEGABYTE = 1 << 20

@@ -12,14 +12,12 @@ from markupsafe import escape as html_escape
 from pydantic import TypeAdapter, ValidationError
 
 from evopress.artifacts.paths import Run
-from evopress.config.base import Name
+from evopress.config.base import Name, to_yaml, unusable_texts
 from evopress.config.model import FolderModel
-from evopress.config.texts import unusable_texts
 from evopress.export.card import header
-from evopress.export.markdown import escape, fenced, markdown_table
+from evopress.export.card_sections import escape, fenced, markdown_table
 from evopress.report.sections import environment as _environment
 from evopress.util.errors import ConfigError
-from evopress.util.yaml_text import to_yaml
 from evopress.workflow.files import model_files
 from evopress.workflow.settings import Settings
 

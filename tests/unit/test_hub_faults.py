@@ -18,7 +18,7 @@ FILES = {"config.json": b'{"num_hidden_layers": 2}', "model.safetensors": b"weig
 FETCH = """
 from evopress.config.model import HubModel
 from evopress.util.errors import EvopressError
-from evopress.models import hub
+from evopress.models import download as hub
 hub._WAITS = (0.01, 0.02, 0.03)
 try:
     folder, commit = hub.fetch_snapshot(HubModel(source="hub", id="ours/tiny"))
@@ -40,9 +40,9 @@ except EvopressError as error:
 COUNT = """
 from evopress.config.model import HubModel
 from evopress.util.errors import EvopressError
-from evopress.models import hub
+from evopress.models import download as hub
 hub._WAITS = (0.01, 0.02, 0.03)
-from evopress.models.block_count import count_blocks
+from evopress.models.config_file import count_blocks
 try:
     print(count_blocks(HubModel(source="hub", id="ours/tiny")), "blocks")
 except EvopressError as error:
@@ -53,7 +53,7 @@ import sys, time
 from pathlib import Path
 time.sleep = lambda seconds: None
 from evopress.util.errors import EvopressError
-from evopress.evaluation import task_files
+from evopress.evaluation import tasks as task_files
 folder = Path(sys.argv[1])
 (folder / "mine.yaml").write_text("{task: mine, dataset_path: ours/texts, test_split: test, doc_to_text: a,"
     " doc_to_target: b, output_type: loglikelihood}")

@@ -11,7 +11,7 @@ from toy_search import problem_of, run
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS
 from evopress.search.budget import least_error
-from evopress.search.enumeration import fitness_of_each
+from evopress.search.evaluating import fitness_of_each
 from evopress.search.evaluation import Evaluation, Minibatch, draw_minibatch
 from evopress.search.sensitivity import by_unit_and_level, each_at_every_level
 from evopress.search.space import DENSE_LEVEL, Space, make_space

@@ -15,9 +15,17 @@ from pathlib import Path
 import pytest
 
 from evopress.util import accelerators
-from evopress.util.accelerators import Card, Device, built_for_cuda, parse_listing, usable_devices, visible_devices
+from evopress.util.accelerators import (
+    Card,
+    Device,
+    built_for_cuda,
+    leased,
+    lock_file,
+    parse_listing,
+    usable_devices,
+    visible_devices,
+)
 from evopress.util.errors import ConfigError
-from evopress.util.leases import leased, lock_file
 
 A, B, C = (Card(f"GPU-{letter * 8}-0000-0000-0000-000000000000", "Big") for letter in "abc")
 SMALL = Card("GPU-99999999-0000-0000-0000-000000000000", "Small")
@@ -106,7 +114,7 @@ def test_the_drivers_files_stand_in_for_nvidia_smi(tmp_path: Path) -> None:
 
 def test_torch_is_not_imported_to_learn_what_it_was_built_for() -> None:
     code = (
-        "import sys, evopress.util.leases, evopress.util.accelerators as accelerators; accelerators.built_for_cuda();"
+        "import sys, evopress.util.accelerators as accelerators; accelerators.built_for_cuda();"
         "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
@@ -198,8 +206,7 @@ def test_a_lock_on_a_removed_file_does_not_count(environment: dict[str, str]) ->
 
 HOLDER = """
 import random, sys, time
-from evopress.util.accelerators import Device
-from evopress.util.leases import leased
+from evopress.util.accelerators import Device, leased
 names, count, rounds, longest, path = sys.argv[1].split(","), *map(int, sys.argv[2:4]), float(sys.argv[4]), sys.argv[5]
 with open(path, "a", buffering=1) as events:
     for _ in range(rounds):

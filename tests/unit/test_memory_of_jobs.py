@@ -7,9 +7,9 @@ from large_models import write_settings
 
 from evopress.artifacts.paths import Run
 from evopress.config.model import FolderModel, PypiModel
-from evopress.plan.memory import Memory
-from evopress.plan.model_config import model_config
-from evopress.workflow.loading import load_settings
+from evopress.models.config_file import model_config
+from evopress.workflow.jobs import Memory
+from evopress.workflow.settings import load_settings
 
 LLAMA = {"hidden_size": 4096, "dtype": "bfloat16"}
 

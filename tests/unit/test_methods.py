@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from evopress.compression.base import LayerMethod, LayerShape
+from evopress.compression.base import LayerMethod
 from evopress.compression.formats import decode
+from evopress.compression.layers import LayerShape
 from evopress.compression.methods.gptq import Gptq
-from evopress.compression.methods.magnitude import Magnitude
-from evopress.compression.methods.sparsegpt import SparseGpt
-from evopress.compression.methods.wanda import Wanda
+from evopress.compression.methods.pruning import Magnitude, SparseGpt, Wanda
 from evopress.util.errors import CompressionError
 
 SHAPE = (16, 64)
@@ -72,11 +71,27 @@ def test_scales_stored_as_bfloat16_take_any_units(exponent: int, symmetric: bool
         assert one.error == pytest.approx(float(error), rel=1e-3)
 
 
+@pytest.mark.parametrize("exponent", [-27, 17])
+def test_sparse_weights_in_other_units_are_rounded_alike(exponent: int) -> None:
+    weight, hessian = problem()
+    settings, factor = SparseGpt(bits=4, group_size=16, step=200, levels=1), 2.0**exponent
+    usual = settings.compress({"a": weight, "b": weight + 1}, hessian)
+    others = settings.compress({"a": weight * factor, "b": weight + 1}, hessian)
+    for one, other in zip(usual, others, strict=True):
+        scaled = one.layer == "a"
+        assert other.parts["scales"].dtype == (torch.float32 if scaled else torch.float16)
+        assert other.error == pytest.approx(one.error, rel=1e-3)
+        found = decode(other.format, other.parts, SHAPE, torch.float32) / (factor if scaled else 1)
+        torch.testing.assert_close(found, decode(one.format, one.parts, SHAPE, torch.float32), rtol=1e-3, atol=1e-3)
+
+
 METHODS = [
     Gptq(bits=(2, 3, 5, 8), group_size=16),
     Gptq(bits=(3,), group_size=None, symmetric=True),
     SparseGpt(step=100, levels=2),
     SparseGpt(patterns=("1:4", "2:4", "4:8")),
+    SparseGpt(bits=4, group_size=16, step=100, levels=2),
+    SparseGpt(bits=3, group_size=None, patterns=("1:4", "2:4")),
     Wanda(step=100, levels=20),
     Magnitude(sparsity=0.3, step=1000, levels=2),
 ]
@@ -107,6 +122,7 @@ def test_less_memory_lowers_the_peak_as_far_as_it_can(method: LayerMethod) -> No
     ("method", "layer", "message"),
     [
         (Gptq(group_size=48), shape(), r"model\.layers\.0\.layer: group_size 48 does not divide the 64 input features"),
+        (SparseGpt(bits=4, group_size=48), shape(), "layer: group_size 48 does not divide the 64 input features"),
         (Wanda(patterns=("2:7",)), shape(), r"layer: pattern 2:7 needs inputs in multiples of 7, but there are 64"),
         (Magnitude(sparsity=0.9999), shape(rows=1), "layer: sparsity 0.9999 leaves nothing of a layer of 64 weights"),
     ],

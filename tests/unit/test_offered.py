@@ -10,13 +10,13 @@ from search_run import COMPUTE, MIXED, SETTINGS, fresh, prepare
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import LAYERS, read_table, settings_of
-from evopress.cli.configuration_facts import facts_of
+from evopress.cli.import_config import facts_of
 from evopress.compression.families import BITS
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
 from evopress.search.base import Strategy
 from evopress.search.configuration import Configuration, parse_candidate
-from evopress.search.offered import merged, only_levels, tied_units
+from evopress.search.offered import Constraints, merged, only_levels, tied_units
 from evopress.search.problem import SearchProblem, open_variants
 from evopress.search.run import run_search
 from evopress.search.strategies.dp import DynamicProgramming
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def problem(run: Run, rule: Any = "size", **asked: Any) -> SearchProblem:
-    return open_variants(run, "gptq", 3.0, rule, "searches.q", **asked)
+    return open_variants(run, ["gptq"], Constraints("searches.q", 3.0, rule, **asked))
 
 
 def level_sets(configuration: pd.DataFrame) -> list[set[str]]:

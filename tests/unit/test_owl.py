@@ -14,10 +14,9 @@ from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tensors import write_tensors
 from evopress.compression.base import Level, Unit
 from evopress.compression.families import SPARSITY
-from evopress.compression.methods.magnitude import Magnitude
+from evopress.compression.methods.pruning import Magnitude
 from evopress.compression.stage import make_variants
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.structure import layer_table
 from evopress.search.run import run_search
@@ -92,7 +91,7 @@ def run(tmp_path: Path) -> Run:
         rows = layers[layers["block"] == block].drop_duplicates("input_group")
         hessians = {row.input_group: torch.eye(row.columns) for row in rows.itertuples()}
         write_tensors(hessians, run.hessian(block), provenance(), {"tokens": 1})
-        make_variants(StageContext(run, COMPUTE), "s", Magnitude(step=8, levels=8), block)
+        make_variants(StageContext(run, COMPUTE), "s", Magnitude(step=8, levels=8), [block])
     return run
 
 

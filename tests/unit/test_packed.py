@@ -7,7 +7,7 @@ import torch
 from search_run import prepare
 
 from evopress.compression.store import ReadAhead, VariantStore
-from evopress.search.engine.packed import PackedWeights
+from evopress.search.engine.weights import PackedWeights
 from evopress.util.errors import ArtifactError
 
 CPU = torch.device("cpu")

@@ -9,13 +9,13 @@ from paper_models import FAST, MODELS, PAPER, families, paper_settings, write_mo
 
 from evopress.artifacts.paths import Run
 from evopress.config.model import HubModel
-from evopress.plan.run import plan
 from evopress.plan.shape import ModelShape, shape_of
+from evopress.plan.text import plan
+from evopress.search.offered import Constraints
 from evopress.search.problem import problem_of
 from evopress.search.space import Space
 from evopress.search.strategies.evolution import Evolution
-from evopress.workflow.loading import combined, load_settings, read_yaml
-from evopress.workflow.settings import Settings
+from evopress.workflow.settings import Settings, combined, load_settings, read_yaml
 
 LLAMA_3_BLOCK = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
 PARAMETERS = {
@@ -63,7 +63,7 @@ class Planned:
 
 
 def space_of(table: pd.DataFrame, target: float, group_rule: str, where: str) -> Space:
-    return problem_of(table, "v", target, group_rule, where).space
+    return problem_of({"v": table}, Constraints(where, target, group_rule)).space
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -96,7 +96,7 @@ def test_each_model_is_one_that_the_hub_has_and_writes_to_a_folder_of_its_own():
 def test_shapes_are_those_of_the_models(planned):
     shape = planned.shape
     assert shape.inside + shape.outside == PARAMETERS[planned.name]
-    assert shape.blocks == planned.blocks and shape.layers["parameters"].sum() == planned.linear
+    assert len(shape.blocks) == planned.blocks and shape.layers["parameters"].sum() == planned.linear
     assert len(shape.layers) == planned.blocks * (4 if planned.name == "phi-3-medium" else 7)
 
 
@@ -161,7 +161,7 @@ def test_evolution_has_the_settings_of_the_paper(planned):
         else:
             continue
         asked = (search.generations, search.offspring, search.survivors, search.tokens, search.group_rule)
-        assert asked == expected and search.fitness == "kl" and search.start == "even"
+        assert asked == expected and search.fitness == "kl" and search.start == "uniform"
     assert len(evolution) == 8
 
 

@@ -1,6 +1,7 @@
 """The plan against what really happens: artifacts on disk, a search's own counters, counted operations."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +18,28 @@ from evopress.artifacts.tables import LAYERS, read_table, write_table
 from evopress.artifacts.tensors import read_tensors
 from evopress.compression.hessian import accumulate_hessians
 from evopress.compression.methods.gptq import Gptq
-from evopress.compression.methods.sparsegpt import SparseGpt
+from evopress.compression.methods.pruning import SparseGpt
 from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
-from evopress.config.data import PythonDocs
-from evopress.config.hessians import HessianSettings
+from evopress.config.context import ComputeSettings, StageContext
+from evopress.config.data import HessianSettings, PythonDocs
 from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
+from evopress.models import config_file
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.modules import HEAD, OUTER
 from evopress.models.structure import layer_table
-from evopress.plan import shape as planning_shape
-from evopress.plan.run import plan
-from evopress.plan.searches import SearchPlanner, SearchWork, memory_needed, requests_of
+from evopress.plan.searches import SearchWork, requests_of, search_work
 from evopress.plan.shape import ModelShape, shape_from_config, shape_of
 from evopress.plan.stages import hessian_bytes
-from evopress.plan.text import amount, describe_model
+from evopress.plan.text import describe_model, plan
 from evopress.search.engine.evaluator import model_evaluator
-from evopress.search.engine.memory import packed_limit, plan_memory
+from evopress.search.engine.memory import least_memory, packed_limit, plan_memory
 from evopress.search.problem import problem_of
+from evopress.search.rounds import Rehearsal
+from evopress.search.sensitivity import single_effects
 from evopress.search.strategies.evolution import Evolution
 from evopress.util.errors import ConfigError
+from evopress.util.text import amount
 from evopress.workflow.settings import Settings
 
 CPU = torch.device("cpu")
@@ -55,7 +56,7 @@ def test_the_shape_from_the_config_is_that_of_the_model(name):
     shape = shape_from_config(getattr(transformers, kind)(**values), torch.float32)
     assert shape.layers.equals(layer_table(model))
     assert shape.inside + shape.outside == sum(parameter.numel() for parameter in model.parameters())
-    assert (shape.blocks, shape.hidden_size, shape.vocab_size) == (3, 32, 96)
+    assert (len(shape.blocks), shape.hidden_size, shape.vocab_size) == (3, 32, 96)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
@@ -66,7 +67,7 @@ def test_operations_are_those_that_torch_counts(name):
     model.set_attn_implementation("eager")  # torch does not count its fused attention on a CPU
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(ids, use_cache=False)
-    expected = ids.numel() * (shape.blocks * shape.block_flops(12) + shape.head_flops)
+    expected = ids.numel() * (len(shape.blocks) * shape.block_flops(12) + shape.head_flops)
     # Rotary embeddings are small matrix products, made once for a sequence, which the plan leaves out.
     assert expected == pytest.approx(counter.get_total_flops(), rel=0.01)
 
@@ -151,17 +152,17 @@ def test_of_a_hub_model_only_the_config_is_asked_for(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(SHAPES["7B"]))
     asked = []
     monkeypatch.setattr(
-        planning_shape, "hub_config", lambda settings: asked.append(settings.id) or tmp_path / "config.json"
+        config_file, "hub_config", lambda settings: asked.append(settings.id) or tmp_path / "config.json"
     )
     found = shape_of(HubModel(id="some/model"), Run(tmp_path / "run"))
-    assert found is not None and found.blocks == 32 and asked == ["some/model"]
+    assert found is not None and len(found.blocks) == 32 and asked == ["some/model"]
 
 
 def test_a_wheel_has_no_shape_until_it_is_prepared(tmp_path):
     settings = PypiModel(package="p", version="1", sha256="0" * 64, file="m.gguf")
     assert shape_of(settings, Run(tmp_path / "run")) is None
     shape = shape_of(settings, make_results(tmp_path))
-    assert shape is not None and shape.blocks == 2
+    assert shape is not None and len(shape.blocks) == 2
 
 
 def test_a_gguf_file_gives_its_shape(tmp_path):
@@ -212,7 +213,7 @@ def test_bytes_of_the_hessians_are_exact(made, shape):
 )
 def test_bytes_of_the_variants_are_exact(made, shape, settings):
     for block in range(2):
-        make_variants(StageContext(made, COMPUTE), "v", settings, block)
+        make_variants(StageContext(made, COMPUTE), "v", settings, [block])
     planned = settings.table(shape.layers, shape.itemsize, "variants.v")
     by = ["block", "layer", "level"]
     stored = VariantStore(made, "v").table
@@ -248,19 +249,19 @@ class Tiny:
         )
         transformers.LlamaForCausalLM(config).float().save_pretrained(folder)
         self.folder = folder
-        self.shape = shape_from_config(config, torch.float32)
+        self.shape = shape_from_config(config, torch.float32).on("cpu")
         method = Gptq(bits=(2, 3, 4, 5), group_size=16, embedding=embedding)
         self.variants = self.shape.table(method, "variants.gptq")
         self.tokens = torch.randint(64, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
 
     def problem(self, settings: Evolution):
-        return problem_of(self.variants, "gptq", settings.target, settings.grouping(), "searches.q")
+        return problem_of({"gptq": self.variants}, settings.constraints("searches.q"))
 
     def plan(self, memory_gb: float, settings: Evolution = SEARCH) -> SearchWork:
         text = PythonDocs(tokens=SEQUENCES * LENGTH, sequence_length=LENGTH)
         problem = self.problem(settings)
-        planner = SearchPlanner(self.shape, problem, text, memory_gb, "cpu")
-        return planner.plan(settings, requests_of(settings, problem))
+        compute = ComputeSettings(device="cpu", memory_gb=memory_gb)
+        return search_work(self.shape, problem, settings, requests_of(settings, problem), text, compute)
 
     def search(self, memory_gb: float, settings: Evolution = SEARCH):
         """Counters of a real search."""
@@ -274,12 +275,13 @@ class Tiny:
             scale = 0.02 * (6 - int(level))
             return weight + scale * torch.randn(weight.shape, generator=torch.Generator().manual_seed(max(0, block)))
 
-        compute = ComputeSettings(device="cpu", memory_gb=memory_gb)
         fitness = settings.minimizes()
         evaluator = model_evaluator(
-            model, problem.space, unpack, self.tokens, fitness, compute, "searches.q", lambda: None
+            model, problem.space, unpack, self.tokens, fitness, memory_gb, "searches.q", lambda: None
         )
         rng = np.random.default_rng(1)
+        if settings.effects() is not None:  # measured before, as far as this search knows
+            problem = replace(problem, effects=single_effects(problem.space, 1, Rehearsal(rng), rng))
         state, _ = settings.first_round(problem, evaluator, rng)
         while settings.remaining(state, problem):
             state, _ = settings.next_round(state, problem, evaluator, rng)
@@ -313,14 +315,17 @@ def test_a_search_does_the_work_that_was_planned(tiny, changes):
     assert counters.head_tokens == pytest.approx(whole.head_tokens)
     assert counters.block_tokens_alone == pytest.approx(whole.block_tokens_alone)
     assert counters.block_tokens == pytest.approx(whole.block_tokens, rel=0.1)
-    assert counters.peak_state_bytes == pytest.approx(planned.state_bytes, rel=0.1)
+    assert counters.peak_state_bytes == pytest.approx(whole.peak_state_bytes, rel=0.1)
     tokens = SEQUENCES * LENGTH * BLOCKS * (settings.fitness != "perplexity") + counters.block_tokens
     flops = tokens * tiny.shape.block_flops(LENGTH) + counters.head_tokens * tiny.shape.head_flops
     assert flops == pytest.approx(whole.flops, rel=0.1)
 
 
 def test_more_switches_share_less(tiny):
-    one, three, six = (tiny.plan(1.0, SEARCH.model_copy(update={"switches": number})).share for number in (1, 3, 6))
+    one, three, six = (
+        tiny.plan(1.0, SEARCH.model_copy(update={"switches": number})).a_round.share_of_block_work
+        for number in (1, 3, 6)
+    )
     assert one < three < six <= 1
 
 
@@ -348,10 +353,12 @@ def test_weights_that_do_not_fit_are_unpacked_in_every_pass(tiny):
 
 
 def test_the_least_budget_is_the_one_that_a_search_refuses_to_go_below(tiny):
-    needed, model = memory_needed(tiny.shape, LENGTH), BlockwiseModel.from_folder(tiny.folder, CPU, resident=False)
-    with pytest.raises(ConfigError, match="memory_gb"):
-        plan_memory((needed - 16) / 1e9, model, LENGTH)
-    plan_memory((needed + 16) / 1e9, model, LENGTH)
+    model = BlockwiseModel.from_folder(tiny.folder, CPU, resident=False)
+    needed = least_memory(model, LENGTH)
+    for asked in (lambda memory_gb: plan_memory(memory_gb, model, LENGTH), tiny.plan):
+        with pytest.raises(ConfigError, match="memory_gb"):
+            asked((needed - 16) / 1e9)
+        asked((needed + 16) / 1e9)
 
 
 def test_a_vocabulary_with_levels_that_outweighs_a_block_is_part_of_the_least_budget(tmp_path):
@@ -359,18 +366,19 @@ def test_a_vocabulary_with_levels_that_outweighs_a_block_is_part_of_the_least_bu
     once = SEARCH.model_copy(update={"generations": 1, "offspring": 4, "survivors": (1,), "tokens": (16,)})
     units = large.problem(once).space.units
     matrix = 4096 * 32 * 4
-    needed = memory_needed(large.shape, LENGTH, units)
-    assert needed - memory_needed(large.shape, LENGTH) > matrix > 2 * large.shape.block_bytes
-    with pytest.raises(ConfigError, match="too little for the embedding or head at one level") as told:
-        large.search((needed - 16) / 1e9, once)
-    assert float(str(told.value).split()[-1]) == pytest.approx(needed / 1e9, rel=0.01)
+    model = BlockwiseModel.from_folder(large.folder, CPU, resident=False)
+    needed, blocks_alone = least_memory(model, LENGTH, units), least_memory(model, LENGTH)
+    assert needed - blocks_alone > matrix > 2 * large.shape.block_bytes
+    for asked in (large.search, large.plan):
+        with pytest.raises(ConfigError, match="too little for the embedding or head at one level") as told:
+            asked((needed - 16) / 1e9, once)
+        assert float(str(told.value).split()[-1]) == pytest.approx(needed / 1e9, rel=0.01)
+    large.plan((needed + 16) / 1e9, once)
     counters = large.search((needed + 16) / 1e9, once)
     assert matrix <= counters.peak_weight_bytes <= matrix + 16
-    model = BlockwiseModel.from_folder(large.folder, CPU, resident=False)
     inside = tuple(unit for unit in units if unit.layer not in OUTER)
     for of_blocks in ((), inside):  # where embedding and head stay dense, nothing is asked for them
-        assert memory_needed(large.shape, LENGTH, of_blocks) == memory_needed(large.shape, LENGTH)
-        plan_memory((memory_needed(large.shape, LENGTH) + 16) / 1e9, model, LENGTH, of_blocks)
+        plan_memory((blocks_alone + 16) / 1e9, model, LENGTH, of_blocks)
 
 
 @pytest.mark.parametrize("gigabytes", [0.0025, 0.004])

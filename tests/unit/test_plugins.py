@@ -9,9 +9,10 @@ import pytest
 import torch
 from finished_run import make_results, provenance, write_tokens
 from plugins.mean_sign import SIGNS, DenseFormat, MeanSign, SignFormat
+from report_page import write_way
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import CONFIGURATION, LAYERS, TRACE, VARIANTS, read_provenance, read_table, write_table
+from evopress.artifacts.tables import CONFIGURATION, LAYERS, VARIANTS, read_provenance, read_table, write_table
 from evopress.compression.families import FAMILIES, family_named, family_of
 from evopress.compression.formats import FORMATS, decode
 from evopress.compression.hessian import accumulate_hessians
@@ -20,10 +21,9 @@ from evopress.compression.size import compressed_size
 from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
 from evopress.config.base import parse_json
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
+from evopress.config.data import HessianSettings
 from evopress.config.evaluation import TaskSettings
-from evopress.config.hessians import HessianSettings
 from evopress.evaluation.perplexity import evaluate_perplexity
 from evopress.evaluation.tasks import evaluate_tasks
 from evopress.export.card import write_card
@@ -33,7 +33,7 @@ from evopress.export.stage import run_export
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.structure import layer_table
-from evopress.plan.run import plan
+from evopress.plan.text import plan
 from evopress.report.page import write_report
 from evopress.search.strategies.random import RandomSearch
 from evopress.util.errors import ArtifactError, ConfigError
@@ -65,7 +65,7 @@ def context(tmp_path: Path) -> StageContext:
     context = StageContext(run, ComputeSettings(device="cpu"))
     accumulate_hessians(context, HessianSettings(), 0)
     for block in layers["block"].unique():
-        make_variants(context, "signs", MeanSign(), int(block))
+        make_variants(context, "signs", MeanSign(), [int(block)])
     return context
 
 
@@ -131,7 +131,7 @@ def test_the_family_makes_a_space_of_the_table(context: StageContext) -> None:
     assert family_of(store.table) is SIGNS and SIGNS.budgets(units, 0.25, "searches.s") == (total // 4,)
     levels = [0, 1] * (len(units) // 2)
     share = sum(unit.parameters for unit, level in zip(units, levels, strict=True) if level) / total
-    assert SIGNS.describe(units, levels) == f"{len(units)} units, signs {share:.4f} on average"
+    assert SIGNS.describe(units, levels) == f"{len(units)} layers, {share:.6g} of the weights dense on average"
     with pytest.raises(ConfigError, match=r"searches\.s\.target: 1\.5 signs is above the highest level \(1\)"):
         SIGNS.budgets(units, 1.5, "searches.s")
 
@@ -169,7 +169,7 @@ def test_its_models_are_written_and_told_of(context: StageContext) -> None:
     for model in ("dense", "s"):
         evaluate_perplexity(context, model, ["held_out"])
         evaluate_tasks(context, model, TaskSettings())
-    write_table(pd.DataFrame(columns=TRACE.names), run.trace("s"), TRACE, provenance())
+    write_way(run, "s", evolved=False)
     write_report(context, ["s"], [run.export("s", "huggingface")])
     assert "method: mean_sign" in run.report.read_text() and "dense" in run.summary.read_text()
 

@@ -11,22 +11,22 @@ import torch
 from test_hessian import SEQUENCES, expected_hessians, prepare
 from torch import Tensor
 
-from evopress.__main__ import main
 from evopress.artifacts.manifest import set_aside
 from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import CONFIGURATION, EFFORT, LAYERS, TOKENS, read_provenance, read_table, write_table
+from evopress.cli.commands import main
 from evopress.compression import hessian
-from evopress.compression.base import LayerMethod, layer_shapes
+from evopress.compression.base import LayerMethod
+from evopress.compression.block_files import variant_table, write_variants
 from evopress.compression.formats import decode
+from evopress.compression.layers import layer_shapes
 from evopress.compression.methods.gguf import Gguf
 from evopress.compression.methods.gptq import Gptq
-from evopress.compression.methods.sparsegpt import SparseGpt
-from evopress.compression.methods.wanda import Wanda
-from evopress.compression.stage import compress_layers, variant_table, write_variants
+from evopress.compression.methods.pruning import SparseGpt, Wanda
+from evopress.compression.stage import compress_layers
 from evopress.compression.store import VariantStore
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.export.base import Exporter
 from evopress.export.compressed import CompressedModel
 from evopress.export.exporters.archive import ARCHIVE, Archive, load_archive
@@ -143,10 +143,11 @@ def test_asymmetric_aims_at_the_outputs_of_the_dense_model(name, tmp_path):
         QUANTIZED,
         SparseGpt(step=100, levels=2),
         SparseGpt(patterns=("2:4", "1:4")),
+        SparseGpt(bits=4, group_size=16, step=100, levels=2),
         Gguf(embedding=False, types=("Q4_0", "Q5_0", "Q8_0")),
         Gguf(embedding=False, types=("Q4_0", "Q8_0"), rounding="rtn"),
     ],
-    ids=["gptq", "sparsegpt", "patterns", "gguf", "gguf-rtn"],
+    ids=["gptq", "sparsegpt", "patterns", "sparse-int4", "gguf", "gguf-rtn"],
 )
 def test_levels_and_sizes_stay(method, how, tmp_path, monkeypatch):
     run = prepare(tmp_path / "run", wide(monkeypatch))

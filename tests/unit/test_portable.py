@@ -14,9 +14,8 @@ from architectures import CONFIGS, build, tokens
 from evopress.artifacts.paths import Run
 from evopress.config.model import FolderModel, GgufModel
 from evopress.export.shorter import write_cut_config
-from evopress.models.computing import HOW_TO_COMPUTE
 from evopress.models.portable import make_portable, portable_config, portable_tokenizer_config
-from evopress.models.skeleton import load_config
+from evopress.models.skeleton import HOW_TO_COMPUTE, load_config
 from evopress.models.sources import prepare_model
 
 TEXT = "abc"

@@ -10,13 +10,13 @@ from paper_models import MODELS as PAPER_MODELS
 from evopress.artifacts.paths import Run
 from evopress.config.model import HubModel
 from evopress.export.exporters.gguf import GgufFile
-from evopress.plan.foreseen import require_fit
-from evopress.plan.run import plan
 from evopress.plan.shape import shape_of
+from evopress.plan.text import plan
+from evopress.search.offered import Constraints
 from evopress.search.problem import problem_of
 from evopress.search.target import SizeTarget
-from evopress.workflow.loading import load_settings, read_yaml
-from evopress.workflow.settings import Settings, lay_over
+from evopress.workflow.foreseen import require_fit
+from evopress.workflow.settings import Settings, lay_over, load_settings, read_yaml
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 _SHARED = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "dtype": "bfloat16", "hidden_act": "silu"}
@@ -116,7 +116,7 @@ def test_fused_layers_are_units_and_the_budget_is_four_and_a_half_bits(name: str
     assert shape is not None
     blocks, search = MODELS[name]["num_hidden_layers"], settings.searches["evopress"]
     table = settings.variants["gptq"].table(shape.layers, shape.itemsize, "variants.gptq")
-    space = problem_of(table, "gptq", 4.5, "none", "searches.evopress", search.tied, search.levels).space
+    space = problem_of({"gptq": table}, Constraints("searches.evopress", 4.5, "none", search.tied, search.levels)).space
     assert len(space.units) == UNITS * blocks
     assert space.budget == BLOCK[name] * blocks * 9 // 2
     four = table[table["level"] == "4"]["bytes"].sum()
@@ -124,7 +124,7 @@ def test_fused_layers_are_units_and_the_budget_is_four_and_a_half_bits(name: str
 
 
 def test_it_can_be_planned(settings: Settings, tmp_path: Path) -> None:
-    assert "search evopress, 100 generations" in plan(settings, Run(tmp_path / "run"))
+    assert "search evopress, 100 generations" in plan(settings, Run(tmp_path / "run"), [24])
 
 
 # --- llama.cpp -------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_its_file_has_so_many_bits_for_each_parameter(name: str, tmp_path: Path)
     assert shape is not None
     search, target = settings.searches["evopress"], settings.searches["evopress"].target
     table = shape.table(settings.variants["gguf"], "variants.gguf")
-    space = problem_of(table, "gguf", target, "none", "searches.evopress", file=shape.file).space
+    space = problem_of({"gguf": table}, Constraints("searches.evopress", target, file=shape.file)).space
     tied = MODELS[name].get("tie_word_embeddings", True)
     ends = MODELS[name]["vocab_size"] * MODELS[name]["hidden_size"] * (1 if tied else 2)
     blocks = BLOCK[name] * MODELS[name]["num_hidden_layers"]
@@ -158,5 +158,5 @@ def test_its_file_has_so_many_bits_for_each_parameter(name: str, tmp_path: Path)
     norms = shape.outside + shape.inside - ends - blocks
     assert isinstance(target, SizeTarget) and target.bpw is not None
     assert space.budget == int(target.bpw * (ends + blocks + norms) / 8) - 2 * norms
-    assert "search evopress, 100 generations" in plan(settings, Run(tmp_path / "run"))
+    assert "search evopress, 100 generations" in plan(settings, Run(tmp_path / "run"), [24])
     assert search.exports == ("gguf",)

@@ -1,25 +1,36 @@
 """The report: true numbers, one offline page, names that cannot break out of it."""
 
+import json
 import math
 import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from finished_run import make_results, provenance, tiny_model, write_configuration, write_model, write_tokens
-from report_page import Page, measure, measure_in_runtime, trace
+from finished_run import (
+    FINGERPRINT,
+    make_results,
+    provenance,
+    tiny_model,
+    write_configuration,
+    write_model,
+    write_tokens,
+)
+from report_page import Page, measure, measure_in_runtime, trace, write_way
 
+from evopress.artifacts.exports import file_digests, write_export_manifest
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import PERPLEXITY, SECTIONS, TRACE, VARIANTS, write_table
+from evopress.artifacts.provenance import Provenance
+from evopress.artifacts.tables import PERPLEXITY, SECTIONS, VARIANTS, write_table
 from evopress.config.context import StageContext
-from evopress.report.comparison import Cell, Column, Comparison, compare
+from evopress.report.comparison import WIDTH, Cell, Column, Comparison, compare, measured_column, summary
 from evopress.report.page import write_report
-from evopress.report.plots import parent_curve
+from evopress.report.search_section import parent_curve
 from evopress.report.sections import require_harmless
-from evopress.report.summary import WIDTH, summary
 from evopress.util.errors import ArtifactError
 
 SEARCHES = ["uniform", "evo"]
+ON_TASKS = ["dense", *SEARCHES]
 
 
 @pytest.fixture
@@ -28,8 +39,8 @@ def run(tmp_path):
     write_tokens(run, "novels")
     write_configuration(run, "uniform", level="3")
     write_configuration(run, "evo")
-    write_table(trace(), run.trace("evo"), TRACE, provenance())
-    write_table(trace()[:0], run.trace("uniform"), TRACE, provenance())
+    write_way(run, "evo", evolved=True)
+    write_way(run, "uniform", evolved=False)
     write_table(
         pd.DataFrame(columns=VARIANTS.names), run.variant_table("gptq", 0), VARIANTS, provenance({"bits": [2, 3]})
     )
@@ -40,9 +51,9 @@ def run(tmp_path):
 
 
 def test_table_of_the_page_holds_what_was_measured(run):
-    write_report(StageContext(run), SEARCHES)
+    write_report(StageContext(run), SEARCHES, on_tasks=ON_TASKS)
     rows = Page(run.report.read_text()).rows
-    assert [row[0] for row in rows] == ["model", "dense", "uniform", "evo"]
+    assert [row[0] for row in rows[:5]] == ["model", "dense", "uniform", "evo", "kind of layer"]
     assert rows[0][1:] == [
         "bitsper weight",
         "packed sizeMB",
@@ -50,21 +61,32 @@ def test_table_of_the_page_holds_what_was_measured(run):
         "perplexityletters",
         "KLnovels",
         "KLletters",
+        "agreementnovels",
+        "agreementletters",
         "quizacc",
         "quizloss",
     ]
-    assert rows[1][1] == "32.00" and rows[1][3:] == ["10.00", "20.00", "0.0000", "0.0000", "0.900 ±0.010", "1.000"]
-    assert rows[2][1] == "3.00" and rows[2][3:6] == ["20.00", "40.00", "0.5000"]
-    assert rows[3][3:6] == ["15.00", "30.00", "0.2500"]
+    assert rows[1][1] == "32.00" and rows[1][3:7] == ["10.00", "20.00", "0.0000", "0.0000"]
+    assert rows[1][7:] == ["1.000", "1.000", "0.900 ±0.010", "1.000"]
+    assert rows[2][1] == "3.00" and rows[2][3:6] == ["20.00", "40.00", "0.5000 ±0.0100"]
+    assert rows[3][3:6] == ["15.00", "30.00", "0.2500 ±0.0100"]
+    assert rows[3][7:9] == ["0.875 ±0.010", "0.750 ±0.010"]
+
+
+def test_the_dense_model_is_told_by_its_name_and_not_by_its_place(run):
+    write_report(StageContext(run), SEARCHES)
+    text = run.report.read_text()
+    assert re.findall(r'<tr class="dense"><th scope="row">(.*?)</th>', text) == ["dense"]
+    assert ".models .dense" in text
 
 
 def test_page_is_whole_and_fetches_nothing(run):
     write_report(StageContext(run), SEARCHES)
     text = run.report.read_text()
     page = Page(text)
-    assert page.fetched == [] and page.tags.count("svg") == 2 and "script" not in page.tags
+    assert page.fetched == [] and page.tags.count("svg") == 3 and page.tags.count("script") == 1
     assert "url(http" not in text and "@import" not in text
-    assert "Every layer is at level 3." in text and "over 3 generations" in text
+    assert "Every layer is at level 3." in text and "found in 2 of 3 generations" in text
     assert "currentColor" in text and "#010203" not in text
     clips = re.findall(r'<clipPath id="([^"]+)"', text)
     assert len(clips) == len(set(clips)) > 0 and set(re.findall(r"url\(#([^)]+)\)", text)) == set(clips)
@@ -79,11 +101,11 @@ def test_page_is_the_same_bytes_each_time(run):
 
 def test_names_from_outside_are_escaped(run):
     write_model(run, tiny_model(), {"source": "folder", "path": "/models/<script>alert(1)<"})
-    frame = pd.DataFrame([("evo", "<img src=x>", 1.0, 1.0, 1)], columns=PERPLEXITY.names)
+    frame = pd.DataFrame([("evo", "<img src=x>", 1.0, 1.0, 0.1, 0.5, 0.1, 1)], columns=PERPLEXITY.names)
     write_table(frame, run.perplexity("evo"), PERPLEXITY, provenance())
     write_report(StageContext(run), SEARCHES)
     page = Page(run.report.read_text())
-    assert "script" not in page.tags and "img" not in page.tags
+    assert page.tags.count("script") == 1 and "img" not in page.tags
     assert "perplexity<img src=x>" in page.rows[0]
 
 
@@ -99,6 +121,27 @@ def test_summary_fits_the_terminal_and_says_where_things_lie(run):
     places = [f"uniform as huggingface  {exports[0]}", f"evo as huggingface      {exports[1]}"]
     assert lines[-4:] == [*places, f"evo as archive          {exports[2]}", f"report                  {run.report}"]
     assert "; written as huggingface, archive" in run.report.read_text()
+
+
+def test_the_quantized_file_that_the_model_comes_from_counts_as_the_dense_one(run):
+    made = Provenance("export", "{}", FINGERPRINT)
+    folder = run.export("evo", "gguf")
+    folder.mkdir(parents=True)
+    (folder / "evo.gguf").write_bytes(b"b" * 400_000)
+    write_export_manifest(run, "evo", "gguf", file_digests(folder), made)
+    manifest = json.loads(run.model_manifest.read_text())
+    write_report(StageContext(run), SEARCHES, [folder])
+    assert _row(run, "dense")[2:4] == ["-", "-"] and _row(run, "evo")[2] == "0.4"
+    manifest["origin"]["gguf_bytes"] = 5_000_000
+    run.model_manifest.write_text(json.dumps(manifest))
+    write_report(StageContext(run), SEARCHES, [folder])
+    assert _row(run, "dense")[2] == "5.0" and _row(run, "dense")[3] != "-"
+    assert run.summary.read_text().splitlines()[-2] == f"evo as gguf  {folder / 'evo.gguf'}"
+
+
+def _row(run, model):
+    """Cells of a model in the comparison."""
+    return next(row[1:] for row in Page(run.report.read_text()).rows if row[0] == model)
 
 
 def test_files_in_the_runtime_have_a_table_of_their_own(run):
@@ -163,13 +206,21 @@ def test_best_is_marked_only_where_the_difference_exceeds_its_error(better, firs
     assert [model for model in comparison.rows if comparison.is_best(model, column)] == ([best] if best else [])
 
 
+def test_a_divergence_within_its_error_is_not_marked(run):
+    for kl, best in ((0.495, False), (0.25, True)):
+        measure(run, "evo", 15.0, kl, 0.605)
+        assert compare(run, SEARCHES).is_best("evo", measured_column("kl", "novels")) is best
+
+
 def test_a_run_without_searches_still_has_a_report(run):
     write_report(StageContext(run), [])
-    assert [row[0] for row in Page(run.report.read_text()).rows] == ["model", "dense"]
+    assert [row[0] for row in Page(run.report.read_text()).rows][:2] == ["model", "dense"]
 
 
 def test_direction_of_a_metric_is_lm_evals_own(run):
-    columns = {(column.title, column.subtitle): column.better for column in compare(run, SEARCHES).columns}
+    columns = {
+        (column.title, column.subtitle): column.better for column in compare(run, SEARCHES, on_tasks=ON_TASKS).columns
+    }
     assert columns["quiz", "acc"] == "high" and columns["quiz", "loss"] == "low"
 
 
@@ -181,7 +232,7 @@ def test_curve_follows_the_accepted_candidate_and_counts_every_token():
 
 
 def test_a_table_of_another_model_is_refused(run):
-    frame = pd.DataFrame([("evo", "novels", 1.0, 1.0, 1)], columns=PERPLEXITY.names)
+    frame = pd.DataFrame([("evo", "novels", 1.0, 1.0, 0.1, 0.5, 0.1, 1)], columns=PERPLEXITY.names)
     write_table(frame, run.perplexity("evo"), PERPLEXITY, provenance(fingerprint="e" * 64))
     with pytest.raises(ArtifactError, match=r"evo/perplexity\.parquet: was made for another model"):
         write_report(StageContext(run), SEARCHES)
@@ -191,7 +242,12 @@ def test_a_table_of_another_model_is_refused(run):
 def test_a_missing_measurement_is_named(run):
     run.tasks("evo").unlink()
     with pytest.raises(ArtifactError, match=r"evaluation/evo/tasks\.parquet: missing; run the stage"):
-        write_report(StageContext(run), SEARCHES)
+        write_report(StageContext(run), SEARCHES, on_tasks=ON_TASKS)
+
+
+def test_tasks_that_are_no_longer_asked_for_are_not_told(run):
+    write_report(StageContext(run), SEARCHES)
+    assert run.tasks("evo").exists() and "quiz" not in run.report.read_text() + run.summary.read_text()
 
 
 def write_section(run, html, title="An experiment", **about):
@@ -200,11 +256,11 @@ def write_section(run, html, title="An experiment", **about):
     return path
 
 
-def test_a_section_from_elsewhere_stands_between_comparison_and_searches(run):
+def test_a_section_from_elsewhere_stands_right_after_the_comparison(run):
     path = write_section(run, '<p class="soft">It <em>worked</em> &amp; held.<br></p>', title="<b>Ours</b>")
     write_report(StageContext(run), SEARCHES, sections=[path])
     text = run.report.read_text()
-    assert re.findall("<h2>(.*?)</h2>", text)[:3] == ["Comparison", "&lt;b&gt;Ours&lt;/b&gt;", "Searches"]
+    assert re.findall("<h2>(.*?)</h2>", text)[:3] == ["Comparison", "&lt;b&gt;Ours&lt;/b&gt;", "Levels"]
     assert '<p class="soft">It <em>worked</em> &amp; held.<br></p>' in text
 
 
@@ -236,7 +292,7 @@ def test_a_section_that_could_break_the_page_is_refused(run, html, message):
 def test_figures_of_the_report_may_stand_in_a_section(run):
     write_report(StageContext(run), SEARCHES)
     figures = re.findall("<svg.*?</svg>", run.report.read_text(), re.DOTALL)
-    assert len(figures) == 2
+    assert len(figures) == 3
     for figure in figures:
         require_harmless(figure)
 

@@ -59,7 +59,8 @@ def test_the_script_imports_nothing_that_takes_seconds_before_it_can_be_interrup
 
 def test_the_parse_of_the_workflow_imports_nothing_heavy() -> None:
     code = (
-        "import sys, evopress.plan.foreseen, evopress.plan.memory, evopress.config.tasks, evopress.util.failures\n"
+        "import sys, evopress.workflow.foreseen, evopress.workflow.jobs\n"
+        "import evopress.config.tasks, evopress.util.job_logs\n"
         "assert not {'torch', 'transformers', 'lm_eval', 'pandas'} & set(sys.modules), sorted(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from finished_run import BLOCKS, FINGERPRINT, LAYERS, provenance
-from search_run import COMPUTE, MIXED, SETTINGS, artifacts, fresh, prepare
+from search_run import COMPUTE, MIXED, SETTINGS, artifacts, fresh, prepare, progress
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import (
@@ -27,8 +27,7 @@ from evopress.artifacts.tables import (
     write_table,
 )
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.search.base import Strategy
 from evopress.search.engine.evaluator import ModelEvaluator
 from evopress.search.resume import ResumeFolder
@@ -170,13 +169,13 @@ def search_in_process(run: Run, settings: Strategy, moment: tuple[str, int, int]
 def test_killed_at_any_moment_and_restarted_ends_with_the_same_bytes(run: Run) -> None:
     whole = fresh(run, "whole")
     assert search_in_process(whole, MIXED) == 0
-    # Syncs: two for the log's first line, one for each of 7 generations, two for each of three artifacts.
+    # Syncs: two for the log's first line, one for each of 7 generations, two for each of four artifacts.
     for number, moments in enumerate(
         [
             [("judging", 1), ("judging", 4), ("judging", 9)],
             [("syncing", 1), ("syncing", 2), ("syncing", 3), ("syncing", 3)],
             [("half a line", 1), ("half a line", 3), ("half a line", 1)],
-            [("syncing", 12), ("syncing", 1), ("syncing", 3)],
+            [("syncing", 12), ("judging", 1), ("syncing", 1), ("syncing", 3)],
         ]
     ):
         killed = fresh(run, f"killed{number}")
@@ -185,6 +184,7 @@ def test_killed_at_any_moment_and_restarted_ends_with_the_same_bytes(run: Run) -
             assert not killed.configuration("q").exists()
         assert search_in_process(killed, MIXED) == 0
         assert artifacts(killed) == artifacts(whole)
+        assert progress(killed) == progress(whole)
         assert not killed.resume("q").exists()
 
 

@@ -1,4 +1,4 @@
-"""The start from measured sensitivities: what is judged, what follows from it, and that it beats the even start."""
+"""The start from measured sensitivities: what is judged, what follows from it, and that it beats the uniform start."""
 
 import math
 
@@ -10,8 +10,8 @@ from evopress.compression.base import Level, Unit
 from evopress.compression.families import BITS
 from evopress.search.budget import relaxed_least_error
 from evopress.search.candidates import uniform_start
-from evopress.search.evaluation import Evaluation, draw_minibatch
-from evopress.search.sensitivity import measured_starts
+from evopress.search.evaluation import Evaluation, Minibatch, draw_minibatch
+from evopress.search.sensitivity import Effects, measured_starts, reference_level, single_effects
 from evopress.search.space import DENSE_LEVEL, Space, make_space
 
 ERRORS = {2: 0.03, 3: 0.007, 4: 0.0016, 5: 0.0004, 6: 0.0001}
@@ -35,6 +35,7 @@ class Additive:
         errors = np.array([row + row[-1:] * (width - len(row)) for row in rows])
         self.effects = sensitivities[:, None] * errors
         self.judged: list[np.ndarray] = []
+        self.minibatches: list[Minibatch] = []
 
     def draw(self, tokens, rng, longest=None):
         return draw_minibatch(tokens, *self.text, rng, longest)
@@ -45,6 +46,7 @@ class Additive:
 
     def evaluate(self, candidates, minibatch):
         self.judged.append(candidates)
+        self.minibatches.append(minibatch)
         found = [self.fitness(candidate) for candidate in candidates]
         return [Evaluation(fitness, (fitness,) * len(minibatch.sequences)) for fitness in found]
 
@@ -74,17 +76,28 @@ def test_allocation_is_the_best_of_all_candidates_within_the_budget(seed, sizes)
         assert reached < effects[:, 1].sum()
 
 
-def test_each_unit_is_judged_alone_at_its_even_level():
-    space = make_space(BITS, [unit(0, 16), unit(1, 16), unit(2, 16, bits=(3,))], 3.0, "searches.x")
+@pytest.mark.parametrize("target", [3.0, 4.5])
+def test_each_unit_is_judged_alone_at_the_middle_one_of_its_levels_whatever_the_target(target):
+    units = [unit(0, 16), unit(1, 16, bits=(2, 3, 4, 5)), unit(2, 16, bits=(3,))]
+    space = make_space(BITS, units, target, "searches.x")
     evaluator = Additive(np.array([1.0, 5.0, 1.0]), space)
-    _, rows = measured_starts(space, 32, evaluator, np.random.default_rng(0))
+    effects = single_effects(space, 32, evaluator, np.random.default_rng(0))
     assert [candidate.tolist() for candidate in evaluator.judged[0]] == [
         [-1, -1, -1],
-        [1, -1, -1],
+        [2, -1, -1],
         [-1, 1, -1],
     ]
-    assert [(row.generation, row.step, row.candidate) for row in rows] == [(0, 0, i) for i in range(3)]
-    assert all(row.minibatch.tokens == 32 for row in rows)
+    assert effects.levels == {0: 2, 1: 1} and effects.fitness == pytest.approx((ERRORS[4], 5 * ERRORS[3]))
+    assert all(math.isnan(error) for error in effects.hidden_errors)
+
+
+def test_levels_that_a_cheaper_one_outdoes_are_no_reference():
+    """As of a model that comes as Q4_1, for which larger types only round once more."""
+    errors = {"IQ4_NL": 2e-3, "Q4_1": 2e-6, "Q5_0": 7e-4, "Q8_0": 1e-5}
+    levels = tuple(Level(label, 4 + k, 10 + k, 10 + k, error) for k, (label, error) in enumerate(errors.items()))
+    more = (Level("Q2_K", 2.6, 5, 5, 3e-2), Level("Q3_K", 3.4, 7, 7, 9e-3), *levels)
+    units = [Unit(f"l{i}", i, "proj", "all", 20, offered) for i, offered in enumerate((levels, more))]
+    assert [reference_level(Space(tuple(units), (100,)), unit) for unit in (0, 1)] == [0, 1]  # IQ4_NL, Q3_K
 
 
 @pytest.mark.parametrize(("tokens", "lengths"), [(16, (16,)), (128, (32,) * 4), (1024, (64,) * 16)])
@@ -92,8 +105,9 @@ def test_units_are_judged_alone_on_pieces_of_many_sequences(tokens, lengths):
     space = make_space(BITS, [unit(i, 16) for i in range(3)], 3.0, "searches.x")
     evaluator = Additive(np.ones(3), space)
     evaluator.text = (20, 128)
-    _, rows = measured_starts(space, tokens, evaluator, np.random.default_rng(0))
-    assert {row.minibatch.lengths for row in rows} == {lengths}
+    single_effects(space, tokens, evaluator, np.random.default_rng(0))
+    assert [minibatch.lengths for minibatch in evaluator.minibatches] == [lengths]
+    assert all(minibatch.precise for minibatch in evaluator.minibatches)
 
 
 def test_levels_far_from_dense_are_told_apart_by_what_they_cost_beyond_the_dense_model():
@@ -106,9 +120,9 @@ def test_levels_far_from_dense_are_told_apart_by_what_they_cost_beyond_the_dense
     class Scaled(Additive):
         def __init__(self) -> None:
             self.effects = scale[:, None] * np.array([0.5, 0.45, 0.4])
-            self.judged = []
+            self.judged, self.minibatches = [], []
 
-    (candidate,), _ = measured_starts(space, 32, Scaled(), np.random.default_rng(0))
+    (candidate,) = measured_starts(space, single_effects(space, 32, Scaled(), np.random.default_rng(0)))
     assert candidate.tolist() == [0, 2, 2, 0, 2, 0]  # the three most sensitive are pruned less
 
 
@@ -120,7 +134,7 @@ def test_the_measured_start_beats_the_even_one(errors):
     state, rows = first_state(space, 8, 32, evaluator, np.random.default_rng(0), 64)
     assert space.fits(state.parent)
     assert evaluator.fitness(state.parent) < 0.9 * evaluator.fitness(uniform_start(space))
-    assert {row.step for row in rows} == {0, 1}
+    assert len(rows) == 2 and {row.step for row in rows} == {0}  # the measured start and the even one
     assert sum(row.accepted for row in rows) == 1
 
 
@@ -142,12 +156,12 @@ def test_a_target_between_levels_starts_from_what_was_measured_and_draws_no_rand
     space = make_space(BITS, [unit(i, 16) for i in range(12)], 2.5, "searches.x")
     evaluator = Additive(np.geomspace(1, 1e-3, 12), space)
     state, rows = first_state(space, 6, 32, evaluator, np.random.default_rng(0), 64)
-    (measured,), _ = measured_starts(space, 64, evaluator, np.random.default_rng(0))
+    (measured,) = measured_starts(space, single_effects(space, 64, evaluator, np.random.default_rng(0)))
     assert space.fits(state.parent) and state.parent.tolist() == measured.tolist()
-    assert {row.step for row in rows} == {0}  # there is nothing to compare it with
+    assert not rows  # there is nothing to compare it with
     earlier = np.array([1, 0] * 6, dtype=np.int16)
     state, rows = first_state(space, 6, 32, evaluator, np.random.default_rng(0), 64, earlier=[earlier])
-    assert {row.levels for row in rows if row.step == 1} == {tuple(measured.tolist()), tuple(earlier.tolist())}
+    assert {row.levels for row in rows} == {tuple(measured.tolist()), tuple(earlier.tolist())}
     assert state.parent.tolist() == measured.tolist()
 
 
@@ -155,12 +169,6 @@ def test_random_starts_are_drawn_where_no_other_is_asked_for():
     space = make_space(BITS, [unit(i, 16) for i in range(12)], 2.5, "searches.x")
     state, rows = first_state(space, 6, 32, Additive(np.geomspace(1, 1e-3, 12), space), np.random.default_rng(0))
     assert len(rows) == 6 and space.fits(state.parent)
-
-
-def test_single_effects_are_asked_for_in_float32_and_starts_are_not():
-    space = make_space(BITS, [unit(i, 16) for i in range(12)], 3.0, "searches.x")
-    _, rows = first_state(space, 6, 32, Additive(np.geomspace(1, 1e-3, 12), space), np.random.default_rng(0), 64)
-    assert {(row.step, row.minibatch.precise) for row in rows} == {(0, True), (1, False)}
 
 
 def test_errors_of_hidden_states_give_a_second_start_which_the_fitness_judges():
@@ -178,9 +186,30 @@ def test_errors_of_hidden_states_give_a_second_start_which_the_fitness_judges():
 
     space = make_space(BITS, [unit(i, 16) for i in range(20)], 3.0, "searches.x")
     evaluator = Noisy(np.random.default_rng(1).lognormal(0, 1.5, 20), space)
-    (by_fitness, by_error), _ = measured_starts(space, 32, evaluator, np.random.default_rng(0))
+    by_fitness, by_error = measured_starts(space, single_effects(space, 32, evaluator, np.random.default_rng(0)))
     assert space.fits(by_fitness) and space.fits(by_error)
     assert evaluator.fitness(by_error) < 0.9 * evaluator.fitness(by_fitness)
     state, rows = first_state(space, 8, 32, evaluator, np.random.default_rng(0), 64)
     assert state.parent.tolist() == by_error.tolist()
-    assert sum(row.step == 1 for row in rows) == 3  # these two and the even one
+    assert len(rows) == 3  # these two and the even one
+
+
+def test_budget_is_not_spent_on_what_is_worse() -> None:
+    """As where a model comes as Q4_1, which is all but exact, and worse at the larger Q5_0."""
+    errors = {4: 0.001, 5: 0.002, 2: 0.03}
+    units = tuple(
+        Unit(f"{n}", n, "proj", "all", 8, tuple(Level(str(b), b, 8 * b, b, errors[b]) for b in (2, 4, 5)))
+        for n in range(4)
+    )
+    space = make_space(BITS, units, 4.5, "searches.x")
+    known = np.array([[errors[b] for b in (2, 4, 5)]] * 4)
+    assert relaxed_least_error(space, known).tolist() == [1, 1, 1, 1]
+
+
+def test_levels_of_several_variants_need_not_be_better_the_more_bytes_they_have() -> None:
+    levels = (Level("3", 3, 3, 3, 0.02, "q"), Level("4", 4, 4, 4, 0.005, "q"), Level("0.5", 0.5, 9, 9, 0.06, "s"))
+    units = tuple(Unit(f"{n}", n, "proj", "all", 8, levels) for n in range(6))
+    space = make_space(BITS, units, 21 / 48, "searches.x")
+    effects = Effects(dict.fromkeys(range(6), 0), (0.001, 0.002, 0.003, 0.004, 5.0, 6.0), (math.nan,) * 6)
+    (start,) = measured_starts(space, effects)
+    assert start.tolist() == [0, 0, 0, 1, 1, 1]

@@ -21,13 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from evopress.artifacts.paths import Run
+from evopress.artifacts.provenance import read_model_fingerprint
 from evopress.artifacts.tables import LAYERS, read_provenance, read_table
 from evopress.config.model import FolderModel, GgufModel, HubModel, PypiModel
-from evopress.data.tokenizer import document_separator
-from evopress.models.block_count import count_blocks
+from evopress.data.encoder import document_separator
+from evopress.models.config_file import count_blocks
+from evopress.models.download import fetch_snapshot
 from evopress.models.gguf_header import read_gguf_header
-from evopress.models.hub import fetch_snapshot
-from evopress.models.sources import model_fingerprint, prepare_model
+from evopress.models.sources import prepare_model
 from evopress.models.verify import check_model
 from evopress.util.errors import ArtifactError, ConfigError, DamagedError, ModelError, UnsupportedArchitectureError
 
@@ -78,7 +79,7 @@ def test_folder_is_linked_and_described(folder: Path, run: Run) -> None:
     assert manifest["files"]["model.safetensors"]["bytes"] == (folder / "model.safetensors").stat().st_size
     assert len(read_table(run.layers, LAYERS)) == 21
     provenance = read_provenance(run.layers)
-    assert provenance.model == model_fingerprint(run) == manifest["fingerprint"]
+    assert provenance.model == read_model_fingerprint(run) == manifest["fingerprint"]
     assert provenance.settings == settings.model_dump_json()
 
 
@@ -103,7 +104,7 @@ def test_relative_folder_is_linked_to_its_real_place(folder: Path, run: Run, mon
 def test_fingerprint_follows_weights_and_config_only(folder: Path, run: Run) -> None:
     def fingerprint() -> str:
         prepare_model(FolderModel(path=str(folder)), run)
-        return model_fingerprint(run)
+        return read_model_fingerprint(run)
 
     first = fingerprint()
     (folder / "generation_config.json").write_text('{"temperature": 0.5, "do_sample": true}')
@@ -153,7 +154,7 @@ def test_failed_replacement_keeps_no_stale_manifest(folder: Path, run: Run) -> N
     with pytest.raises(ModelError):
         prepare_model(FolderModel(path=str(folder)), run)
     with pytest.raises(ArtifactError, match="missing"):
-        model_fingerprint(run)
+        read_model_fingerprint(run)
 
 
 @pytest.mark.parametrize(("value", "name"), [(float("nan"), "layers.1.mlp.up_proj"), (float("inf"), "embed_tokens")])
@@ -241,7 +242,7 @@ def test_full_disk(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("evopress.models.link.save_file", full)
+    monkeypatch.setattr("evopress.models.sources.save_file", full)
     refused(FolderModel(path=str(folder), dtype="float16"), run, "no space left on the disk", ArtifactError)
 
 
@@ -491,7 +492,7 @@ def test_count_blocks(folder: Path, gguf: Path) -> None:
 
 def test_counting_blocks_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from evopress.models.block_count import count_blocks; "
+        "import sys; from evopress.models.config_file import count_blocks; "
         "print({'torch', 'transformers', 'pandas', 'numpy', 'huggingface_hub', 'gguf'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

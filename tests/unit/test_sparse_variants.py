@@ -10,19 +10,15 @@ from finished_run import BLOCKS, make_results, provenance, write_tokens
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evopress.artifacts.origin import require_settings
 from evopress.artifacts.paths import HUGGINGFACE, Run
 from evopress.artifacts.tables import CONFIGURATION, read_provenance, read_table, write_table
 from evopress.artifacts.tables import LAYERS as LAYER_SCHEMA
 from evopress.artifacts.tensors import read_tensors, write_tensors
-from evopress.compression.methods.magnitude import Magnitude
-from evopress.compression.methods.sparsegpt import SparseGpt
-from evopress.compression.methods.wanda import Wanda
+from evopress.compression.methods.pruning import Magnitude, SparseGpt, Wanda
 from evopress.compression.sparsity import PruningMethod, of_same_shape
 from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.export.exporters.archive import ARCHIVE, Archive, load_archive
 from evopress.export.exporters.huggingface import HuggingFace
 from evopress.export.stage import run_export
@@ -32,6 +28,7 @@ from evopress.search.run import run_search
 from evopress.search.strategies.evolution import Evolution
 from evopress.search.strategies.uniform import Uniform
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError, ModelError
+from evopress.workflow.history import require_settings
 
 COMPUTE = ComputeSettings(device="cpu", memory_gb=0.01)
 LEVELS = {"sparsity": 0.5, "step": 20, "levels": 3}
@@ -62,7 +59,7 @@ def correlated(tokens: int, columns: int, generator: torch.Generator) -> Tensor:
 
 def make_all(run: Run, settings: PruningMethod, name: str = "s") -> VariantStore:
     for block in range(BLOCKS):
-        make_variants(StageContext(run, COMPUTE), name, settings, block)
+        make_variants(StageContext(run, COMPUTE), name, settings, [block])
     return VariantStore(run, name)
 
 
@@ -126,7 +123,7 @@ def test_patterns_hold_in_every_group(method: type[PruningMethod]) -> None:
 def test_little_memory_changes_nothing(run: Run) -> None:
     make_all(run, SPARSEGPT)
     small = ComputeSettings(device="cpu", memory_gb=1e-7)
-    make_variants(StageContext(run, small), "small", SPARSEGPT, 0)
+    make_variants(StageContext(run, small), "small", SPARSEGPT, [0])
     one, other = (load_file(run.variant_tensors(name, 0)) for name in ("s", "small"))
     assert one.keys() == other.keys()
     for name in one:
@@ -136,7 +133,7 @@ def test_little_memory_changes_nothing(run: Run) -> None:
 def test_layers_share_a_sweep_only_where_the_memory_holds_a_level_of_each() -> None:
     weights = {name: torch.zeros(12, 16) for name in ("gate", "up", "extra")} | {"other": torch.zeros(4, 16)}
     level = 16 * 12 * 16  # bytes that a level of one of them takes
-    stacks = {memory: list(of_same_shape(weights, memory)) for memory in (math.inf, 2.5 * level, 1.0)}
+    stacks = {memory: list(of_same_shape(weights, memory, 16)) for memory in (math.inf, 2.5 * level, 1.0)}
     assert stacks[math.inf] == [["gate", "up", "extra"], ["other"]]
     assert stacks[2.5 * level] == [["gate", "up"], ["extra"], ["other"]]
     assert stacks[1.0] == [["gate"], ["up"], ["extra"], ["other"]]
@@ -158,20 +155,20 @@ def test_a_sparsity_that_leaves_a_layer_nothing_names_it(run: Run) -> None:
     with pytest.raises(
         CompressionError, match=r"self_attn\.q_proj: sparsity 0\.9999999 leaves nothing of a layer of 256 weights"
     ):
-        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT.model_copy(update={"sparsity": 0.9999999}), 0)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT.model_copy(update={"sparsity": 0.9999999}), [0])
     assert not run.variant_tensors("s", 0).exists()
 
 
 def test_a_pattern_that_does_not_divide_a_layer_names_it(run: Run) -> None:
     with pytest.raises(CompressionError, match=r"self_attn\.q_proj.*multiples of 7, but there are 16"):
-        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT.model_copy(update={"patterns": ("2:7",)}), 0)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT.model_copy(update={"patterns": ("2:7",)}), [0])
 
 
 def test_excluded_layers_stay_dense_and_patterns_must_match(run: Run) -> None:
     store = make_all(run, SPARSEGPT.model_copy(update={"exclude": ("*.down_proj",)}))
     assert "mlp.down_proj" not in set(store.table["layer"])
     with pytest.raises(ConfigError, match=r"variants\.s\.exclude: '\*\.experts' matches no layer"):
-        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT.model_copy(update={"exclude": ("*.experts",)}), 0)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT.model_copy(update={"exclude": ("*.experts",)}), [0])
 
 
 def replace_hessian(run: Run, group: str, hessian: Tensor) -> None:
@@ -193,7 +190,7 @@ def test_fewer_tokens_than_inputs_and_dead_inputs_give_finite_weights(run: Run) 
 def test_nan_in_a_hessian_names_the_layers(run: Run) -> None:
     replace_hessian(run, "mlp.gate_proj", torch.full((16, 16), torch.nan))
     with pytest.raises(CompressionError, match=r"layers\.0\.mlp\.gate_proj, .*up_proj: NaN or infinity"):
-        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT, 0)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT, [0])
     assert not run.variant_tensors("s", 0).exists()
 
 
@@ -203,7 +200,7 @@ def test_nan_in_weights_names_the_layer(run: Run) -> None:
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(CompressionError, match=r"model\.layers\.1\.mlp\.up_proj: NaN or infinity"):
-        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT, 1)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT, [1])
 
 
 def cut(path: Path) -> None:
@@ -217,10 +214,10 @@ def test_files_cut_short_are_named(run: Run) -> None:
         VariantStore(run, "s")
     cut(run.hessian(0))
     with pytest.raises(ArtifactError, match=r"hessians/block_000\.safetensors: damaged"):
-        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT, 0)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT, [0])
     cut(run.model / "model.safetensors")
     with pytest.raises(ModelError, match=r"model\.safetensors: damaged or cut short"):
-        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT, 1)
+        make_variants(StageContext(run, COMPUTE), "s", SPARSEGPT, [1])
 
 
 def searched(run: Run) -> None:

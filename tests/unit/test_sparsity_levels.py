@@ -7,8 +7,7 @@ import pytest
 
 from evopress.artifacts.tables import VARIANTS
 from evopress.compression.families import SPARSITY
-from evopress.compression.methods.magnitude import Magnitude
-from evopress.compression.methods.sparsegpt import SparseGpt
+from evopress.compression.methods.pruning import Magnitude, SparseGpt
 from evopress.compression.sparsity import pattern_levels, portions, removed_at, unstructured_levels
 from evopress.config.base import parse_section
 from evopress.search.candidates import uniform_start
@@ -103,7 +102,7 @@ def test_the_method_decides_what_a_target_is() -> None:
     assert run_settings({"strategy": "owl", "target": 0.5}, {"method": "wanda"}).searches["s"].target == 0.5
     with pytest.raises(ConfigError, match=r"searches\.s\.target: 3 is no sparsity below 1"):
         run_settings({"strategy": "uniform", "target": 3}, {"method": "sparsegpt"})
-    with pytest.raises(ConfigError, match=r"searches\.s\.variants: OWL chooses sparsities, but 'v' has none"):
+    with pytest.raises(ConfigError, match=r"searches\.s\.strategy: owl cannot choose from 'v', whose levels are bits"):
         run_settings({"strategy": "owl", "target": 3}, {"method": "gptq"})
 
 

@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from evopress.search.engine.forward import plan_block
-from evopress.search.processes.split import Share, new_blocks, partition, run_costs, share_out
+from evopress.search.engine.forward import Share, new_blocks, partition, plan_block, run_costs, share_out
 
 BLOCKS = 4
 BLOCK_OF = np.repeat(np.arange(BLOCKS), 2)

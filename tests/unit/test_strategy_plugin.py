@@ -21,8 +21,7 @@ from evopress.export.exporters.huggingface import HuggingFace
 from evopress.export.stage import run_export
 from evopress.report.page import write_report
 from evopress.search.engine.evaluator import ModelEvaluator
-from evopress.search.problem import open_problem
-from evopress.search.run import run_search
+from evopress.search.run import open_problem, run_search
 from evopress.search.strategies import STRATEGIES
 from evopress.util.errors import ConfigError
 from evopress.workflow.reference import reference, schema
@@ -105,7 +104,7 @@ def test_its_models_are_written_and_told_of(run: Run) -> None:
         evaluate_tasks(context, model, TaskSettings())
     write_report(context, ["s"], [run.export("s", "huggingface")])
     page = run.report.read_text()
-    assert "annealing, 2.7 bits per weight asked" in page and "over 12 generations" in page
+    assert "annealing, 2.7 bits per weight asked" in page and "12 rounds" in page
 
 
 def test_a_search_that_was_cut_short_ends_with_the_same_bytes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,7 @@ from evopress.compression.gptq import gptq
 from evopress.compression.methods.gptq import Gptq
 from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
+from evopress.config.context import ComputeSettings, StageContext
 from evopress.util.errors import ArtifactError, CompressionError, ConfigError, DamagedError
 
 CPU = ComputeSettings(device="cpu")
@@ -76,7 +75,7 @@ def write_hessians(run: Run, block: int, hessians: dict[str, Tensor], model: str
 
 def make_all(run: Run, settings: Gptq = SETTINGS, name: str = "q") -> VariantStore:
     for block in range(BLOCKS):
-        make_variants(StageContext(run, CPU), name, settings, block)
+        make_variants(StageContext(run, CPU), name, settings, [block])
     return VariantStore(run, name)
 
 
@@ -124,7 +123,7 @@ def test_table_tells_cost_size_and_error(tmp_path):
 def test_little_memory_changes_nothing(tmp_path):
     run = prepare(tmp_path)
     plenty = make_all(run)
-    make_variants(StageContext(run, ComputeSettings(device="cpu", memory_gb=1e-7)), "small", SETTINGS, 0)
+    make_variants(StageContext(run, ComputeSettings(device="cpu", memory_gb=1e-7)), "small", SETTINGS, [0])
     one = load_file(run.variant_tensors("small", 0))
     other = load_file(run.variant_tensors("q", 0))
     assert one.keys() == other.keys()
@@ -145,14 +144,14 @@ def test_excluded_layers_stay_dense(tmp_path):
 def test_pattern_that_matches_nothing(tmp_path):
     run = prepare(tmp_path)
     with pytest.raises(ConfigError, match=r"variants\.q\.exclude: '\*\.up' matches no layer; .*'m\.0\.attn\.q'"):
-        make_variants(StageContext(run, CPU), "q", SETTINGS.model_copy(update={"exclude": ("*.up",)}), 0)
+        make_variants(StageContext(run, CPU), "q", SETTINGS.model_copy(update={"exclude": ("*.up",)}), [0])
 
 
 def test_group_size_that_does_not_divide_names_the_layer(tmp_path):
     """The offer divides every layer: 16 would do for this one, and then fail for those with 24 inputs."""
     run = prepare(tmp_path)
     with pytest.raises(CompressionError, match=r"m\.0\.attn\.o: group_size 12 .* 16 input features; 8 does"):
-        make_variants(StageContext(run, CPU), "q", SETTINGS.model_copy(update={"group_size": 12}), 0)
+        make_variants(StageContext(run, CPU), "q", SETTINGS.model_copy(update={"group_size": 12}), [0])
     assert not run.variant_table("q", 0).exists() and not run.variant_tensors("q", 0).exists()
 
 
@@ -164,7 +163,7 @@ def test_weights_that_are_not_finite(tmp_path, bad):
     weights["m.0.attn.k.weight"][2, 3] = bad
     save_file(weights, path)
     with pytest.raises(CompressionError, match=r"m\.0\.attn\.k: NaN or infinity in the weights"):
-        make_variants(StageContext(run, CPU), "q", SETTINGS, 0)
+        make_variants(StageContext(run, CPU), "q", SETTINGS, [0])
 
 
 def test_hessians_that_are_not_finite(tmp_path):
@@ -172,22 +171,22 @@ def test_hessians_that_are_not_finite(tmp_path):
     hessians = load_file(run.hessian(0))
     write_hessians(run, 0, {**hessians, "attn.o": torch.full((16, 16), float("nan"))})
     with pytest.raises(CompressionError, match=r"m\.0\.attn\.o: NaN or infinity in the Hessian"):
-        make_variants(StageContext(run, CPU), "q", SETTINGS, 0)
+        make_variants(StageContext(run, CPU), "q", SETTINGS, [0])
 
 
 def test_layer_that_no_token_reached(tmp_path):
     run = prepare(tmp_path)
     write_hessians(run, 0, {**load_file(run.hessian(0)), "mlp.down": torch.zeros(32, 32)})
     with pytest.raises(CompressionError, match=r"m\.0\.mlp\.down: no calibration token reached it"):
-        make_variants(StageContext(run, CPU), "q", SETTINGS, 0)
-    make_variants(StageContext(run, CPU), "q", SETTINGS.model_copy(update={"exclude": ("*.down",)}), 0)
+        make_variants(StageContext(run, CPU), "q", SETTINGS, [0])
+    make_variants(StageContext(run, CPU), "q", SETTINGS.model_copy(update={"exclude": ("*.down",)}), [0])
 
 
 def test_hessians_of_another_model(tmp_path):
     run = prepare(tmp_path)
     write_hessians(run, 0, load_file(run.hessian(0)), model="other")
     with pytest.raises(ArtifactError, match=r"hessians/block_000.*another model.*delete it"):
-        make_variants(StageContext(run, CPU), "q", SETTINGS, 0)
+        make_variants(StageContext(run, CPU), "q", SETTINGS, [0])
 
 
 def test_damaged_hessians(tmp_path):
@@ -195,12 +194,12 @@ def test_damaged_hessians(tmp_path):
     content = run.hessian(0).read_bytes()
     run.hessian(0).write_bytes(content[:-8])
     with pytest.raises(ArtifactError, match=r"hessians/block_000.*damaged"):
-        make_variants(StageContext(run, CPU), "q", SETTINGS, 0)
+        make_variants(StageContext(run, CPU), "q", SETTINGS, [0])
 
 
 def test_block_that_is_not_there(tmp_path):
     with pytest.raises(ArtifactError, match="has no block 7; the model has 2 blocks"):
-        make_variants(StageContext(prepare(tmp_path), CPU), "q", SETTINGS, 7)
+        make_variants(StageContext(prepare(tmp_path), CPU), "q", SETTINGS, [7])
 
 
 def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
@@ -211,15 +210,14 @@ def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(atomic, "_sync", full)
     with pytest.raises(ArtifactError, match="no space left"):
-        make_variants(StageContext(run, CPU), "q", SETTINGS, 0)
-    folder = run.variant_table("q", 0).parent
-    assert not folder.exists() or not list(folder.iterdir())
+        make_variants(StageContext(run, CPU), "q", SETTINGS, [0])
+    assert not [path for path in run.variant_table("q", 0).parent.rglob("*") if path.is_file()]
 
 
 def test_store_names_the_blocks_of_other_settings(tmp_path):
     run = prepare(tmp_path)
     make_all(run)
-    make_variants(StageContext(run, CPU), "q", SETTINGS.model_copy(update={"symmetric": True}), 1)
+    make_variants(StageContext(run, CPU), "q", SETTINGS.model_copy(update={"symmetric": True}), [1])
     with pytest.raises(ArtifactError, match=r"variants 'q': blocks 1 were made by other settings"):
         VariantStore(run, "q")
 
@@ -229,7 +227,7 @@ def test_store_notices_other_hessians(tmp_path):
     make_all(run)
     path = run.hessian(1)
     write_tensors(load_file(path), path, Provenance("hessians", '{"shards": 2}', "abc"), {"tokens": 100})
-    make_variants(StageContext(run, CPU), "q", SETTINGS, 1)
+    make_variants(StageContext(run, CPU), "q", SETTINGS, [1])
     with pytest.raises(ArtifactError, match="blocks 1 were made by other settings"):
         VariantStore(run, "q")
 
@@ -268,7 +266,7 @@ def differs(path: Path, name: str, tensor: Tensor) -> bool:
 
 def test_store_with_a_missing_block(tmp_path):
     run = prepare(tmp_path)
-    make_variants(StageContext(run, CPU), "q", SETTINGS, 0)
+    make_variants(StageContext(run, CPU), "q", SETTINGS, [0])
     with pytest.raises(ArtifactError, match=r"block_001.*missing"):
         VariantStore(run, "q")
 
@@ -283,7 +281,8 @@ def test_manifest_records_what_it_was_made_from(tmp_path):
     run = prepare(tmp_path)
     make_all(run)
     manifest = read_manifest(run.variant_tensors("q", 0))
-    assert manifest["facts"] == {"hessians": {"shards": 1}, "tokens": 100}
+    digests = read_manifest(run.hessian(0))["tensors"]
+    assert manifest["facts"] == {"hessians": {"shards": 1}, "tokens": 100, "hessian_digests": digests}
     assert Gptq.model_validate_json(manifest["provenance"]["settings"]) == SETTINGS
 
 
@@ -291,9 +290,9 @@ def test_old_table_does_not_stand_beside_new_tensors(tmp_path, monkeypatch):
     """Killed between the two writes, a remade block must not look finished."""
     run = prepare(tmp_path)
     make_all(run)
-    monkeypatch.setattr("evopress.compression.stage.write_table", _killed)
+    monkeypatch.setattr("evopress.compression.block_files.atomic_file", _killed)
     with pytest.raises(KeyboardInterrupt):
-        make_variants(StageContext(run, CPU), "q", SETTINGS.model_copy(update={"bits": (4,)}), 0)
+        make_variants(StageContext(run, CPU), "q", SETTINGS.model_copy(update={"bits": (4,)}), [0])
     assert not run.variant_table("q", 0).exists()
     assert manifest_path(run.variant_tensors("q", 0)).exists()
     assert len(read_table(run.variant_table("q", 1), VARIANTS)) == 12

@@ -6,8 +6,8 @@ import pytest
 from finished_run import write_configuration
 from search_run import prepare
 
-from evopress.__main__ import main
 from evopress.artifacts.paths import Run, manifest_path
+from evopress.cli.commands import main
 from evopress.config.context import StageContext
 from evopress.export.exporters.archive import Archive
 from evopress.export.exporters.huggingface import HuggingFace

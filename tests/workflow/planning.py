@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from snakemake.api import SnakemakeApi
 from snakemake.logging import logger
-from snakemake.settings.enums import Quietness
+from snakemake.settings.enums import Quietness, RerunTrigger
 from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -60,7 +60,10 @@ class Checkout:
                 config_settings=ConfigSettings(config=dict(settings)),
                 snakefile=Path("workflow/Snakefile"),
             )
-            dag = workflow.dag(DAGSettings(targets=set(targets), max_checksum_file_size=64_000_000))
+            triggers = frozenset(map(RerunTrigger.parse_choice, profile["rerun-triggers"]))
+            dag = workflow.dag(
+                DAGSettings(targets=set(targets), max_checksum_file_size=64_000_000, rerun_triggers=triggers)
+            )
             dag.execute_workflow(executor="dryrun")
         return [job for job in jobs if job.rule not in ("all", "archives")]
 

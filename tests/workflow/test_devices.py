@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from planning import Checkout
 
-from evopress.util.accelerators import Device
-from evopress.util.leases import leased
+from evopress.util.accelerators import Device, leased
 
 LISTING = """GPU 0: Fake (UUID: GPU-00000000-aaaa)
 GPU 1: Fake (UUID: GPU-11111111-bbbb)

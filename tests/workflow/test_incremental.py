@@ -12,6 +12,7 @@ import pytest
 import yaml
 from planning import Checkout
 
+from evopress.search.base import EffectsSettings
 from evopress.workflow.reference import rows
 from evopress.workflow.settings import Settings
 
@@ -28,6 +29,7 @@ HELD_OUT = {"tokens held", "perplexity_dense", "perplexity evo", "card evo huggi
 MODEL = {"model"} | CALIBRATION | SEARCH_TEXT | HELD_OUT | TASKS
 CHAIN = {"variants_sequential gptq"} | SEARCH
 OTHER_SEARCH = {job.replace("evo", "other") for job in SEARCH - REPORT} | REPORT
+EFFECTS = EffectsSettings(variants="gptq", tokens=512).name
 SEEDS = {job.replace("evo", f"evo-seed{seed}") for job in SEARCH - REPORT for seed in (0, 1)}
 SEEDS |= {"study_comparison", "study_report"} | REPORT
 
@@ -88,27 +90,30 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("searches.evo.initial_candidates", 3, SEARCH),
     ("searches.evo.confidence", 0.9, SEARCH),
     ("searches.evo.initial_tokens", 32, SEARCH),
-    ("searches.evo.start", "sensitivity", SEARCH),
+    ("searches.evo.start", "sensitivity", {f"effects {EFFECTS}"} | SEARCH),
     ("searches.evo.start_from", ["other"], OTHER_SEARCH | SEARCH),
     ("searches.evo.sensitivity_tokens", 32, SEARCH),
     ("searches.evo.population", 2, SEARCH),
     ("searches.evo.switches", 3, SEARCH),
+    ("searches.evo.step_tokens", 32, SEARCH),
     ("searches.evo.seed", 1, SEARCH),
     ("searches.evo.polish", "sequential", {"polish evo"} | STITCH),
     ("searches.evo.exports", ["huggingface", "archive"], REPORT),  # the archive is there already
     ("searches.evo.seeds", [0, 1], SEEDS),
     ("searches.evo.variants", "second", {"variants second"} | SEARCH),
     ("searches.other", {"strategy": "uniform", "variants": "gptq", "target": 3}, OTHER_SEARCH),
-    ("evaluation.tasks.names", [], TASKS),
-    ("evaluation.tasks.include_path", None, TASKS),
+    ("evaluation.tasks.names", [], REPORT),
+    ("evaluation.tasks.include_path", "config", TASKS),  # which holds the folder of before
     ("evaluation.tasks.num_fewshot", 1, TASKS),
     ("evaluation.tasks.limit", 5, TASKS),
     ("evaluation.tasks.batch_size", 4, TASKS),
     ("evaluation.tasks.run_generated_code", True, TASKS),
+    ("card.quantized_by", "someone", {"card evo huggingface"}),
     ("compute.device", "cpu", set()),
     ("compute.memory_gb", 2.0, set()),
     ("compute.processes", 2, set()),
     ("compute.threads", 1, set()),
+    ("compute.blocks_per_job", 2, set()),
     ("compute.container", "docker://python:3.12", set()),
 ]
 # What must change with a setting to keep the settings valid.
@@ -141,8 +146,6 @@ def changed(settings: dict[str, Any], path: str, value: Any, sources: Path) -> d
         settings = replaced(settings, "searches.evo.tokens", [64, 128], sources)
     if path == "searches.evo.population":
         settings = replaced(settings, "searches.evo.survivors", [2], sources)
-    if path == "evaluation.tasks.include_path":  # a dry run refuses tasks that are not there
-        settings = replaced(settings, "evaluation.tasks.names", [], sources)
     if path == "searches.evo.start_from":
         other = {"strategy": "uniform", "variants": "gptq", "target": 3}
         settings = replaced(settings, "searches.other", other, sources)
@@ -161,13 +164,14 @@ EDIT = b"\nEDITED = True\n"
 
 @contextmanager
 def edited(path: Path, more: bytes) -> Iterator[None]:
-    """Append to a file for a while; afterwards its content is the old one."""
-    before = path.read_bytes()
+    """Append to a file for a while; afterwards its content and its time are the old ones."""
+    before, times = path.read_bytes(), path.stat()
     path.write_bytes(before + more)
     try:
         yield
     finally:
         path.write_bytes(before)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 @pytest.fixture(scope="module")
@@ -209,11 +213,13 @@ def test_nothing_changed_repeats_nothing(finished: Checkout, settings: dict[str,
 
 
 def test_touched_files_repeat_nothing(finished: Checkout, settings: dict[str, Any], sources: Path) -> None:
-    touched = [path for part in (finished.root, sources) for path in part.rglob("*") if path.is_file()]
-    for path in touched:
-        if ".snakemake" not in path.parts:
-            os.utime(path)
+    files = [path for part in (finished.root, sources) for path in part.rglob("*") if path.is_file()]
+    before = {path: path.stat() for path in files if ".snakemake" not in path.parts}
+    for path in before:
+        os.utime(path)
     assert finished.plan(settings) == set()
+    for path, times in before.items():  # other tests share the sources
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 @pytest.mark.parametrize(
@@ -233,19 +239,43 @@ def test_an_edited_source_repeats_what_reads_it(
 
 
 @pytest.mark.parametrize(
+    ("folder", "name", "expected"),
+    [("model", "tokenizer_config.json", MODEL), ("config/tasks", "everyday.jsonl", TASKS)],
+)
+def test_a_file_that_comes_or_goes_repeats_what_reads_its_folder(
+    finished: Checkout, settings: dict[str, Any], sources: Path, folder: str, name: str, expected: set[str]
+) -> None:
+    """Even if it is older than what was made without it."""
+    place = (sources if folder == "model" else finished.root) / folder
+    more, gone = place / "more.txt", place / name
+    more.write_text("more")
+    os.utime(more, (0, 0))
+    try:
+        assert finished.plan(settings) == expected
+    finally:
+        more.unlink()
+    aside = gone.rename(finished.root / gone.name)
+    try:
+        assert finished.plan(settings) == expected
+    finally:
+        aside.rename(gone)
+    assert finished.plan(settings) == set()
+
+
+@pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("evopress/util/errors.py", MODEL),
         ("evopress/models/sources.py", MODEL),
         ("evopress/config/data.py", TOKENS | CALIBRATION | SEARCH_TEXT | HELD_OUT),
-        ("evopress/data/windows.py", TOKENS | CALIBRATION | SEARCH_TEXT | HELD_OUT),
+        ("evopress/data/encoder.py", TOKENS | CALIBRATION | SEARCH_TEXT | HELD_OUT),
         ("evopress/compression/hessian.py", HESSIANS),
         ("evopress/compression/gptq.py", VARIANTS),
         ("evopress/search/candidates.py", SEARCH),
         ("evopress/search/strategies/evolution.py", SEARCH),
         ("evopress/search/strategies/uniform.py", set()),  # another search's
         ("evopress/compression/methods/gptq.py", VARIANTS),
-        ("evopress/compression/methods/wanda.py", set()),
+        ("evopress/compression/methods/pruning.py", set()),
         ("evopress/search/base.py", SEARCH),
         ("evopress/export/stage.py", STITCH),
         ("evopress/export/exporters/huggingface.py", STITCH),
@@ -256,10 +286,12 @@ def test_an_edited_source_repeats_what_reads_it(
         ("evopress/report/page.py", REPORT),
         ("evopress/report/page.html.j2", REPORT),
         ("evopress/report/sections.html.j2", REPORT),
+        ("evopress/report/page.js", REPORT),
+        ("evopress/export/level_map.py", {"card evo huggingface"} | REPORT),
         ("scripts/stage.py", set()),
         ("evopress/cli/stage.py", set()),
         ("workflow/studies/run.py", set()),
-        ("evopress/workflow/settings.py", set()),
+        ("evopress/workflow/settings.py", REPORT),  # which plans the run again, to compare
         ("evopress/workflow/code_dependencies.py", set()),
         ("config/config.yaml", set()),
         ("workflow/profiles/default/config.yaml", set()),

@@ -10,13 +10,12 @@ from planning import Checkout
 from test_incremental import EDIT, edited, replaced
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import read_table
+from evopress.artifacts.tables import PEERS, read_table
 from evopress.util.errors import ConfigError
 from evopress.workflow.reference import rows
 from studies.paths import peer_file_path, peers_path, sections_path, text_path
 from studies.run import StudiedSettings
 from studies.settings import find_program
-from studies.tables import PEERS
 
 NAMES = ("Q4_K_S", "Q2_K", "Q4_K_S-Q4_0", "Q2_K-Q4_0")
 REPORT = {"study_report", "report"}

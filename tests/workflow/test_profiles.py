@@ -23,8 +23,8 @@ def test_memory_and_time_of_every_rule_grow_and_retries_are_in_the_profile_alone
     profile = yaml.safe_load(PROFILE.read_text())
     assert set(profile["set-resources"]) == JOBS
     asking = {rule.split(":")[0] for rule in RULES if "mem_mb=" in rule}
-    assert {"variants_sequential", "variants_embedding", "hessians", "search", "polish", "perplexity"} < asking
-    searching = {"search", "study_peer_search"}
+    assert {"variants_embedding", "hessians", "search", "polish", "perplexity"} < asking
+    searching = {"search", "effects", "study_peer_search"}
     for rule, resources in profile["set-resources"].items():
         expected = {"runtime"} | (set() if rule in asking else {"mem_mb"}) | ({"nodes"} if rule in searching else set())
         assert set(resources) == expected, rule
@@ -32,6 +32,7 @@ def test_memory_and_time_of_every_rule_grow_and_retries_are_in_the_profile_alone
     many = {rule.split(":")[0] for rule in RULES if "threads: MANY_THREADS" in rule}
     assert many <= set(profile["set-threads"])
     assert set(profile["set-threads"].values()) == {profile["cores"]}  # so that members of a group take turns
+    assert f"CLUSTER_THREADS = {profile['cores']} " in (REPOSITORY / "workflow/rules/common.smk").read_text()
     assert profile["retries"] >= 1
     assert not any("retries" in rule for rule in RULES)
 
@@ -74,6 +75,13 @@ def test_stages_ask_for_a_gpu_each_and_a_search_for_one_per_process(settings: di
     assert {job["slurm_partition"] for rule, job in jobs.items() if rule not in with_gpus} == {"cpu"}
     assert {job["slurm_account"] for job in jobs.values()} == {"lab"}
     assert (jobs["variants"]["runtime"], jobs["search"]["mem_mb"], jobs["search"]["nodes"]) == (60, 112_000, 1)
+
+    together = asked(settings | {"compute": {"blocks_per_job": 2}})
+    assert {rule for rule in together if rule.startswith("variants")} == {"variants_000", "variants_002"}
+    for rule in ("variants_000", "variants_002"):
+        assert [together[rule][each] for each in ("gpu", "mem_mb", "runtime", "slurm_partition")] == [
+            jobs["variants"][each] for each in ("gpu", "mem_mb", "runtime", "slurm_partition")
+        ]
 
     even = asked(settings | {"searches": {"even": even}})["search"]
     assert (even["gpu"], even["slurm_partition"], even["mem_mb"]) == (0, "cpu", 64_000)

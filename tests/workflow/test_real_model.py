@@ -32,13 +32,14 @@ LESS: dict[str, Any] = {
     "searches": {
         "evopress": {
             "target": {"bytes": "76 MB"},
-            "start": "even",
+            "start": "uniform",
             "initial_candidates": 3,
             "initial_tokens": 256,
             "generations": 1,
             "offspring": 3,
             "survivors": [1],
             "tokens": [256],
+            "confidence": 0,
         }
     },
     "evaluation": {"tasks": {"names": []}},

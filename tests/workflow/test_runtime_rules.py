@@ -65,7 +65,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("evaluation.runtime.repetitions", 2, MEASURED),
     ("evaluation.runtime", True, MEASURED),
     ("evaluation.runtime", None, TOLD),
-    ("evaluation.tasks.limit", 3, {"tasks evo", "tasks_dense", "report"}),
+    ("evaluation.tasks.limit", 3, set()),  # of no task
     ("compute.threads", 2, set()),
     (
         "searches.evo.exports",

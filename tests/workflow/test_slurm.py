@@ -34,6 +34,9 @@ PROFILES = REPOSITORY / "workflow/profiles/slurm"
 # Laid over the search of a checkout: the first time, it stops after a generation until SLURM ends it.
 PAUSE = '''
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 _plain = stop_on_sigterm
 
 
@@ -134,7 +137,7 @@ def submit(checkout: Checkout, settings: dict[str, Any], *targets: Path, **site:
 
 def restless(checkout: Checkout) -> Checkout:
     """The checkout, with a search that stops in its middle the first time."""
-    module = checkout.root / "evopress/util/termination.py"
+    module = checkout.root / "evopress/search/rounds.py"  # of searches alone: nothing before them runs again
     module.write_text(module.read_text() + PAUSE)
     return checkout
 

@@ -26,6 +26,9 @@ CONFIGS = {
     "comparison-quantization": ("comparison", {"dp-table", "greedy", "random-seed2", "evolution-sensitivity-seed0"}),
     "comparison-sparsity": ("comparison", {"owl", "dp-propagated", "random-seed1", "evolution-seed2"}),
     "comparison-depth": ("comparison", {"cosine", "kl", "greedy", "evolution-blocks-seed1", "evolution-modules-seed0"}),
+    "budgets-bits": ("comparison", {"half-dp-kl", "half-auto-quick-seed2", "quarter-paper-500k-seed0"}),
+    "budgets-sparsity": ("comparison", {"sixty-uniform", "seventy-auto-standard-seed1"}),
+    "budgets-depth": ("comparison", {"quarter-window", "two-fifths-auto-quick-seed0", "two-fifths-paper-500k-seed2"}),
     "mutation": ("mutation", {"drawn-seed0", "switches-1-seed0", "switches-7-seed2"}),
     "fitness": ("fitness", {"kl-seed0", "perplexity-seed2"}),
     "steps": ("steps", {"multi-step-seed0", "single-step-seed1"}),
@@ -105,7 +108,7 @@ def test_studies_leave_their_tables_and_are_in_the_report(studied: Checkout) -> 
         assert (candidates["base"] >= 0).sum() > 0 and candidates["fitness"].notna().all()
         assert (pairs["sequences"] == 8).all()
     report = run.report.read_text()
-    assert report.count("<svg") == 3 * 2 + 2 + 2 + 1  # curves and maps of searches, and the figures of studies
+    assert report.count("<svg") == 3 * 4 + 2 + 2 + 1  # two curves and two maps of each search, and figures of studies
 
 
 def test_nothing_of_a_study_repeats_without_a_reason(studied: Checkout, study: dict[str, Any]) -> None:
@@ -195,5 +198,7 @@ def test_a_ready_study_plans(tmp_path: Path, config: str) -> None:
         assert {"study_peer_file IQ2_XS", "study_peer Q4_0-Q4_0", "study_peer_search Q3_K_M", "report"} <= planned
     else:
         assert {"study_comparison", "report"} <= planned
-    needs_hessians = not config.startswith(("comparison-depth", "mutation", "fitness", "steps", "convergence"))
+    needs_hessians = not config.startswith(
+        ("comparison-depth", "budgets-depth", "mutation", "fitness", "steps", "convergence")
+    )
     assert ("hessians" in planned) == needs_hessians

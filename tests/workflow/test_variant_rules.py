@@ -48,6 +48,9 @@ def test_a_chain_runs_block_after_block_goes_on_after_a_kill_and_leaves_no_state
         for path in (run.variant_table("chain", 0), run.configuration("chained"), run.configuration("evo"))
     )
     assert copied.plan(chained, targets=[target]) == CHAIN
+    together = {**chained, "compute": {"blocks_per_job": 2}}
+    jobs = {"variants_sequential_000 chain", "variants_sequential_002 chain", "search chained"}
+    assert copied.plan(together, targets=[target]) == jobs
     outcome = copied.run(chained, first, "--notemp")  # what a kill in the second block leaves
     assert outcome.returncode == 0, outcome.stderr
     made = run.variant_table("chain", 0).stat().st_mtime_ns
@@ -57,7 +60,7 @@ def test_a_chain_runs_block_after_block_goes_on_after_a_kill_and_leaves_no_state
     assert run.variant_table("chain", 0).stat().st_mtime_ns == made
     assert not any(run.chain_state("chain", block).exists() for block in range(3))
 
-    assert copied.plan(chained, targets=[target]) == set()
+    assert copied.plan(chained, targets=[target]) == copied.plan(together, targets=[target]) == set()
     changes: list[tuple[str, Any, set[str]]] = [
         ("variants.chain.propagation_level", "2", CHAIN),
         ("searches.chained.target", 2, {"search chained"}),
@@ -71,6 +74,23 @@ def test_a_chain_runs_block_after_block_goes_on_after_a_kill_and_leaves_no_state
     with edited(copied.root / "evopress/compression/sequential.py", EDIT):
         assert copied.plan(chained, targets=[target]) == CHAIN
         assert copied.plan(chained, targets=[other]) == set()
+
+
+def test_blocks_share_jobs_and_which_of_them_do_repeats_nothing(copied: Checkout, settings: dict[str, Any]) -> None:
+    run = results_of(copied)
+    apart = added(settings, variants={"second": {**settings["variants"]["gptq"], "group_size": 8}})
+    together = {**apart, "compute": {"blocks_per_job": 2}}
+    tables = [run.variant_table("second", block) for block in range(3)]
+    targets = [path.relative_to(copied.root).as_posix() for path in tables]
+    assert copied.plan(together, targets=targets) == {"variants_000 second", "variants_002 second"}
+    outcome = copied.run(together, *targets)
+    assert outcome.returncode == 0, outcome.stderr
+    assert not run.made_table("second", 0).parent.exists()
+    for same in (together, apart, {**apart, "compute": {"blocks_per_job": 3}}):
+        assert copied.plan(same, targets=targets) == set()
+    tables[1].unlink()
+    assert copied.plan(together, targets=targets) == {"variants_000 second"}
+    assert copied.plan(apart, targets=targets) == {"variants second"}
 
 
 def test_hessians_go_when_the_last_that_needs_them_has_ended(copied: Checkout, settings: dict[str, Any]) -> None:

@@ -105,14 +105,16 @@ VARYING = {"date", "total_evaluation_time_seconds", "start_time", "end_time", "c
 def comparable(path: Path) -> Any:
     """Bytes of an artifact, or its content without what tells the time.
 
-    lm-eval writes into its JSON when and how long it ran, and a temporary folder; `effort.parquet` says how many
-    seconds a search or a polish took, and the report repeats the latter. Everything else is the same to the last byte.
+    lm-eval writes into its JSON when and how long it ran, and a temporary folder; `effort.parquet` and
+    `progress.parquet` say how many seconds a search or a polish took, and the report shows that and what jobs took.
+    Everything else is the same to the last byte.
     """
     if path.name == "report.html":
-        return re.sub(rb"polished \((\w+), \d+ s\)", rb"polished (\1)", path.read_bytes())
+        page = re.sub(rb"polished \((\w+), \d+ s\)", rb"polished (\1)", path.read_bytes())
+        return re.sub(rb'<(section|figure) class="timed">.*?</\1>', b"", page, flags=re.DOTALL)
     if path.name == "tasks.json":
         return {key: value for key, value in json.loads(path.read_text()).items() if key not in VARYING}
-    if path.name == "effort.parquet":
+    if path.name in ("effort.parquet", "progress.parquet"):
         return pq.read_table(path).drop_columns(["seconds"]).to_pylist()
     return path.read_bytes()
 

@@ -1,5 +1,6 @@
 # Settings, paths, and what the rules of all stages share. Cluster jobs parse this too: nothing heavy is imported here.
 
+import json
 import os
 import re
 import sys
@@ -13,30 +14,36 @@ from evopress.artifacts.paths import DENSE, EMBEDDING, Run, manifest_path
 from evopress.data.held_out import leaks
 from evopress.config.tasks import require_tasks
 from evopress.export.exporters import EXPORTERS
-from evopress.models.block_count import count_blocks
-from evopress.plan.foreseen import require_fit
-from evopress.plan.memory import Memory
-from evopress.plan.model_config import model_config
+from evopress.models.config_file import count_blocks, model_config
 from evopress.util.accelerators import usable_devices
 from evopress.util.errors import EvopressError
-from evopress.util.failures import BriefErrors, quiet_interrupts, why_failed
+from evopress.util.job_logs import BriefErrors, quiet_interrupts, why_failed
 from evopress.workflow import files, slices
-from evopress.workflow.devices import devices_of_job, devices_of_search
-from evopress.workflow.finished import finished_variants
+from evopress.workflow.foreseen import require_fit
+from evopress.workflow.history import begin, finished_variants
 from evopress.workflow.history import History
+from evopress.workflow.jobs import Memory, blocks_per_job, devices_of_job, devices_of_search, is_small, minutes
 from evopress.workflow.keys import Keys
-from evopress.workflow.loading import combined, read_yaml
+from evopress.workflow.settings import DEFAULT, combined, read_yaml
 from studies.run import StudiedSettings, studied_slices
 
 # Jobs keep up to 1 GB of freed memory (glibc; others ignore it): it would give blocks as large as activations and logits
 # back at once, only to have those of the next piece of work mapped and cleared page by page again.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))  # the most that glibc takes
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
+# Sizes of activations change with every chunk: growing segments of a GPU's memory leave fewer gaps between them.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
+PROJECT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+HERE = Path() if PROJECT == Path.cwd() else PROJECT  # elsewhere where another workflow has this one as a module
 try:
     # Snakemake merges its config files into `config` key by key; a section whose kind changes must be replaced whole.
     asked = workflow.config_settings
-    SETTINGS = StudiedSettings.load(combined([*map(read_yaml, asked.configfiles), asked.config]))
+    overlays = [*map(read_yaml, asked.configfiles), asked.config]
+    if not workflow.modifier.is_main_snakefile():
+        overlays = [config]  # what the other workflow gives this one
+    WRITTEN = combined(overlays, HERE / DEFAULT)
+    SETTINGS = StudiedSettings.load(WRITTEN)
     RUN = Run(Path("results") / SETTINGS.name)
     BLOCKS = [f"{block:03d}" for block in range(count_blocks(SETTINGS.model))]
     MODEL_CONFIG = model_config(SETTINGS.model, RUN)
@@ -44,7 +51,9 @@ try:
     TASK_FILES = files.task_files(SETTINGS.evaluation.tasks)
     SEARCH_FILES = {name: files.search_files(made, f"searches.{name}") for name, made in SETTINGS.searches.items()}
     VARIANTS_FILES = {name: files.variants_files(made, f"variants.{name}") for name, made in SETTINGS.variants.items()}
-    TEXT_FILES = {name: files.text_files(text) for name, text in slices.texts(SETTINGS).items()}
+    TEXT_FILES = {
+        name: files.text_files(text, slices.text_setting(name)) for name, text in slices.texts(SETTINGS).items()
+    }
     HISTORY = History(RUN.root)
     EXPECTED = [*slices.expected_slices(SETTINGS, RUN, BLOCKS), *studied_slices(SETTINGS, RUN)]
     if workflow.is_main_process:
@@ -53,12 +62,14 @@ try:
         for sentence in leaks(SETTINGS.data):
             logger.warning(f"Warning: {sentence}")
         HISTORY.require(EXPECTED)
+        if not (workflow.modifier.is_main_snakefile() or workflow.output_settings.dryrun):
+            begin(HISTORY, EXPECTED, SETTINGS)  # `onstart` of a module never runs
 except EvopressError as error:
     raise WorkflowError(str(error)) from None
 
 
 onstart:
-    HISTORY.remember(path for path, _ in EXPECTED)
+    begin(HISTORY, EXPECTED, SETTINGS)
 
 
 if workflow.is_main_process and not any(isinstance(each, BriefErrors) for each in logger.filters):
@@ -66,12 +77,18 @@ if workflow.is_main_process and not any(isinstance(each, BriefErrors) for each i
     quiet_interrupts()
 
 
-KEYS = Keys(SETTINGS)  # the parameter `key` of each rule; jobs of a cluster work theirs out, since artifacts record it
+# The parameter `key` of each rule; jobs of a cluster work theirs out, since artifacts record it.
+KEYS = Keys(SETTINGS, HERE)
 MEMORY = Memory(SETTINGS, MODEL_CONFIG)
+BLOCKS_PER_JOB = blocks_per_job(SETTINGS, MEMORY.hidden_size, len(BLOCKS))
 LOGS = RUN.root / "logs"
+LOCAL = workflow.is_main_process and workflow.nodes is None  # jobs run on this machine
 SEARCHES = list(SETTINGS.searches)
+EFFECTS = slices.effects(SETTINGS)
+FRONTS = SETTINGS.fronts()
 EXPORTS = {search: SETTINGS.exports_of(search) for search in SEARCHES}
 EVALUATION_SETS = list(SETTINGS.data.evaluation)
+ON_TASKS = SETTINGS.on_tasks()
 IN_RUNTIME = SETTINGS.in_runtime()
 MODULES = [name for name, method in SETTINGS.variants.items() if not method.per_block]
 POLISHED = [name for name, search in SETTINGS.searches.items() if search.polishes]
@@ -89,22 +106,34 @@ wildcard_constraints:
     dataset=any_of(TEXT_FILES),
     variants=any_of(SETTINGS.variants),
     search=any_of(SEARCHES),
+    effects=any_of(EFFECTS),
 
 
-def interpreter(wildcards, threads):
-    return sys.executable
+def stage(wildcards, threads):
+    return [sys.executable, HERE / "scripts/stage.py"]
+
+
+def study(wildcards, threads):
+    return [sys.executable, HERE / "workflow/study.py"]
 
 
 def common(wildcards, threads):
     compute = SETTINGS.compute.model_copy(update={"threads": SETTINGS.compute.threads or threads})
     trust = ["--trust-remote-code"] if SETTINGS.model.trust_remote_code else []
-    return ["--run", RUN.root, "--compute", compute.model_dump_json(exclude={"container"}), *trust]
+    return ["--run", RUN.root, "--compute", compute.model_dump_json(exclude={"container", "blocks_per_job"}), *trust]
+
+
+def written_settings(wildcards, threads):
+    """All settings as they were written, for the report to show: not what its result depends on."""
+    return json.dumps(WRITTEN, default=str)
 
 
 # Parameters of every job. Snakemake takes functions of `threads` for derived values and does not rerun a job when
 # they change: another environment, device or number of cores leaves the results as they are.
-SCRIPT = {"python": interpreter, "common": common}
+SCRIPT = {"stage": stage, "common": common}
+STUDY = {"study": study, "common": common}
 MANY_THREADS = 16  # for jobs that run alone; Snakemake gives no more than `--cores`
+CLUSTER_THREADS = 8  # as the profile of a cluster gives other jobs
 
 
 def with_manifest(*tensors):
@@ -117,7 +146,7 @@ if not workflow.is_main_process and (devices := os.environ.get("CUDA_VISIBLE_DEV
     workflow.register_resource("gpu", len(devices.split(",")))
 
 
-if workflow.is_main_process and workflow.nodes is None and "gpu" not in workflow.global_resources:
+if LOCAL and "gpu" not in workflow.global_resources:
     # Jobs run on this machine: no more at a time than it has devices. Each leases its own; others would only wait.
     if here := len(usable_devices()):
         workflow.register_resource("gpu", here)
@@ -138,8 +167,32 @@ def threads_of_search(wildcards):
     return MANY_THREADS if SETTINGS.searches[wildcards.search].workers(1) else 1
 
 
-def memory_of_sequence(wildcards, attempt):
+def threads_of_variants(wildcards):
+    """On this machine, all jobs share the cores; on a cluster, each gets as many as other jobs have there."""
+    return max(1, workflow.cores * BLOCKS_PER_JOB // len(BLOCKS)) if LOCAL else CLUSTER_THREADS
+
+
+def threads_of_sequence(wildcards):
+    """All, since one job waits for the other; on a cluster, as many as other jobs have there."""
+    return MANY_THREADS if LOCAL else CLUSTER_THREADS
+
+
+def threads_beside_others(wildcards):
+    """Half of the cores for jobs of a small model, which take as long to start as to work, and start on one core."""
+    return max(1, workflow.cores // 2) if LOCAL and is_small(SETTINGS, MEMORY.hidden_size) else MANY_THREADS
+
+
+def memory_of_variants(wildcards, attempt):
     """MB of a job; where rules do not say, the profile of a cluster does."""
+    return MEMORY.variants(attempt)
+
+
+def minutes_of_variants(wildcards, attempt):
+    """The same of minutes."""
+    return minutes(SETTINGS, MEMORY.hidden_size, len(BLOCKS), attempt)
+
+
+def memory_of_sequence(wildcards, attempt):
     return MEMORY.chain(attempt)
 
 
@@ -177,17 +230,34 @@ def removed_after_use(tensors):
     return [temp(path) for path in kept(tensors)]
 
 
-def block_before(wildcards):
-    """Inputs that stand for the hidden states that the block before has left; none before the first."""
-    block = BLOCKS.index(wildcards.block)
-    return with_manifest(RUN.chain_state(wildcards.variants, BLOCKS[block - 1])) if block else []
+def state_before(blocks):
+    """Inputs that stand for the hidden states before the blocks of a job; none before the first."""
+
+    def inputs(wildcards):
+        first = BLOCKS.index(blocks[0].format(block=wildcards.get("block")))
+        return with_manifest(RUN.chain_state(wildcards.variants, BLOCKS[first - 1])) if first else []
+
+    return inputs
 
 
-def calibrated(wildcards):
-    """Inputs that variants of a block are made from: its Hessians, or what the user gives in their place."""
-    if SETTINGS.variants[wildcards.variants].needs_hessians:
-        return with_manifest(RUN.hessian(wildcards.block))
-    return VARIANTS_FILES[wildcards.variants]
+def named(blocks):
+    """Parameter that names the blocks of a job; like those of all jobs, it makes none run again."""
+
+    def parameter(wildcards, threads):
+        return [block.format(block=wildcards.get("block")) for block in blocks]
+
+    return parameter
+
+
+def calibrated(blocks):
+    """Inputs that variants of some blocks are made from: their Hessians, or what the user gives in their place."""
+
+    def inputs(wildcards):
+        if SETTINGS.variants[wildcards.variants].needs_hessians:
+            return with_manifest(*(RUN.hessian(block.format(block=wildcards.get("block"))) for block in blocks))
+        return VARIANTS_FILES[wildcards.variants]
+
+    return inputs
 
 
 def calibrated_embedding(wildcards):
@@ -204,6 +274,16 @@ def hessians_of_search(wildcards):
     return with_manifest(*(RUN.hessian(block) for block in BLOCKS))
 
 
+def effects_of_search(wildcards):
+    """Single effects, and what they took, where a search starts from them."""
+    return effects_input(SETTINGS.searches[wildcards.search])
+
+
+def effects_input(search):
+    effects = search.effects()
+    return [RUN.effects(effects.name), RUN.effects_effort(effects.name)] if effects else []
+
+
 def earlier_searches(wildcards):
     """What other searches have found, and what that took, where a search starts from it."""
     names = SETTINGS.searches[wildcards.search].depends_on()
@@ -212,7 +292,7 @@ def earlier_searches(wildcards):
 
 def searched_variants(wildcards):
     """Inputs that stand for all blocks of the variants that a search picks from."""
-    return variants_input(SETTINGS.searches[wildcards.search].variants)
+    return [path for source in SETTINGS.searches[wildcards.search].sources for path in variants_input(source)]
 
 
 @cache
@@ -287,16 +367,17 @@ def small_results():
     the end of one that never got there. So all are asked for.
     """
     yield from [RUN.model_manifest, RUN.layers]
-    searched = {search.variants for search in SETTINGS.searches.values()}
+    searched = {source for search in SETTINGS.searches.values() for source in search.sources}
     yield from map(RUN.tokens, [*EVALUATION_SETS, *(["search"] if SEARCHES else [])])
     used = [SETTINGS.variants[name] for name in searched]
     if POLISHED or any(method.needs_hessians or method.sequential for method in used):
         yield RUN.tokens("calibration")
+    yield from map(RUN.effects, EFFECTS)
     yield from map(RUN.configuration, SEARCHES)
     yield from map(RUN.polish_effort, POLISHED)
     yield from exported()
-    for model in [DENSE, *SEARCHES]:
-        yield from [RUN.perplexity(model), RUN.tasks(model)]
+    yield from map(RUN.perplexity, [DENSE, *SEARCHES])
+    yield from map(RUN.tasks, ON_TASKS)
     yield from map(RUN.runtime, IN_RUNTIME)
 
 

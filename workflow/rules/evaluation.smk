@@ -8,12 +8,17 @@ rule perplexity_dense:
         RUN.model_manifest,
         [RUN.tokens(dataset) for dataset in EVALUATION_SETS],
     output:
-        RUN.perplexity(DENSE),
+        report(
+            RUN.perplexity(DENSE),
+            caption="../report/perplexity.rst",
+            category="Tables",
+            labels={"table": "held-out text", "model": DENSE},
+        ),
         DENSE_HIDDEN,
         [manifest_path(hidden) for hidden in DENSE_HIDDEN],
     log:
         LOGS / "evaluation" / DENSE / "perplexity.log",
-    threads: MANY_THREADS
+    threads: threads_beside_others
     resources:
         gpu=gpus,
         mem_mb=memory_of_evaluation,
@@ -24,7 +29,7 @@ rule perplexity_dense:
     message:
         "Perplexity of the dense model"
     shell:
-        "{params.python:q} scripts/stage.py perplexity {params.common:q} --key {params.key:q}"
+        "{params.stage:q} perplexity {params.common:q} --key {params.key:q}"
         " --search dense --datasets {params.datasets:q} --log {log:q}"
 
 
@@ -34,10 +39,15 @@ rule perplexity:
         [RUN.tokens(dataset) for dataset in EVALUATION_SETS],
         with_manifest(*DENSE_HIDDEN),
     output:
-        RUN.perplexity("{search}"),
+        report(
+            RUN.perplexity("{search}"),
+            caption="../report/perplexity.rst",
+            category="Tables",
+            labels={"table": "held-out text", "model": "{search}"},
+        ),
     log:
         LOGS / "evaluation" / "{search}" / "perplexity.log",
-    threads: MANY_THREADS
+    threads: threads_beside_others
     resources:
         gpu=gpus,
         mem_mb=memory_of_evaluation,
@@ -48,7 +58,7 @@ rule perplexity:
     message:
         "Perplexity of {wildcards.search}"
     shell:
-        "{params.python:q} scripts/stage.py perplexity {params.common:q} --key {params.key:q}"
+        "{params.stage:q} perplexity {params.common:q} --key {params.key:q}"
         " --search {wildcards.search:q} --datasets {params.datasets:q} --log {log:q}"
 
 
@@ -61,17 +71,18 @@ rule tasks_dense:
         RUN.tasks_json(DENSE),
     log:
         LOGS / "evaluation" / DENSE / "tasks.log",
-    threads: MANY_THREADS
+    threads: threads_beside_others
     resources:
         gpu=gpus,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.tasks_slice(SETTINGS),
+        files=TASK_FILES,  # one that leaves changes no other's time
         key=lambda wildcards: KEYS.evaluation("tasks", DENSE),
     message:
         "Tasks with the dense model"
     shell:
-        "{params.python:q} scripts/stage.py tasks {params.common:q} --key {params.key:q}"
+        "{params.stage:q} tasks {params.common:q} --key {params.key:q}"
         " --search dense --settings {params.settings:q} --log {log:q}"
 
 
@@ -84,17 +95,18 @@ rule tasks:
         RUN.tasks_json("{search}"),
     log:
         LOGS / "evaluation" / "{search}" / "tasks.log",
-    threads: MANY_THREADS
+    threads: threads_beside_others
     resources:
         gpu=gpus,
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.tasks_slice(SETTINGS),
+        files=TASK_FILES,  # one that leaves changes no other's time
         key=lambda wildcards: KEYS.evaluation("tasks", wildcards.search),
     message:
         "Tasks with {wildcards.search}"
     shell:
-        "{params.python:q} scripts/stage.py tasks {params.common:q} --key {params.key:q}"
+        "{params.stage:q} tasks {params.common:q} --key {params.key:q}"
         " --search {wildcards.search:q} --settings {params.settings:q} --log {log:q}"
 
 
@@ -118,7 +130,7 @@ rule runtime_dense:
     message:
         "The dense model in llama.cpp"
     shell:
-        "{params.python:q} scripts/stage.py runtime {params.common:q} --key {params.key:q}"
+        "{params.stage:q} runtime {params.common:q} --key {params.key:q}"
         " --search dense --datasets {params.datasets:q} --settings {params.settings:q} --log {log:q}"
 
 
@@ -144,5 +156,5 @@ rule runtime:
     message:
         "{wildcards.search} in llama.cpp"
     shell:
-        "{params.python:q} scripts/stage.py runtime {params.common:q} --key {params.key:q}"
+        "{params.stage:q} runtime {params.common:q} --key {params.key:q}"
         " --search {wildcards.search:q} --datasets {params.datasets:q} --settings {params.settings:q} --log {log:q}"

@@ -25,7 +25,7 @@ rule export:
     message:
         "Model of {wildcards.search}: {wildcards.exporter}"
     shell:
-        "{params.python:q} scripts/stage.py export {params.common:q} --key {params.key:q}"
+        "{params.stage:q} export {params.common:q} --key {params.key:q}"
         " --search {wildcards.search:q} --exporter {params.settings:q} --polish {params.polish:q} --log {log:q}"
 
 
@@ -39,17 +39,24 @@ rule card:
         runtime_of,
     output:
         RUN.card("{search}", "{exporter}"),
+        report(
+            RUN.level_map("{search}", "{exporter}"),
+            caption="../report/levels.rst",
+            category="Levels",
+            labels={"search": "{search}", "export": "{exporter}"},
+        ),
     log:
         LOGS / "card" / "{search}_{exporter}.log",
     params:
         **SCRIPT,
-        settings=lambda wildcards: exporter_of(wildcards).model_dump_json(),
+        exporter=lambda wildcards: exporter_of(wildcards).model_dump_json(),
+        settings=slices.card_slice(SETTINGS),
         key=lambda wildcards: KEYS.card(wildcards.search, wildcards.exporter),
     message:
         "Model card of {wildcards.search}: {wildcards.exporter}"
     shell:
-        "{params.python:q} scripts/stage.py card {params.common:q} --key {params.key:q}"
-        " --search {wildcards.search:q} --exporter {params.settings:q} --log {log:q}"
+        "{params.stage:q} card {params.common:q} --key {params.key:q}"
+        " --search {wildcards.search:q} --exporter {params.exporter:q} --settings {params.settings:q} --log {log:q}"
 
 
 rule archives:
@@ -61,4 +68,4 @@ rule archives:
 rule decilm:
     # Opt-in: `snakemake decilm` writes every model that lost modules in the layout in which vLLM runs it.
     input:
-        [RUN.card(search, "decilm") for search in SEARCHES if SETTINGS.searches[search].variants in MODULES],
+        [RUN.card(search, "decilm") for search in SEARCHES if set(SETTINGS.searches[search].sources) & set(MODULES)],

@@ -26,7 +26,7 @@ rule hessians:
     message:
         "Hessians"
     shell:
-        "{params.python:q} scripts/stage.py hessians {params.common:q} --key {params.key:q} --shard {params.shard}"
+        "{params.stage:q} hessians {params.common:q} --key {params.key:q} --shard {params.shard}"
         " --settings {params.settings:q} --log {log:q}"
 
 
@@ -46,5 +46,5 @@ if SHARDS > 1:
         message:
             "Hessians of block {wildcards.block}: sum of shards"
         shell:
-            "{params.python:q} scripts/stage.py hessian_sum {params.common:q} --key {params.key:q}"
+            "{params.stage:q} hessian_sum {params.common:q} --key {params.key:q}"
             " --block {wildcards.block} --shards {params.shards} --log {log:q}"

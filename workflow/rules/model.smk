@@ -13,9 +13,10 @@ rule model:
         **SCRIPT,
         settings=lambda wildcards: slices.model_slice(SETTINGS),
         blocks=len(BLOCKS),
+        files=MODEL_FILES,  # one that leaves changes no other's time
         key=lambda wildcards: KEYS.model(),
     message:
         "Fetching the model"
     shell:
-        "{params.python:q} scripts/stage.py model {params.common:q} --key {params.key:q}"
+        "{params.stage:q} model {params.common:q} --key {params.key:q}"
         " --settings {params.settings:q} --blocks {params.blocks} --log {log:q}"

@@ -20,10 +20,10 @@ rule polish:
     params:
         **SCRIPT,
         how=lambda wildcards: SETTINGS.searches[wildcards.search].polish,
-        settings=lambda wildcards: slices.variants_slice(SETTINGS, SETTINGS.searches[wildcards.search].variants),
+        settings=lambda wildcards: slices.variants_slice(SETTINGS, SETTINGS.searches[wildcards.search].sources[0]),
         key=lambda wildcards: KEYS.polish(wildcards.search),
     message:
         "Polish {wildcards.search}"
     shell:
-        "{params.python:q} scripts/stage.py polish {params.common:q} --key {params.key:q}"
+        "{params.stage:q} polish {params.common:q} --key {params.key:q}"
         " --search {wildcards.search:q} --how {params.how:q} --method {params.settings:q} --log {log:q}"

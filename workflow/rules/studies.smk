@@ -82,36 +82,38 @@ rule study_comparison:
         [RUN.configuration(search) for search in SEARCHES],
         [RUN.effort(search) for search in SEARCHES],
         [RUN.perplexity(search) for search in [DENSE, *SEARCHES]],
-        [RUN.tasks(search) for search in [DENSE, *SEARCHES]],
+        [RUN.tasks(model) for model in ON_TASKS],
     output:
         COMPARISON,
-        text_path(COMPARISON),
+        report(text_path(COMPARISON), caption="../report/study.rst", category="Studies"),
     log:
         LOGS / "studies" / "comparison.log",
     params:
-        **SCRIPT,
+        **STUDY,
         key=lambda wildcards: study_key(KEYS, SETTINGS, "comparison"),
         settings=lambda wildcards: comparison_slice(SETTINGS),
+        on_tasks=ON_TASKS,
     message:
         "Comparison of searches over their seeds"
     shell:
-        "{params.python:q} workflow/study.py comparison {params.common:q} --key {params.key:q} --settings {params.settings:q} --log {log:q}"
+        "{params.study:q} comparison {params.common:q} --key {params.key:q} --settings {params.settings:q}"
+        " --on-tasks {params.on_tasks:q} --log {log:q}"
 
 
 rule study_convergence:
     output:
         convergence_path(RUN),
-        text_path(convergence_path(RUN)),
+        report(text_path(convergence_path(RUN)), caption="../report/study.rst", category="Studies"),
     log:
         LOGS / "studies" / "convergence.log",
     params:
-        **SCRIPT,
+        **STUDY,
         key=lambda wildcards: study_key(KEYS, SETTINGS, "convergence"),
         settings=lambda wildcards: convergence_slice(SETTINGS),
     message:
         "Convergence on linear objectives"
     shell:
-        "{params.python:q} workflow/study.py convergence {params.common:q} --key {params.key:q} --settings {params.settings:q} --log {log:q}"
+        "{params.study:q} convergence {params.common:q} --key {params.key:q} --settings {params.settings:q} --log {log:q}"
 
 
 rule study_monotonicity:
@@ -123,7 +125,7 @@ rule study_monotonicity:
     output:
         candidates_path(RUN, "{study}"),
         pairs_path(RUN, "{study}"),
-        text_path(pairs_path(RUN, "{study}")),
+        report(text_path(pairs_path(RUN, "{study}")), caption="../report/study.rst", category="Studies"),
     log:
         LOGS / "studies" / "monotonicity_{study}.log",
     threads: MANY_THREADS
@@ -131,13 +133,13 @@ rule study_monotonicity:
         gpu=gpus,
         mem_mb=memory_of_study,
     params:
-        **SCRIPT,
+        **STUDY,
         key=lambda wildcards: study_key(KEYS, SETTINGS, "monotonicity", wildcards.study),
         settings=lambda wildcards: monotonicity_slice(SETTINGS, wildcards.study),
     message:
         "Monotonicity: {wildcards.study}"
     shell:
-        "{params.python:q} workflow/study.py monotonicity {params.common:q} --key {params.key:q} --name {wildcards.study:q}"
+        "{params.study:q} monotonicity {params.common:q} --key {params.key:q} --name {wildcards.study:q}"
         " --settings {params.settings:q} --log {log:q}"
 
 
@@ -153,12 +155,12 @@ rule study_peer_sources:
     log:
         LOGS / "studies" / "peer_sources.log",
     params:
-        **SCRIPT,
+        **STUDY,
         key=lambda wildcards: study_key(KEYS, SETTINGS, "peer_sources"),
     message:
         "Dense model and importances for llama.cpp's quantizer"
     shell:
-        "{params.python:q} workflow/study.py peer_sources {params.common:q} --key {params.key:q} --log {log:q}"
+        "{params.study:q} peer_sources {params.common:q} --key {params.key:q} --log {log:q}"
 
 
 rule study_peer_file:
@@ -173,14 +175,13 @@ rule study_peer_file:
         LOGS / "studies" / "peer_file_{peer}.log",
     threads: MANY_THREADS
     params:
-        **SCRIPT,
+        **STUDY,
         key=lambda wildcards: study_key(KEYS, SETTINGS, "peer_file", wildcards.peer),
         peer=lambda wildcards: peer_slice(SETTINGS, wildcards.peer),
     message:
         "llama.cpp's quantizer: {wildcards.peer}"
     shell:
-        "{params.python:q} workflow/study.py peer_file {params.common:q} --key {params.key:q} --peer {params.peer:q}"
-        " --log {log:q}"
+        "{params.study:q} peer_file {params.common:q} --key {params.key:q} --peer {params.peer:q}" " --log {log:q}"
 
 
 rule study_peer:
@@ -198,14 +199,14 @@ rule study_peer:
         gpu=gpus,
         mem_mb=memory_of_evaluation,
     params:
-        **SCRIPT,
+        **STUDY,
         key=lambda wildcards: study_key(KEYS, SETTINGS, "peer", wildcards.peer),
         peer=lambda wildcards: peer_slice(SETTINGS, wildcards.peer),
         datasets=EVALUATION_SETS,
     message:
         "Perplexity of llama.cpp's {wildcards.peer}"
     shell:
-        "{params.python:q} workflow/study.py peer {params.common:q} --key {params.key:q} --peer {params.peer:q}"
+        "{params.study:q} peer {params.common:q} --key {params.key:q} --peer {params.peer:q}"
         " --datasets {params.datasets:q} --log {log:q}"
 
 
@@ -214,7 +215,8 @@ rule study_peer_search:
         RUN.model_manifest,
         RUN.layers,
         RUN.tokens("search"),
-        lambda wildcards: variants_input(SETTINGS.searches[AGAINST].variants),
+        lambda wildcards: [path for one in SETTINGS.searches[AGAINST].sources for path in variants_input(one)],
+        lambda wildcards: effects_input(SETTINGS.searches[AGAINST]),
         [RUN.tokens(dataset) for dataset in EVALUATION_SETS],
         with_manifest(*DENSE_HIDDEN),
         dense_gguf_path(RUN),
@@ -228,7 +230,7 @@ rule study_peer_search:
         gpu=lambda wildcards: devices_of_search(SETTINGS.searches[AGAINST], SETTINGS.compute),
         mem_mb=lambda wildcards, attempt: MEMORY.search(AGAINST, attempt),
     params:
-        **SCRIPT,
+        **STUDY,
         key=lambda wildcards: study_key(KEYS, SETTINGS, "peer_search", wildcards.peer),
         peer=lambda wildcards: peer_slice(SETTINGS, wildcards.peer),
         name=AGAINST,
@@ -238,7 +240,7 @@ rule study_peer_search:
     message:
         "Search at the size of llama.cpp's {wildcards.peer}"
     shell:
-        "{params.python:q} workflow/study.py peer_search {params.common:q} --key {params.key:q} --peer {params.peer:q}"
+        "{params.study:q} peer_search {params.common:q} --key {params.key:q} --peer {params.peer:q}"
         " --name {params.name:q} --search {params.search:q} --exporter {params.exporter:q}"
         " --datasets {params.datasets:q} --log {log:q}"
 
@@ -249,18 +251,18 @@ rule study_peers:
         PEERS_READ,
     output:
         peers_path(RUN),
-        text_path(peers_path(RUN)),
+        report(text_path(peers_path(RUN)), caption="../report/study.rst", category="Studies"),
     log:
         LOGS / "studies" / "peers.log",
     params:
-        **SCRIPT,
+        **STUDY,
         key=lambda wildcards: study_key(KEYS, SETTINGS, "peers"),
         peers=list(PEERS),
         against=["--against", AGAINST] if AGAINST else [],
     message:
         "Files of llama.cpp's quantizer, and searches at their sizes"
     shell:
-        "{params.python:q} workflow/study.py peers {params.common:q} --key {params.key:q} --peers {params.peers:q}"
+        "{params.study:q} peers {params.common:q} --key {params.key:q} --peers {params.peers:q}"
         " {params.against:q} --log {log:q}"
 
 
@@ -275,10 +277,10 @@ rule study_report:
     log:
         LOGS / "studies" / "report.log",
     params:
-        **SCRIPT,
+        **STUDY,
         key=lambda wildcards: study_key(KEYS, SETTINGS, "report"),
         settings=lambda wildcards: STUDIES.model_dump_json(),
     message:
         "Studies for the report"
     shell:
-        "{params.python:q} workflow/study.py report {params.common:q} --key {params.key:q} --settings {params.settings:q} --log {log:q}"
+        "{params.study:q} report {params.common:q} --key {params.key:q} --settings {params.settings:q} --log {log:q}"

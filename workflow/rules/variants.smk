@@ -1,31 +1,42 @@
 # Every linear layer of a block, compressed to every level: each block on its own, or one after the other in sequence.
 # Of depth pruning, only the list of modules that may be dropped.
 
+# Blocks of the jobs: any one, or, where a job makes several, those of each job.
+JOBS = [BLOCKS[start : start + BLOCKS_PER_JOB] for start in range(0, len(BLOCKS), BLOCKS_PER_JOB)]
+JOBS = JOBS if BLOCKS_PER_JOB > 1 else [["{block}"]]
 
-rule variants:
-    input:
-        RUN.model_manifest,
-        RUN.layers,
-        calibrated,
-    output:
-        kept(RUN.variant_tensors("{variants}", "{block}")),
-        RUN.variant_table("{variants}", "{block}"),
-    log:
-        LOGS / "variants" / "{variants}" / "block_{block}.log",
-    wildcard_constraints:
-        block=r"\d+",
-        variants=any_of(set(SETTINGS.variants) - set(SEQUENTIAL) - set(MODULES)),
-    resources:
-        gpu=gpus,
-    params:
-        **SCRIPT,
-        settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
-        key=lambda wildcards: KEYS.variants(wildcards.variants),
-    message:
-        "Variants {wildcards.variants}: block {wildcards.block}"
-    shell:
-        "{params.python:q} scripts/stage.py variants {params.common:q} --key {params.key:q}"
-        " --name {wildcards.variants:q} --block {wildcards.block} --method {params.settings:q} --log {log:q}"
+for blocks in JOBS:
+
+    rule:
+        name:
+            "variants" if BLOCKS_PER_JOB == 1 else f"variants_{blocks[0]}"
+        input:
+            RUN.model_manifest,
+            RUN.layers,
+            calibrated(blocks),
+        output:
+            [kept(RUN.variant_tensors("{variants}", block)) for block in blocks],
+            [RUN.variant_table("{variants}", block) for block in blocks],
+        log:
+            RUN.variants_log("{variants}", blocks[0]),
+        wildcard_constraints:
+            block=r"\d+",
+            variants=any_of(set(SETTINGS.variants) - set(SEQUENTIAL) - set(MODULES)),
+        threads: threads_of_variants
+        resources:
+            gpu=gpus,
+            mem_mb=memory_of_variants,
+            runtime=minutes_of_variants,
+        params:
+            **SCRIPT,
+            blocks=named(blocks),
+            settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
+            key=lambda wildcards: KEYS.variants(wildcards.variants),
+        message:
+            "Variants {wildcards.variants}: block {params.blocks}"
+        shell:
+            "{params.stage:q} variants {params.common:q} --key {params.key:q}"
+            " --name {wildcards.variants:q} --blocks {params.blocks} --method {params.settings:q} --log {log:q}"
 
 
 rule variants_embedding:
@@ -36,8 +47,8 @@ rule variants_embedding:
         kept(RUN.variant_tensors("{variants}", EMBEDDING)),
         RUN.variant_table("{variants}", EMBEDDING),
     log:
-        LOGS / "variants" / "{variants}" / "embedding.log",
-    threads: MANY_THREADS
+        RUN.variants_log("{variants}", EMBEDDING),
+    threads: threads_beside_others
     resources:
         gpu=gpus,
         mem_mb=memory_of_embedding,
@@ -48,39 +59,45 @@ rule variants_embedding:
     message:
         "Variants {wildcards.variants}: embedding and head"
     shell:
-        "{params.python:q} scripts/stage.py variants_embedding {params.common:q} --key {params.key:q}"
+        "{params.stage:q} variants_embedding {params.common:q} --key {params.key:q}"
         " --name {wildcards.variants:q} --method {params.settings:q} --log {log:q}"
 
 
-rule variants_sequential:
-    input:
-        RUN.model_manifest,
-        RUN.layers,
-        RUN.tokens("calibration"),
-        block_before,
-    output:
-        kept(RUN.variant_tensors("{variants}", "{block}")),
-        RUN.variant_table("{variants}", "{block}"),
-        temp(RUN.chain_state("{variants}", "{block}")),
-        manifest_path(RUN.chain_state("{variants}", "{block}")),
-    log:
-        LOGS / "variants" / "{variants}" / "block_{block}.log",
-    wildcard_constraints:
-        block=r"\d+",
-        variants=any_of(SEQUENTIAL),
-    threads: MANY_THREADS
-    resources:
-        gpu=gpus,
-        mem_mb=memory_of_sequence,
-    params:
-        **SCRIPT,
-        settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
-        key=lambda wildcards: KEYS.variants(wildcards.variants),
-    message:
-        "Variants {wildcards.variants}: block {wildcards.block}, after those before it"
-    shell:
-        "{params.python:q} scripts/stage.py variants_sequential {params.common:q} --key {params.key:q}"
-        " --name {wildcards.variants:q} --block {wildcards.block} --method {params.settings:q} --log {log:q}"
+for blocks in JOBS:
+
+    rule:
+        name:
+            "variants_sequential" if BLOCKS_PER_JOB == 1 else f"variants_sequential_{blocks[0]}"
+        input:
+            RUN.model_manifest,
+            RUN.layers,
+            RUN.tokens("calibration"),
+            state_before(blocks),
+        output:
+            [kept(RUN.variant_tensors("{variants}", block)) for block in blocks],
+            [RUN.variant_table("{variants}", block) for block in blocks],
+            [temp(RUN.chain_state("{variants}", block)) for block in blocks],
+            [manifest_path(RUN.chain_state("{variants}", block)) for block in blocks],
+        log:
+            RUN.variants_log("{variants}", blocks[0]),
+        wildcard_constraints:
+            block=r"\d+",
+            variants=any_of(SEQUENTIAL),
+        threads: threads_of_sequence
+        resources:
+            gpu=gpus,
+            mem_mb=memory_of_sequence,
+            runtime=minutes_of_variants,
+        params:
+            **SCRIPT,
+            blocks=named(blocks),
+            settings=lambda wildcards: slices.variants_slice(SETTINGS, wildcards.variants),
+            key=lambda wildcards: KEYS.variants(wildcards.variants),
+        message:
+            "Variants {wildcards.variants}: block {params.blocks}, after those before it"
+        shell:
+            "{params.stage:q} variants_sequential {params.common:q} --key {params.key:q}"
+            " --name {wildcards.variants:q} --blocks {params.blocks} --method {params.settings:q} --log {log:q}"
 
 
 rule variants_modules:
@@ -100,5 +117,5 @@ rule variants_modules:
     message:
         "Variants {wildcards.variants}: modules that may be dropped"
     shell:
-        "{params.python:q} scripts/stage.py variants_modules {params.common:q} --key {params.key:q}"
+        "{params.stage:q} variants_modules {params.common:q} --key {params.key:q}"
         " --name {wildcards.variants:q} --method {params.settings:q} --log {log:q}"

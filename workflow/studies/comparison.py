@@ -12,8 +12,7 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
 from evopress.artifacts.tables import EFFORT, read_provenance, read_table, write_table
 from evopress.config.context import StageContext
-from evopress.report.comparison import Cell, Column, Comparison, compare
-from evopress.report.summary import tables
+from evopress.report.comparison import Cell, Column, Comparison, compare, tables
 from studies.paths import comparison_path, text_path
 from studies.settings import ReportedStudies
 from studies.tables import COMPARISON
@@ -25,19 +24,20 @@ Each row is a search of the settings: the mean over its seeds, ± their standard
 * better than every other compressed model, by more than the standard deviations of both together"""
 
 
-def compare_searches(context: StageContext, settings: ReportedStudies) -> None:
+def compare_searches(context: StageContext, settings: ReportedStudies, on_tasks: Sequence[str] = ()) -> None:
     """Write the table of the comparison, and the same as text beside it.
 
     Args:
         context: of a run whose searches are measured.
         settings: its `groups` are searches by the name that the settings give them.
+        on_tasks: models that have answered lm-eval's tasks, the dense one among them; none where no task is named.
 
     Raises:
         ArtifactError: an artifact is missing, damaged or of another model.
     """
     run, groups = context.run, settings.groups
     searches = [name for members in groups.values() for name in members]
-    comparison = compare(run, searches)
+    comparison = compare(run, searches, on_tasks=on_tasks)
     for search in searches:
         _put_effort(comparison, run, search)
     table, path = group_table(comparison, groups), comparison_path(run)

@@ -17,12 +17,12 @@ from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import write_table
 from evopress.compression.base import Level, Unit
 from evopress.config.context import StageContext
-from evopress.plan.text import columns
 from evopress.search.candidates import make_offspring
 from evopress.search.evaluation import Evaluation, Minibatch
 from evopress.search.selection import State, Step, select_next
 from evopress.search.space import Space
 from evopress.util.progress import progress
+from evopress.util.text import columns
 from studies.paths import convergence_path, text_path
 from studies.settings import ConvergenceSettings
 from studies.tables import CONVERGENCE, Rows

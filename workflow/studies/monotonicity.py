@@ -10,13 +10,14 @@ from evopress.artifacts.atomic import write_text
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint
 from evopress.artifacts.tables import write_table
 from evopress.config.context import StageContext
-from evopress.plan.text import columns
 from evopress.search.base import Fitness
 from evopress.search.engine.evaluator import ModelEvaluator, open_evaluator, search_text
 from evopress.search.evaluation import Minibatch
+from evopress.search.offered import Constraints
 from evopress.search.problem import open_variants
 from evopress.util.errors import ConfigError
-from evopress.util.termination import stop_on_sigterm
+from evopress.util.progress import stop_on_sigterm
+from evopress.util.text import columns
 from studies.pairs import ERRORS, KEPT, Judge, find_pairs, rank_correlation, sample, unit_errors
 from studies.paths import candidates_path, pairs_path, text_path
 from studies.settings import MonotonicitySettings, require_text
@@ -33,7 +34,7 @@ def measure_monotonicity(context: StageContext, name: str, settings: Monotonicit
         ArtifactError: variants or tokens are missing, damaged or of another model.
     """
     run = context.run
-    problem = open_variants(run, settings.variants, settings.target, "none", _where(name))
+    problem = open_variants(run, [settings.variants], Constraints(_where(name), settings.target))
     text, rng = search_text(run), np.random.Generator(np.random.PCG64(settings.seed))
     try:
         look, confirm = _minibatches(settings, text.shape[0], text.shape[1], rng)

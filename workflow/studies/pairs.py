@@ -60,9 +60,9 @@ def paired(favoured: NDArray[np.float64], other: NDArray[np.float64]) -> Paired:
 def sample(
     space: Space, errors: NDArray[np.float64], free: int, raises: int, most_switches: int, rng: np.random.Generator
 ) -> Sample:
-    """Draw candidates by 1 to ``most_switches`` level switches from an even start, and raise single units of them.
+    """Draw candidates by 1 to ``most_switches`` level switches from a uniform start, and raise single units of them.
 
-    To these come the even candidate, where it meets the budget, and the one of least summed error: what the first
+    To these come the uniform candidate, where it meets the budget, and the one of least summed error: what the first
     claim would have one choose.
 
     Args:
@@ -70,7 +70,7 @@ def sample(
         errors: of each level of each unit, as `unit_errors` gives them.
         free: random candidates that meet the budget.
         raises: candidates made of each of these by raising one unit by one level.
-        most_switches: how far from even they go.
+        most_switches: how far from uniform they go.
         rng: consumed.
     """
     starts = initial_candidates(space, free, rng)

@@ -19,25 +19,23 @@ from evopress.artifacts.manifest import load_manifest
 from evopress.artifacts.model_facts import read_model_facts
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
-from evopress.artifacts.tables import read_provenance, read_table, write_table
+from evopress.artifacts.tables import LLAMA_CPP, PEERS, read_provenance, read_table, write_table
 from evopress.config.context import StageContext
 from evopress.evaluation.perplexity import measure_folder
 from evopress.export.gguf.file import write_gguf
 from evopress.export.gguf.imatrix import imatrix_of, write_imatrix
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.dequantize import dequantize
-from evopress.models.gguf_parts import whole_header
+from evopress.models.gguf_header import whole_header
 from evopress.models.skeleton import load_config, stored_dtype
 from evopress.models.verify import check_model
-from evopress.plan.text import columns
 from evopress.util.progress import log
+from evopress.util.text import columns
 from studies.paths import dense_gguf_path, imatrix_path, peer_file_path, peer_path, peers_path, rival_path, text_path
 from studies.quantizer import Quantizer
 from studies.settings import PeerSettings, find_program
-from studies.tables import PEERS, Rows
+from studies.tables import Rows
 
-LLAMA_CPP = "llama.cpp"
-"""Maker of the peers, in tables."""
 _KINDS = {
     torch.bfloat16: GGMLQuantizationType.BF16,
     torch.float16: GGMLQuantizationType.F16,

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from evopress.artifacts.paths import DENSE
-from evopress.report.plots import ACCENT, INK, STYLE, to_svg
+from evopress.artifacts.tables import LLAMA_CPP
+from evopress.util.figures import ACCENT, INK, STYLE, to_svg
 from studies.convergence import fits
-from studies.peers import LLAMA_CPP
 
 MOST_PANELS = 4
 """Quantities that the comparison's figure has room for."""

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from evopress.artifacts.atomic import atomic_file
-from evopress.models.gguf_parts import whole_header
+from evopress.models.gguf_header import whole_header
 from evopress.util.errors import ConfigError, ModelError
 from evopress.util.progress import log
 from studies.recipes import Sizes, tensor_types

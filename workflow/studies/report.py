@@ -10,10 +10,10 @@ from markupsafe import Markup
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance, read_model_fingerprint, require_same_model
-from evopress.artifacts.tables import SECTIONS, TRACE, read_provenance, read_table, settings_of, write_table
+from evopress.artifacts.tables import PEERS, SECTIONS, TRACE, read_provenance, read_table, settings_of, write_table
 from evopress.config.context import StageContext
 from evopress.report.comparison import Comparison
-from evopress.report.plots import FITNESS
+from evopress.report.search_section import FITNESS
 from evopress.report.sections import environment
 from studies.comparison import as_comparison
 from studies.convergence import convergence_rows
@@ -29,7 +29,7 @@ from studies.paths import (
 from studies.peers import peers_findings, peers_rows
 from studies.plots import comparison_figure, convergence_figure, errors_figure, peers_figure, progress_figure
 from studies.settings import ReportedStudies
-from studies.tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS, PEERS, Rows
+from studies.tables import COMPARISON, CONVERGENCE, MONOTONICITY_CANDIDATES, MONOTONICITY_PAIRS, Rows
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 WITHIN_BUDGET = ("evolution", "random")

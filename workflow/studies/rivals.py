@@ -11,22 +11,21 @@ import pandas as pd
 from evopress.artifacts.atomic import write_text
 from evopress.artifacts.manifest import sha256
 from evopress.artifacts.paths import HUGGINGFACE
-from evopress.artifacts.tables import PERPLEXITY, read_table
+from evopress.artifacts.tables import PEERS, PERPLEXITY, read_table
 from evopress.config.context import StageContext
 from evopress.evaluation.perplexity import evaluate_perplexity
 from evopress.export.exporters.gguf import GgufFile
 from evopress.export.exporters.huggingface import HuggingFace
 from evopress.export.stage import run_export
 from evopress.search.base import Strategy
-from evopress.search.problem import SearchProblem, open_problem
-from evopress.search.run import run_search
+from evopress.search.problem import SearchProblem
+from evopress.search.run import open_problem, run_search
 from evopress.search.target import SizeTarget
 from evopress.util.errors import ConfigError
 from evopress.util.progress import log
 from studies.paths import peer_path, rival_name, rival_path
 from studies.peers import is_smaller, measured_rows, read_measured, write_measured
 from studies.settings import PeerSettings
-from studies.tables import PEERS
 
 
 def search_rival(

@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 
 from evopress.artifacts.paths import DENSE, HUGGINGFACE, Run
 from evopress.util.errors import ConfigError
-from evopress.workflow.keys import MEASURED, Keys
+from evopress.workflow.keys import Keys
 from evopress.workflow.searches import groups, variants_problems
 from evopress.workflow.settings import Settings
 from evopress.workflow.stages import Stage
@@ -136,7 +136,8 @@ def studied_slices(settings: StudiedSettings, run: Run) -> Iterator[tuple[Path, 
 
 def study_key(keys: Keys, settings: StudiedSettings, stage: str, study: str = "") -> str:
     """Key (`evopress.workflow.keys`) of what a study leaves; ``study`` is the name of one of several."""
-    measured = [keys.evaluation(kind, search) for kind in MEASURED for search in settings.searches]
+    measured = [keys.evaluation("perplexity", search) for search in settings.searches]
+    measured += [keys.evaluation("tasks", model) for model in settings.on_tasks()]
     if stage.startswith("peer"):
         return _peers_key(keys, settings, stage, study)
     if stage == "comparison":

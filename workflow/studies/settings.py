@@ -41,7 +41,7 @@ class MonotonicitySettings(Section):
     fitness: Literal["kl", "perplexity"] = Field("perplexity", description="What candidates are judged by.")
     candidates: int = Field(24, ge=2, description="Random candidates that meet the budget.")
     raises: int = Field(8, ge=0, description="Candidates made of each of them by keeping more of one unit.")
-    switches: int = Field(30, ge=1, description="Most level switches between an even start and a candidate.")
+    switches: int = Field(30, ge=1, description="Most level switches between a uniform start and a candidate.")
     tokens: int = Field(1024, ge=2, description="Tokens on which pairs are looked for.")
     pairs: int = Field(8, ge=1, description="Most pairs of each claim that are judged again.")
     confirm_tokens: int = Field(

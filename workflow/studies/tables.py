@@ -61,17 +61,3 @@ MONOTONICITY_PAIRS = pa.schema(
         pa.field("confirmed", pa.bool_(), metadata={"about": "t reaches what the study asks for"}),
     ]
 )
-
-PEERS = pa.schema(
-    [
-        pa.field("peer", pa.string(), metadata={"about": "file of llama.cpp's quantizer that the row is about"}),
-        pa.field("type", pa.string(), metadata={"about": "of that file, as in Q3_K_M"}),
-        pa.field("embedding", pa.string(), metadata={"about": "type of the token embedding in that file"}),
-        pa.field("maker", pa.string(), metadata={"about": "llama.cpp, or the search that ended at the same size"}),
-        pa.field("bytes", pa.int64(), metadata={"about": "of the GGUF file that was measured"}),
-        pa.field("dataset", pa.string()),
-        pa.field("perplexity", pa.float64()),
-        pa.field("kl", pa.float64(), metadata={"about": "from the dense model, nats per token"}),
-        pa.field("tokens", pa.int64()),
-    ]
-)

@@ -9,9 +9,10 @@ from evopress.compression.base import Format
 from evopress.compression.formats.bitmask import BitmaskFormat
 from evopress.compression.formats.gguf import GgufFormat
 from evopress.compression.formats.integer import IntegerFormat
+from evopress.compression.formats.sparse_integer import SparseIntegerFormat
 from evopress.util.errors import ArtifactError
 
-FORMATS: list[type[Format]] = [IntegerFormat, BitmaskFormat, GgufFormat]
+FORMATS: list[type[Format]] = [IntegerFormat, BitmaskFormat, SparseIntegerFormat, GgufFormat]
 """All there are; append another one to it."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evopress.compression.base import Format
@@ -30,15 +31,14 @@ class BitmaskFormat(Format):
 
     def bytes(self, parameters: int, kept: int, itemsize: int) -> int:
         """Exact size of the parts, where ``kept`` of so many weights are."""
-        return -(-parameters // 8) + kept * itemsize
+        return mask_bytes(parameters) + kept * itemsize
 
     def encode(self, weights: Tensor, kept: Tensor) -> dict[str, Tensor]:
         """Pack weights of any floating type and shape, on the CPU, without those not ``kept`` (bool, same shape)."""
         mask, flat = kept.cpu().flatten().numpy(), weights.cpu().flatten()
         # numpy knows no bfloat16, and selects many times faster than torch: it is given the bits as integers.
         values = np.compress(mask, flat.view(_INTEGERS[flat.itemsize]).numpy())
-        packed = np.packbits(mask, bitorder="little")
-        return {"mask": torch.from_numpy(packed), "values": torch.from_numpy(values).view(weights.dtype)}
+        return {"mask": pack_mask(mask), "values": torch.from_numpy(values).view(weights.dtype)}
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Weights [rows, columns] in ``dtype``, on the device of the parts.
@@ -46,24 +46,39 @@ class BitmaskFormat(Format):
         Raises:
             ArtifactError: mask and values do not fit each other or the shape.
         """
-        mask, values = parts.get("mask"), parts.get("values")
-        count = math.prod(shape)
-        if mask is None or values is None or mask.dtype != torch.uint8 or min(shape) < 1:
-            raise ArtifactError(
-                f"a mask or values are missing for weights {list(shape)}; delete the file and run again"
-            )
-        if mask.numel() != -(-count // 8):  # checked before anything is allocated
-            raise ArtifactError(
-                f"a mask of {mask.numel()} bytes does not fit weights {list(shape)}; delete the file, run again"
-            )
-        kept = _positions(mask.flatten(), count)
-        if len(kept) != values.numel():
-            raise ArtifactError(
-                f"a mask keeps {len(kept)} weights, {values.numel()} are stored; delete the file and run again"
-            )
-        weights = torch.zeros(shape, dtype=dtype, device=mask.device)
+        kept, values = kept_positions(parts, shape), parts.get("values")
+        if values is None or len(kept) != values.numel():
+            stored = 0 if values is None else values.numel()
+            raise ArtifactError(f"a mask keeps {len(kept)} weights, {stored} are stored; delete the file and run again")
+        weights = torch.zeros(shape, dtype=dtype, device=values.device)
         weights.view(-1).scatter_(0, kept, values.flatten().to(dtype))
         return weights
+
+
+def mask_bytes(parameters: int) -> int:
+    """Size of the mask of so many weights."""
+    return -(-parameters // 8)
+
+
+def pack_mask(kept: NDArray[np.bool_]) -> Tensor:
+    """The mask (uint8, flat, lowest bit first) of the weights that are ``kept`` (flat)."""
+    return torch.from_numpy(np.packbits(kept, bitorder="little"))
+
+
+def kept_positions(parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+    """Flat indices (int64) of the weights that the part ``mask`` keeps, on its device.
+
+    Raises:
+        ArtifactError: the mask is missing, or does not fit the shape.
+    """
+    mask, count = parts.get("mask"), math.prod(shape)
+    if mask is None or mask.dtype != torch.uint8 or min(shape) < 1:
+        raise ArtifactError(f"a mask is missing for weights {list(shape)}; delete the file and run again")
+    if mask.numel() != mask_bytes(count):  # checked before anything is allocated
+        raise ArtifactError(
+            f"a mask of {mask.numel()} bytes does not fit weights {list(shape)}; delete the file, run again"
+        )
+    return _positions(mask.flatten(), count)
 
 
 def _positions(mask: Tensor, count: int) -> Tensor:

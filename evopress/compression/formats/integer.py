@@ -98,9 +98,13 @@ class IntegerFormat(Format):
 
     def bytes(self, rows: int, columns: int) -> int:
         """Exact size of the parts of a layer whose columns the group divides, with scales of 16 bits."""
+        return packed_bytes(rows * columns, self.bits) + self.grid_bytes(rows, columns)
+
+    def grid_bytes(self, rows: int, columns: int) -> int:
+        """That of scales and zero points alone."""
         grids = rows * (columns // self.group)
         zeros = 0 if self.symmetric else packed_bytes(grids, self.bits)
-        return packed_bytes(rows * columns, self.bits) + grids * SCALE_DTYPE.itemsize + zeros
+        return grids * SCALE_DTYPE.itemsize + zeros
 
     def encode(self, codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
         """Pack codes (uint8 [rows, columns]), scales (of a type above, [rows, groups]) and zeros (uint8)."""
@@ -115,11 +119,10 @@ class IntegerFormat(Format):
         Raises:
             ArtifactError: the parts do not fit the format and the shape.
         """
-        rows, columns = shape
         codes, scales, zeros = self.unpacked(parts, shape)
-        weights = codes.view(rows, columns // self.group, self.group).float()
-        weights.sub_(2 ** (self.bits - 1) if zeros is None else zeros[..., None].float())
-        return weights.mul_(scales[..., None].float()).view(rows, columns).to(dtype)
+        middle = 2 ** (self.bits - 1)
+        grouped = codes.view(*scales.shape, self.group)
+        return dequantize(grouped, scales, middle if zeros is None else zeros, dtype).view(shape)
 
     def unpacked(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes (uint8 [rows, columns]), scales [rows, groups] and, unless symmetric, zeros (uint8 [rows, groups]).
@@ -128,27 +131,54 @@ class IntegerFormat(Format):
             ArtifactError: the parts do not fit the format and the shape.
         """
         rows, columns = shape
-        self._check(parts, rows, columns)
-        groups = columns // self.group
+        self.check_grids(parts, rows, columns)
+        require_part(parts, "codes", torch.uint8, packed_bytes(rows * columns, self.bits), str(self))
         codes = unpack(parts["codes"], self.bits, rows * columns).view(rows, columns)
-        zeros = None if self.symmetric else unpack(parts["zeros"], self.bits, rows * groups).view(rows, groups)
-        return codes, parts["scales"].view(rows, groups), zeros
+        return codes, *self.grids(parts, shape)
 
-    def _check(self, parts: Mapping[str, Tensor], rows: int, columns: int) -> None:
-        """Before anything is allocated: a part that is too short would leave weights to chance."""
+    def grids(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """Scales [rows, groups] and, unless symmetric, zeros (uint8 [rows, groups]), of parts that were checked."""
+        rows, groups = shape[0], shape[1] // self.group
+        zeros = None if self.symmetric else unpack(parts["zeros"], self.bits, rows * groups).view(rows, groups)
+        return parts["scales"].view(rows, groups), zeros
+
+    def check_grids(self, parts: Mapping[str, Tensor], rows: int, columns: int) -> None:
+        """Check the shape, scales and zeros, before anything is allocated.
+
+        Raises:
+            ArtifactError: a part does not fit: one that is too short would leave weights to chance.
+        """
         if rows < 1 or columns < 1 or columns % self.group:
             raise ArtifactError(f"{self} does not fit weights [{rows}, {columns}]; delete the file and run again")
         grids = rows * (columns // self.group)
         scales = parts.get("scales")
         stored = scales.dtype if scales is not None and scales.dtype in _SCALE_DTYPES else torch.float16
-        expected = {
-            "codes": (torch.uint8, packed_bytes(rows * columns, self.bits)),
-            "scales": (stored, grids),
-        }
+        require_part(parts, "scales", stored, grids, str(self))
         if not self.symmetric:
-            expected["zeros"] = torch.uint8, packed_bytes(grids, self.bits)
-        for name, (dtype, size) in expected.items():
-            part = parts.get(name)
-            if part is None or part.dtype != dtype or part.numel() != size:
-                found = "missing" if part is None else f"{part.numel()} of {part.dtype}"
-                raise ArtifactError(f"{name} of {self}: {found}, expected {size}; delete the file and run again")
+            require_part(parts, "zeros", torch.uint8, packed_bytes(grids, self.bits), str(self))
+
+
+def require_part(parts: Mapping[str, Tensor], name: str, dtype: torch.dtype, size: int, form: str) -> None:
+    """Check that a part of the format ``form`` is there, of this type and number of elements.
+
+    Raises:
+        ArtifactError: it is not.
+    """
+    part = parts.get(name)
+    if part is None or part.dtype != dtype or part.numel() != size:
+        found = "missing" if part is None else f"{part.numel()} of {part.dtype}"
+        raise ArtifactError(f"{name} of {form}: {found}, expected {size}; delete the file and run again")
+
+
+def dequantize(codes: Tensor, scales: Tensor, zeros: Tensor | int, dtype: torch.dtype) -> Tensor:
+    """Weights (code - zero) x scale, computed in float32, in ``dtype``.
+
+    Args:
+        codes: uint8 [rows, groups, inputs of a group].
+        scales: [rows, groups].
+        zeros: uint8 [rows, groups], or one for all.
+        dtype: of the result.
+    """
+    weights = codes.float()
+    weights.sub_(zeros if isinstance(zeros, int) else zeros[..., None].float())
+    return weights.mul_(scales[..., None].float()).to(dtype)

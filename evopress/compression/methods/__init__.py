@@ -7,9 +7,7 @@ from evopress.compression.families import FAMILIES
 from evopress.compression.methods.drop import Drop
 from evopress.compression.methods.gguf import Gguf
 from evopress.compression.methods.gptq import Gptq
-from evopress.compression.methods.magnitude import Magnitude
-from evopress.compression.methods.sparsegpt import SparseGpt
-from evopress.compression.methods.wanda import Wanda
+from evopress.compression.methods.pruning import Magnitude, SparseGpt, Wanda
 from evopress.config.plugins import Registry
 
 if TYPE_CHECKING:

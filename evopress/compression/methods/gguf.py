@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from evopress.compression.base import LayerMethod, LayerShape, Level, Variant
+from evopress.compression.base import LayerMethod, Level, Variant
 from evopress.compression.families import BITS
 from evopress.compression.gguf_types import GGUF_TYPES, possible_types
+from evopress.compression.layers import LayerShape
 from evopress.config.base import UserPath
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-    from evopress.compression.gguf_gptq import GgufQuantized
+    from evopress.compression.gguf_rounding import GgufQuantized
 
 _BYTES_PER_CODE = 8
 """Peak memory of a sweep per type and weight: the float32 panel, codes and their copy, grids, ..."""
@@ -152,10 +153,10 @@ class Gguf(LayerMethod):
         rows, columns = stacked.shape
         kinds = possible_types(self.types, columns)
         if self.rounding == "rtn":
-            from evopress.compression.gguf_rtn import gguf_rtn
+            from evopress.compression.gguf_rounding import gguf_rtn
 
             return gguf_rtn(stacked, hessian, kinds)
-        from evopress.compression.gguf_gptq import gguf_gptq
+        from evopress.compression.gguf_rounding import gguf_gptq
 
         height = int(min(rows, max(1.0, memory / self._sweep_bytes(len(kinds), columns))))
         return gguf_gptq(stacked, hessian, kinds, self.activation_order, self.damping, self.block_size, height)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator
 
-from evopress.compression.base import INTEGERS, LayerMethod, LayerShape, Level, Variant, sweep_bytes, sweep_operations
+from evopress.compression.base import INTEGERS, LayerMethod, Level, Variant
 from evopress.compression.families import BITS
+from evopress.compression.layers import LayerShape, sweep_bytes, sweep_operations
 from evopress.config.group_size import check_group_size
 from evopress.util.progress import log
 

@@ -24,6 +24,8 @@ ARCHIVE = "archive.safetensors"
 """Name of the file."""
 _HEADER = "evopress.packed"
 """Key of the header's JSON: for each packed tensor its format, shape and type."""
+_ZEROS = "zeros"
+"""Format of what dropped modules hold where a block keeps the other one: it takes no bytes."""
 _DIGEST = "evopress.sha256"
 """Key of the digest of everything else, the header's other entries included."""
 
@@ -38,7 +40,8 @@ class Archive(Exporter):
     def write(self, context: "StageContext", search: str, folder: Path) -> None:
         """Write the file; the whole archive is held in memory meanwhile.
 
-        Of dropped modules it holds what the Hugging Face folder does.
+        Blocks that lost both modules are gone, as from the Hugging Face folder. Of other dropped modules it holds
+        shapes only: they are zeros.
         """
         from evopress.artifacts.provenance import PROVENANCE_KEY, Provenance
         from evopress.artifacts.tables import read_provenance
@@ -47,12 +50,13 @@ class Archive(Exporter):
 
         model = CompressedModel(context, search)
         names, checkpoint = model.layout.names, model.checkpoint
-        unpacked = checkpoint.read([name for name in names if name not in model.choices])
+        idle = model.layout.idle
+        unpacked = checkpoint.read([name for name in names if name not in model.choices and name not in idle])
         tensors = {names[name]: model.weight(name, dense) for name, dense in unpacked.items()}
         packed: dict[str, dict[str, object]] = {}
-        for name in model.choices:
+        for name in [*model.choices, *sorted(idle)]:
             dense = checkpoint.read([name])[name]
-            form, parts = model.packed(name)
+            form, parts = (_ZEROS, {}) if name in idle else model.packed(name)
             dtype = str(dense.dtype).removeprefix("torch.")
             packed[names[name]] = {"format": form, "shape": list(dense.shape), "dtype": dtype}
             tensors |= {f"{names[name]}/{part}": tensor for part, tensor in parts.items()}
@@ -125,10 +129,19 @@ def _unpacked(
         dtype = getattr(torch, str(facts["dtype"]), None)
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"a weight of type {facts['dtype']!r}")
-        yield name, decode(str(facts["format"]), parts[name], _shape(facts["shape"]), dtype, device)
+        if facts["format"] == _ZEROS:
+            yield name, torch.zeros(_sizes(facts["shape"]), dtype=dtype, device=device)
+        else:
+            yield name, decode(str(facts["format"]), parts[name], _shape(facts["shape"]), dtype, device)
 
 
 def _shape(sizes: object) -> tuple[int, int]:
-    if not isinstance(sizes, list) or [type(size) for size in sizes] != [int, int]:
+    if len(found := _sizes(sizes)) != 2:
         raise ValueError(f"a weight of shape {sizes}")
-    return sizes[0], sizes[1]
+    return found[0], found[1]
+
+
+def _sizes(sizes: object) -> list[int]:
+    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"a weight of shape {sizes}")
+    return sizes

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from evopress.compression.base import INTEGERS, LayerShape, Method
-from evopress.compression.families import LayerFamily
+from evopress.compression.base import INTEGERS, Method
+from evopress.compression.families import LayerFamily, RoundedSparsity
+from evopress.compression.layers import LayerShape
 from evopress.compression.methods.gptq import Gptq
 from evopress.export.base import Exporter
 from evopress.export.exporters.huggingface import SHARD_BYTES
@@ -67,6 +68,12 @@ class CompressedTensors(Exporter):
     def problems(self, where: str, method: Method, strategy: Strategy) -> Iterator[str]:
         """Levels that are no integers in groups, or in groups or at bit-widths that kernels do not have."""
         name = strategy.variants
+        if isinstance(method.family, RoundedSparsity):
+            yield (
+                f"{where}: the integers of {name!r} are sparse, for which neither the library nor vLLM has a format "
+                "any more (2:4 included); write an `archive`, or use `method: gptq`"
+            )
+            return
         if method.formats != INTEGERS:
             yield f"{where}: compressed_tensors holds integers with scales, which {name!r} are not; use `method: gptq`"
             return
@@ -140,6 +147,7 @@ class CompressedTensors(Exporter):
         with progress(f"export {search}", len(sizes), "tensors") as bar:
 
             def parts(name: str, tensor: "Tensor") -> "dict[str, Tensor]":
+                """What the folder holds of a tensor: its packed parts, or the weight alone."""
                 bar.advance()
                 if name not in schemes:
                     return {name: model.weight(name, tensor)}
@@ -202,8 +210,7 @@ def _linear_modules(context: "StageContext") -> list[str]:
     """Names of all linear layers of the model, the head among them."""
     from torch import nn
 
-    from evopress.models.buildable import built_on_meta
-    from evopress.models.skeleton import load_config
+    from evopress.models.skeleton import built_on_meta, load_config
 
     trust = context.trust_remote_code
     model = built_on_meta(load_config(context.run.model, trust_remote_code=trust), trust_remote_code=trust)

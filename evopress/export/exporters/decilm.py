@@ -10,16 +10,14 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from evopress.compression.base import Method
 from evopress.compression.families import of_modules
 from evopress.export.base import Exporter
 from evopress.export.exporters.huggingface import SHARD_BYTES
 from evopress.models.modules import ATTENTION, MLP
-from evopress.search.base import Strategy
 from evopress.util.errors import ArtifactError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -48,13 +46,10 @@ vllm serve {folder} --trust-remote-code
 class DeciLm(Exporter):
     """A Llama that lost modules as vLLM runs it, without their tensors."""
 
+    of_dropped: ClassVar[bool] = True
+
     exporter: Literal["decilm"] = "decilm"
     shard_bytes: int = Field(SHARD_BYTES, ge=1, description="Bytes of weights that a file holds at most.")
-
-    def problems(self, where: str, method: Method, strategy: Strategy) -> Iterator[str]:
-        """Variants that drop nothing."""
-        if not method.family.takes_modules:
-            yield f"{where}: decilm is for models that lost modules, and {strategy.variants!r} drops none; leave it out"
 
     def write(self, context: "StageContext", search: str, folder: Path) -> None:
         """Write weights, config and everything else but the model card."""

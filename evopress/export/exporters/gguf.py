@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from evopress.compression.base import LayerShape, Method
+from evopress.compression.base import Method
 from evopress.compression.families import LayerFamily
+from evopress.compression.layers import LayerShape
 from evopress.export.base import Exporter
 from evopress.search.base import Strategy
 from evopress.search.target import SizeTarget
@@ -46,12 +47,13 @@ class GgufFile(Exporter):
 
     def problems(self, where: str, method: Method, strategy: Strategy) -> Iterator[str]:
         """Levels that are no GGUF types."""
-        if method.per_block and method.formats != _PREFIX and not self.dequantize:
+        strange = method.per_block and method.formats != _PREFIX
+        if strange and not self.dequantize:
             yield (
                 f"{where}: {strategy.variants!r} has levels that are no GGUF types; search over variants of "
                 "`method: gguf`, or write `{exporter: gguf, dequantize: true}` to have them as dense matrices"
             )
-        if method.formats != _PREFIX and self.dequantize and isinstance(strategy.target, SizeTarget):
+        if strange and self.dequantize and isinstance(strategy.target, SizeTarget):
             yield (
                 f"{where}: dense matrices are as large whatever their level, so the file cannot be the target; give an "
                 "average"

@@ -38,7 +38,6 @@ class HuggingFace(Exporter):
         """Write weights, config and everything else but the model card."""
         from evopress.export.compressed import CompressedModel
         from evopress.export.folder import copy_companions, write_weights
-        from evopress.export.shorter import check_cut_config, check_single_modules, write_cut_config
         from evopress.util.progress import progress
 
         model, source, trust = CompressedModel(context, search), context.run.model, context.trust_remote_code
@@ -46,10 +45,13 @@ class HuggingFace(Exporter):
         with progress(f"export {search}", len(model.layout.names), "tensors") as bar:
 
             def weight(name: str, dense: "Tensor") -> "Tensor":
+                """The chosen variant, dequantized; what has none stays."""
                 bar.advance()
                 return model.weight(name, dense)
 
             copy_companions(source, folder)
+            if dropped:  # only then: it imports the code of all models
+                from evopress.export.shorter import check_cut_config, check_single_modules, write_cut_config
             if dropped and len(dropped.kept) < dropped.blocks:
                 write_cut_config(source, folder, dropped.kept, trust_remote_code=trust)
                 check_cut_config(source, folder, dropped.kept, trust_remote_code=trust)

@@ -12,8 +12,16 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
-from evopress.export.gguf.layouts import STAND_IN, Absent, Layout, architecture_of, head_size, header_keys, layout_of
-from evopress.export.gguf.rope import rope_tensors
+from evopress.export.gguf.layouts import (
+    STAND_IN,
+    Absent,
+    Layout,
+    architecture_of,
+    head_size,
+    header_keys,
+    layout_of,
+    rope_tensors,
+)
 from evopress.export.gguf.vocabulary import check_tokens, tokenizer_keys
 from evopress.models.checkpoint import Checkpoint
 from evopress.models.gguf_weights import stored_names
@@ -57,6 +65,7 @@ class _Tensor:
 
     @property
     def bytes(self) -> int:
+        """Size in the file."""
         return int(np.prod(gguf.quant_shape_to_byte_shape(self.shape, self.kind), dtype=np.int64))
 
 
@@ -96,7 +105,7 @@ def write_gguf(
         writer.write_tensor_data(np.ascontiguousarray(tensor.make()))
     writer.close()
     check_tokens(path, model, source.rows)
-    log.info("%s: %d tensors, %.1f MB", path, len(tensors), path.stat().st_size / 1e6)
+    log.info("%s: %d tensors, %.1f MB", path.name, len(tensors), path.stat().st_size / 1e6)
 
 
 def fixed_bytes(

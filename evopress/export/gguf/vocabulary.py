@@ -16,8 +16,7 @@ from tokenizers import normalizers
 from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from evopress.models.gguf_pretokenizers import PRETOKENIZERS
-from evopress.models.gguf_tokenizer import save_tokenizer
+from evopress.models.gguf_tokenizer import PRETOKENIZERS, save_tokenizer
 from evopress.util.errors import ModelError, brief
 from evopress.util.progress import log
 

@@ -18,8 +18,7 @@ from evopress.models.blockwise import BlockwiseModel
 from evopress.search.engine.evaluator import require_tokens, search_text
 from evopress.search.engine.memory import plan_memory
 from evopress.search.evaluation import draw_minibatch
-from evopress.util.progress import progress
-from evopress.util.termination import stop_on_sigterm
+from evopress.util.progress import progress, stop_on_sigterm
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(x [T, H], y [T, H]), both float32 -> [T]."""
@@ -93,7 +92,7 @@ def score_of_text(
         quick=True,
         trust_remote_code=context.trust_remote_code,
     )
-    run_tokens = plan_memory(context.compute.memory_gb, model, text.shape[1]).run_tokens
+    run_tokens = plan_memory(context.memory_gb, model, text.shape[1]).run_tokens
     total = 0.0
     values = np.zeros(len(model.blocks) - window + 1)
     with stop_on_sigterm() as check:

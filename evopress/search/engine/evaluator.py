@@ -1,6 +1,14 @@
-"""Evaluating many candidates by the model: the evaluator of a search, and how it is opened."""
+"""Evaluating many candidates by the model: the evaluator of a search, in the arithmetic that each minibatch asks for.
 
+Most candidates are evaluated in the type that the device is fast in. Where that has 16 bits, its rounding hides what a
+single unit does, so minibatches of single effects are evaluated by a model that works in float32, on the same weights.
+One model is open at a time, so that a search never holds both.
+"""
+
+import gc
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,23 +18,20 @@ from torch import Tensor
 from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import require_same_model
 from evopress.artifacts.tables import read_provenance
-from evopress.config.compute import ComputeSettings
 from evopress.config.context import StageContext
 from evopress.data.tokens import read_counted, read_tokens
-from evopress.models.blockwise import BlockwiseModel
-from evopress.models.propagation import final_hidden
+from evopress.models.blockwise import BlockwiseModel, final_hidden
 from evopress.models.verify import check_model
 from evopress.search.base import Fitness
-from evopress.search.engine.forward import Check, advance
+from evopress.search.engine.forward import Check, advance, share_out
 from evopress.search.engine.memory import MemoryPlan, packed_limit, plan_memory
 from evopress.search.engine.objectives import Objective, hidden_error, make_objective, next_tokens
-from evopress.search.engine.packed import PackedWeights
-from evopress.search.engine.weights import Counters, ReadAhead, Unpack, VariantBlocks
+from evopress.search.engine.weights import Counters, PackedWeights, ReadAhead, Unpack, VariantBlocks
 from evopress.search.evaluation import Evaluation, Minibatch, draw_minibatch
-from evopress.search.problem import SearchProblem
-from evopress.search.processes.ranks import Ranks
-from evopress.search.processes.split import share_out
+from evopress.search.problem import RankContext, SearchProblem
+from evopress.search.processes import Ranks
 from evopress.search.space import Space
+from evopress.util.device import precise_dtype, working_dtype
 from evopress.util.errors import ConfigError
 from evopress.util.progress import progress
 
@@ -210,7 +215,7 @@ def open_evaluator(
     Raises:
         ConfigError: as `model_evaluator`.
     """
-    compute, ranks = context.compute, ranks or Ranks()
+    ranks = ranks or Ranks()
     counted = read_counted(context.run, "search")
     if only is not None:
         part = list(only.sequences), slice(0, max(only.lengths))
@@ -228,8 +233,8 @@ def open_evaluator(
     read_ahead: ReadAhead | None = None
     held = 0
     if problem.store is not None:
-        plan = plan_memory(compute.memory_gb, model, tokens.shape[1], problem.space.units)
-        limit = packed_limit(compute.memory_gb, plan, model, problem.space.units)
+        plan = plan_memory(context.memory_gb, model, tokens.shape[1], problem.space.units)
+        limit = packed_limit(context.compute.host_gb, plan, model, problem.space.units)
         packed = PackedWeights(problem.store, context.device, model.stored, model.dtype, limit)
         unpack, read_ahead = packed.unpack, packed.read_ahead
         held = packed.bytes if context.device.type == "cpu" else 0
@@ -239,7 +244,7 @@ def open_evaluator(
         unpack,
         tokens,
         fitness,
-        compute,
+        context.memory_gb,
         where,
         check,
         counted=counted,
@@ -260,7 +265,7 @@ def model_evaluator(
     unpack: Unpack,
     tokens: torch.Tensor,
     fitness: Fitness,
-    compute: ComputeSettings,
+    memory_gb: float,
     where: str,
     check: Check,
     *,
@@ -278,7 +283,7 @@ def model_evaluator(
         unpack: gives the weight of a layer at a level.
         tokens: [sequences, L] search tokens.
         fitness: what candidates are evaluated by.
-        compute: memory.
+        memory_gb: for weights and hidden states.
         where: dotted path of the settings, for messages.
         check: raises if the search should stop.
         counted: positions of ``tokens`` that are evaluated; None are all.
@@ -293,9 +298,73 @@ def model_evaluator(
     if fitness.name == "topk_kl" and fitness.top_k > model.vocab_size:
         raise ConfigError(f"{where}.top_k: {fitness.top_k} is more than the vocabulary has ({model.vocab_size})")
     objective = make_objective(fitness.name, fitness.top_k)
-    memory, counters = plan_memory(compute.memory_gb, model, tokens.shape[1], space.units), counters or Counters()
+    memory, counters = plan_memory(memory_gb, model, tokens.shape[1], space.units), counters or Counters()
     dense, ranks = None, ranks or Ranks()
     if objective.needs_teacher:
         dense = ranks.in_parts(tokens, lambda rows: final_hidden(model, rows, memory.run_tokens, "dense model", check))
     blocks = VariantBlocks(model, space.units, unpack, memory.weights - held, counters, read_ahead)
     return ModelEvaluator(blocks, tokens, dense, objective, memory, counters, check, counted, ranks)
+
+
+class SearchEvaluator:
+    """Evaluates candidates of a search; opens the model when the first ones are to be evaluated."""
+
+    def __init__(
+        self, context: RankContext, problem: SearchProblem, tokens: Tensor, fitness: Fitness, check: Check
+    ) -> None:
+        """Open nothing yet; all processes of the search make the same calls.
+
+        Args:
+            context: the stage, in this process.
+            problem: is solved.
+            tokens: [sequences, L] search tokens.
+            fitness: what candidates are evaluated by.
+            check: called between chunks; raises if the search should stop.
+        """
+        self.context, self.problem, self.tokens, self.fitness, self.check = context, problem, tokens, fitness, check
+        self.counters = Counters()
+        self._open: tuple[ModelEvaluator, Minibatch | None] | None = None
+        """The evaluator that is open, and the precise minibatch that is all it has; None is the whole text."""
+
+    def draw(self, tokens: int, rng: np.random.Generator, longest: int | None = None) -> Minibatch:
+        """Minibatch of exactly ``tokens`` tokens (`draw_minibatch`)."""
+        sequences, length = self.tokens.shape
+        return draw_minibatch(tokens, sequences, length, rng, longest)
+
+    def evaluate(self, candidates: NDArray[np.int16], minibatch: Minibatch) -> list[Evaluation]:
+        """Evaluate each of ``candidates`` [C, units] on the same tokens.
+
+        Raises:
+            ConfigError: the memory is too little, or more top tokens are asked than the vocabulary has.
+        """
+        if not (minibatch.precise and self._rounds):
+            return self._evaluator(None).evaluate(candidates, minibatch)
+        rows = tuple(range(len(minibatch.sequences)))
+        return self._evaluator(minibatch).evaluate(candidates, replace(minibatch, sequences=rows))
+
+    @cached_property
+    def _rounds(self) -> bool:
+        """Whether the device works in a type whose rounding hides single effects."""
+        stored = BlockwiseModel.stored_in(self.context.run.model, trust_remote_code=self.context.trust_remote_code)
+        working = working_dtype(stored, self.context.device)
+        return precise_dtype(working) != working
+
+    def _evaluator(self, only: Minibatch | None) -> ModelEvaluator:
+        """The evaluator of the whole text, or the precise one of ``only`` these tokens."""
+        if self._open is None or self._open[1] != only:
+            self._open = None
+            gc.collect()  # the caches of a model and what fills them refer to each other
+            context, where = self.context, self.problem.where
+            evaluator = open_evaluator(
+                context,
+                self.problem,
+                self.tokens,
+                self.fitness,
+                where,
+                self.check,
+                context.ranks,
+                only=only,
+                counters=self.counters,
+            )
+            self._open = evaluator, only
+        return self._open[0]

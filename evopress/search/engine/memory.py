@@ -60,7 +60,10 @@ def score_bytes(itemsize: int) -> int:
 
 
 def plan_memory(memory_gb: float, model: BlockwiseModel, length: int, units: Sequence[Unit] = ()) -> MemoryPlan:
-    """Divide what is left beside embedding, head and norms.
+    """Divide what is left beside embedding, head and norms, which stay loaded.
+
+    Half is for weights, a quarter for hidden states, the rest for what lives while a block or the head runs. The
+    dense model's final hidden states live in host memory and are not counted.
 
     Args:
         memory_gb: the budget.
@@ -72,41 +75,52 @@ def plan_memory(memory_gb: float, model: BlockwiseModel, length: int, units: Seq
         ConfigError: one block, the embedding or head at a level, or one candidate's states of one sequence, does not
             fit.
     """
-    itemsize = model.dtype.itemsize
-    all_weights = sum(parameter.numel() for parameter in model.model.parameters()) * itemsize
-    blocks = block_weights(model)
-    outside = all_weights - sum(blocks)
-    plan = divide_memory(memory_gb, outside, model.hidden_size, model.vocab_size, itemsize, model.device.type)
-    state = 2 * length * model.hidden_size * itemsize
-    outer = outer_weights(units) * itemsize
-    largest = max(*blocks, outer)
+    itemsize, device = model.dtype.itemsize, model.device.type
+    free = max(0, int(memory_gb * 1e9) - _outside(model))
+    run_tokens = free // 8 // (ACTIVATION_WIDTH * model.hidden_size * itemsize)
+    score_tokens = free // 8 // (model.vocab_size * score_bytes(itemsize))
+    plan = MemoryPlan(
+        weights=free // 2,
+        hidden=free // 4,
+        run_tokens=max(1, min(run_tokens, RUN_TOKENS.get(device, RUN_TOKENS["cuda"]))),
+        score_tokens=max(1, min(score_tokens, SCORE_NUMBERS.get(device, SCORE_NUMBERS["cuda"]) // model.vocab_size)),
+    )
+    largest, state = _largest(model, units), _state(model, length)
     if plan.weights < largest or plan.hidden < state:
-        least = least_memory(outside, largest, length, model.hidden_size, itemsize)
+        outer = outer_weights(units) * itemsize
         what = "one block" if outer < largest else "the embedding or head at one level"
         raise ConfigError(
             f"compute.memory_gb: {memory_gb:g} is too little for {what} and the states of one sequence at a time; "
-            f"this model needs at least {least / 1e9:.3g}"
+            f"this model needs at least {least_memory(model, length, units) / 1e9:.3g}"
         )
     return plan
+
+
+def least_memory(model: BlockwiseModel, length: int, units: Sequence[Unit] = ()) -> int:
+    """Bytes of the smallest budget that `plan_memory` divides."""
+    return _outside(model) + max(2 * _largest(model, units), 4 * _state(model, length)) + 8  # with room for rounding
+
+
+def _outside(model: BlockwiseModel) -> int:
+    """Bytes of what lies outside the linear layers of blocks."""
+    return sum(parameter.numel() for parameter in model.model.parameters()) * model.dtype.itemsize - sum(
+        block_weights(model)
+    )
+
+
+def _largest(model: BlockwiseModel, units: Sequence[Unit]) -> int:
+    """Bytes of what is the largest: the linear weights of a block, or an embedding or head that has levels."""
+    return max(*block_weights(model), outer_weights(units) * model.dtype.itemsize)
+
+
+def _state(model: BlockwiseModel, length: int) -> int:
+    """Bytes of the hidden states of a sequence, before a block and after it."""
+    return 2 * length * model.hidden_size * model.dtype.itemsize
 
 
 def outer_weights(units: Sequence[Unit]) -> int:
     """Weights of the larger of embedding and head, which at a level lie beside the dense ones; 0 if none has any."""
     return max((unit.parameters for unit in units if unit.layer in OUTER), default=0)
-
-
-def least_memory(outside: int, largest: int, length: int, hidden_size: int, itemsize: int) -> int:
-    """Bytes of the smallest budget with which a model can be searched, divided as `divide_memory` does.
-
-    Args:
-        outside: bytes of what lies outside the linear layers of blocks.
-        largest: bytes of what is the largest: the linear weights of a block, or an embedding or head that has levels.
-        length: tokens of a sequence.
-        hidden_size: numbers per token between blocks.
-        itemsize: bytes of a number.
-    """
-    state = 2 * length * hidden_size * itemsize
-    return outside + max(2 * largest, 4 * state) + 8  # with room for rounding
 
 
 def block_weights(model: BlockwiseModel) -> list[int]:
@@ -115,42 +129,15 @@ def block_weights(model: BlockwiseModel) -> list[int]:
     return [count * model.dtype.itemsize for count in counts]
 
 
-def packed_limit(memory_gb: float, plan: MemoryPlan, model: BlockwiseModel, units: Sequence[Unit] = ()) -> int:
+def packed_limit(host_gb: float, plan: MemoryPlan, model: BlockwiseModel, units: Sequence[Unit] = ()) -> int:
     """Bytes of packed weights that may be held in host memory.
 
     On a CPU they share the memory for weights, and leave room for two blocks, or for all of them where they fit: to
-    keep weights unpacked saves more. An embedding or head that has levels needs room as well, now and then. An
-    accelerator's host may hold as much as the accelerator itself.
+    keep weights unpacked saves more. An embedding or head that has levels needs room as well, now and then. The
+    host of an accelerator may hold ``host_gb`` of them.
     """
     if model.device.type != "cpu":
-        return int(memory_gb * 1e9)
+        return int(host_gb * 1e9)
     blocks = block_weights(model)
     unpacked = sum(blocks) if sum(blocks) <= plan.weights else 2 * max(blocks)
     return plan.weights - max(unpacked, outer_weights(units) * model.dtype.itemsize)
-
-
-def divide_memory(
-    memory_gb: float, outside: int, hidden_size: int, vocab_size: int, itemsize: int, device: str
-) -> MemoryPlan:
-    """Divide what is left beside ``outside`` bytes (embedding, head, norms) that stay loaded.
-
-    Half is for weights, a quarter for hidden states, the rest for what lives while a block or the head runs. The
-    dense model's final hidden states live in host memory and are not counted.
-
-    Args:
-        memory_gb: the budget.
-        outside: bytes of what lies outside the blocks.
-        hidden_size: numbers per token between blocks.
-        vocab_size: logits per token.
-        itemsize: bytes of a number.
-        device: type of the device, as in `cuda`.
-    """
-    free = max(0, int(memory_gb * 1e9) - outside)
-    run_tokens = free // 8 // (ACTIVATION_WIDTH * hidden_size * itemsize)
-    score_tokens = free // 8 // (vocab_size * score_bytes(itemsize))
-    return MemoryPlan(
-        weights=free // 2,
-        hidden=free // 4,
-        run_tokens=max(1, min(run_tokens, RUN_TOKENS.get(device, RUN_TOKENS["cuda"]))),
-        score_tokens=max(1, min(score_tokens, SCORE_NUMBERS.get(device, SCORE_NUMBERS["cuda"]) // vocab_size)),
-    )

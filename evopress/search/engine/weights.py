@@ -1,5 +1,7 @@
 """Blocks with the weights that a candidate chose: unpacked when needed, kept while there is room.
 
+Packed variants lie in host memory, or are mapped from their files.
+
 On an accelerator, weights are loaded beside its work, on a CUDA stream of their own. On a CPU there is nothing to load
 beside: unpacking would take the very cores that run the blocks. There, weights are loaded when they are used, and only
 the disk works ahead.
@@ -16,6 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evopress.compression.families import DROP
+from evopress.compression.formats import decode
+from evopress.compression.joint import JointStore
+from evopress.compression.store import VariantStore
 from evopress.models.blockwise import BlockInputs, BlockwiseModel
 from evopress.models.modules import EMBEDDING, HEAD, OUTER, module_kind
 from evopress.models.structure import linear_layers
@@ -222,6 +227,7 @@ class VariantBlocks:
         self.stream = SideStream(model.device)
 
         def size(key: Key) -> int:
+            """Bytes of a weight on the device."""
             shape = torch.Size([model.vocab_size, model.hidden_size]) if key[1] in OUTER else shapes[key[0]][key[1]]
             return shape.numel() * model.dtype.itemsize
 
@@ -271,6 +277,19 @@ class VariantBlocks:
         weights = {key[1]: self.cache.weight(key) for key in self._keys(block, levels)}
         return self.model.run_block(block, hidden, inputs, weights, self._absent(block, levels))
 
+    def run_states(
+        self, block: int, levels: Sequence[int], states: list[Tensor], inputs: BlockInputs, most_sequences: int
+    ) -> list[Tensor]:
+        """Each of ``states`` [S, L, H] after a block: as one batch, or one in pieces where it is too long for one."""
+        sequences = len(states[0])
+        if len(states) > 1:
+            # Copies: a view would keep the whole batch in memory as long as any one state of it lives.
+            return [part.clone() for part in self.run(block, levels, torch.cat(states), inputs).split(sequences)]
+        if sequences <= most_sequences:
+            return [self.run(block, levels, states[0], inputs)]
+        pieces = states[0].split(most_sequences)
+        return [torch.cat([self.run(block, levels, piece, inputs) for piece in pieces])]
+
     def gone(self, block: int, levels: Sequence[int]) -> bool:
         """Whether all modules of a block are dropped, so that hidden states pass it unchanged."""
         return self.model.gone(block, self._absent(block, levels))
@@ -294,7 +313,8 @@ class VariantBlocks:
             if level != DENSE_LEVEL and not self.units[index].modules
             for layer in self.units[index].layers
         }
-        return [(block, layer, chosen.get(layer)) for layer in self.layers[block] if module_kind(layer) not in absent]
+        layers = [layer for layer in self.layers[block] if not absent or module_kind(layer) not in absent]
+        return [(block, layer, chosen.get(layer)) for layer in layers]
 
     def _needed(self, block: int, candidates: NDArray[np.int16]) -> list[Key]:
         """Every weight of a block that a candidate uses; none after the last block."""
@@ -311,3 +331,55 @@ class VariantBlocks:
         weight = self.model.checkpoint.read([name], device=self.model.device, dtype=self.model.dtype)[name]
         # A view of the mapped file may be read again from disk whenever it is used: only a copy is held.
         return weight.clone() if weight.device.type == "cpu" else weight
+
+
+class PackedWeights:
+    """Unpacks variants on a device.
+
+    They are held in host memory if all of them fit in ``limit`` bytes, each from its first use on; else they are read
+    through the memory map of their files whenever they are unpacked. For an accelerator host memory is pinned, so that
+    copies run beside its work.
+    """
+
+    def __init__(
+        self,
+        store: VariantStore | JointStore,
+        device: torch.device,
+        stored: torch.dtype,
+        dtype: torch.dtype,
+        limit: int,
+    ) -> None:
+        """Hold nothing yet; weights are rounded to ``stored``, as in the exported model, and given as ``dtype``."""
+        self.store, self.device, self.stored, self.dtype = store, device, stored, dtype
+        total = int(store.table["bytes"].sum())
+        self.held: dict[tuple[int, str, str], dict[str, Tensor]] | None = {} if total <= limit else None
+        self.bytes = total if self.held is not None else 0
+        """Host memory that is, or will be, held."""
+
+    def unpack(self, block: int, layer: str, level: str) -> Tensor:
+        """Weight [rows, columns] of a layer at a level, on the device.
+
+        Raises:
+            ArtifactError: there is no such variant, or the file cannot be read.
+        """
+        parts = self._parts(block, layer, level)
+        moved = {name: part.to(self.device, non_blocking=True) for name, part in parts.items()}
+        shape = self.store.shape(block, layer)
+        return decode(self.store.format(block, layer, level), moved, shape, self.stored, self.device).to(self.dtype)
+
+    def read_ahead(self, block: int, variants: Sequence[tuple[str, str]]) -> None:
+        """Variants of a block, (layer, level) each, will be unpacked soon: read from disk what is not yet held."""
+        held = self.held or {}
+        self.store.read_ahead(block, [variant for variant in variants if (block, *variant) not in held])
+
+    def _parts(self, block: int, layer: str, level: str) -> dict[str, Tensor]:
+        if self.held is not None and (block, layer, level) in self.held:
+            return self.held[block, layer, level]
+        mapped = self.store.packed(block, layer, level)
+        if self.device.type == "cuda":
+            parts = {name: part.pin_memory() for name, part in mapped.items()}
+        else:
+            parts = mapped if self.held is None else {name: part.clone() for name, part in mapped.items()}
+        if self.held is not None:
+            self.held[block, layer, level] = parts
+        return parts

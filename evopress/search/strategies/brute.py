@@ -9,8 +9,7 @@ from pydantic import Field
 
 from evopress.compression.base import Family, Method
 from evopress.compression.families import Modules
-from evopress.search.base import OneTextStrategy
-from evopress.search.enumeration import Enumeration
+from evopress.search.evaluating import Enumeration, OneTextStrategy
 from evopress.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,12 +40,8 @@ class BruteForce(OneTextStrategy, Enumeration):
 
     def problems(self, where: str, method: Method) -> Iterator[str]:
         """Units must be whole blocks that are dropped."""
-        if not isinstance(method.family, Modules):
-            yield (
-                f"{where}.strategy: {self.strategy} drops whole blocks, but {self.variants!r} compresses layers; "
-                f"name variants of `method: drop`, or use another strategy"
-            )
-        elif getattr(method, "unit", "") == "module":
+        yield from super().problems(where, method)
+        if getattr(method, "unit", "") == "module":
             yield (
                 f"{where}.strategy: brute tries whole blocks, but {self.variants!r} drops modules; set its `unit` to "
                 f"`block`"

@@ -9,14 +9,14 @@ how errors of several layers act together, which is what the paper shows to go w
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from evopress.compression.base import GroupRule, Method
 from evopress.compression.families import LayerFamily
 from evopress.search.base import Fitness, Request
-from evopress.search.enumeration import Enumeration, fitness_of_each
+from evopress.search.evaluating import Enumeration, fitness_of_each
 from evopress.util.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 class DynamicProgramming(Enumeration):
     """Dynamic programming: the levels of least summed error of the layers, each taken alone."""
+
+    joint: ClassVar[bool] = True
 
     strategy: Literal["dp"] = "dp"
     errors: Literal["table", "propagated", "kl"] = Field(

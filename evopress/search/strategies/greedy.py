@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from evopress.search.base import GroupedStrategy, OneTextStrategy
+from evopress.search.evaluating import GroupedStrategy, OneTextStrategy
 
 if TYPE_CHECKING:
     import numpy as np

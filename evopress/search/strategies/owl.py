@@ -5,13 +5,12 @@ are pruned less the larger their share of outliers, within lambda of the target.
 of the Hessians' diagonals, so they come from the same calibration tokens as the variants.
 """
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from evopress.compression.base import Family, Method
-from evopress.compression.families import Modules, Sparsity
+from evopress.compression.base import Family
+from evopress.compression.families import Sparsity
 from evopress.search.base import Strategy
 from evopress.util.errors import ConfigError
 
@@ -58,16 +57,6 @@ class Owl(Strategy):
         by_block = dict(zip(blocks, densities, strict=True))
         wanted = np.array([by_block[unit.block] * unit.parameters for unit in space.units])
         return SearchResult(nearest_candidate(space, wanted, problem.where))
-
-    def problems(self, where: str, method: Method) -> Iterator[str]:
-        """Levels must be sparsities."""
-        if isinstance(method.family, Modules):
-            yield (
-                f"{where}.strategy: {self.strategy} chooses levels of linear layers, but {self.variants!r} drops "
-                f"modules; use `scores`, `greedy` or `evolution`"
-            )
-        elif not isinstance(method.family, Sparsity):
-            yield (f"{where}.variants: OWL chooses sparsities, but {self.variants!r} has none; name pruned variants")
 
     def workers(self, processes: int) -> int:
         """One, that scores weights."""

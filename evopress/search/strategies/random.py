@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from evopress.search.base import SelectingStrategy
+from evopress.search.evaluating import SelectingStrategy
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,7 @@ from pydantic import Field
 from evopress.compression.base import Family, Method
 from evopress.compression.families import Modules
 from evopress.search.base import Fitness, Request
-from evopress.search.enumeration import Enumeration, fitness_of_each
+from evopress.search.evaluating import Enumeration, fitness_of_each
 from evopress.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -117,12 +117,8 @@ class BlockScores(Enumeration):
 
     def problems(self, where: str, method: Method) -> Iterator[str]:
         """Units must be modules or blocks that are dropped."""
-        if not isinstance(method.family, Modules):
-            yield (
-                f"{where}.strategy: {self.strategy} drops whole blocks, but {self.variants!r} compresses layers; "
-                f"name variants of `method: drop`, or use another strategy"
-            )
-        elif getattr(method, "unit", "") == "pair":
+        yield from super().problems(where, method)
+        if getattr(method, "unit", "") == "pair":
             yield (
                 f"{where}.strategy: scores are of single blocks, but {self.variants!r} drops pairs; set its `unit` to "
                 f"`block`"

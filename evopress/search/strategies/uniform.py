@@ -10,9 +10,6 @@ from evopress.search.target import SizeTarget
 from evopress.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from evopress.search.evaluation import SearchResult
     from evopress.search.problem import SearchContext, SearchProblem
     from evopress.search.space import Candidate, Space
@@ -27,6 +24,7 @@ class Uniform(Strategy):
 
     def search(self, context: "SearchContext", problem: "SearchProblem") -> "SearchResult":
         """Take the target as the level of each unit."""
+        from evopress.search.candidates import uniform_of_size
         from evopress.search.evaluation import SearchResult
 
         if problem.space.in_bytes:
@@ -34,13 +32,9 @@ class Uniform(Strategy):
         return SearchResult(uniform_candidate(problem.space, self.share, f"{problem.where}.target"))
 
     def problems(self, where: str, method: Method) -> Iterator[str]:
-        """Modules are not at a level; and bit-widths that are not made cannot be had."""
-        if not isinstance(method.family, LayerFamily):
-            yield (
-                f"{where}.strategy: {self.strategy} chooses levels of linear layers, but {self.variants!r} drops "
-                f"modules; use `scores`, `greedy` or `evolution`"
-            )
-        elif (
+        """Bit-widths that are not made cannot be had."""
+        yield from super().problems(where, method)
+        if (
             not isinstance(self.target, SizeTarget)
             and isinstance(method.family, Bits)
             and f"{self.target:g}" not in method.labels()
@@ -54,35 +48,6 @@ class Uniform(Strategy):
     def sentence(self) -> str:
         """End of a sentence on levels."""
         return "the same for every layer"
-
-
-def uniform_of_size(space: "Space") -> "Candidate":
-    """The highest value of a level that fits everywhere, and the rest of the bytes spent from the first unit on.
-
-    A unit that has no level of this value takes the next below, or its lowest. While bytes are left, units go up by a
-    level each, in their order, as far as the bytes go.
-    """
-    import numpy as np
-
-    from evopress.search.budget import fill_budget
-
-    values = sorted({level.value for unit in space.units for level in unit.levels})
-    found = np.zeros(len(space.units), dtype=np.int16)
-    for value in values:
-        counts = [sum(level.value <= value for level in unit.levels) for unit in space.units]
-        candidate = np.array([max(0, count - 1) for count in counts], dtype=np.int16)
-        if not space.fits(candidate):
-            break
-        found = candidate
-    start = found.copy()
-
-    def first_untouched(units: "NDArray[np.int64]", slack: int) -> int | None:
-        untouched = units[found[units] == start[units]]
-        return int(untouched[0]) if len(untouched) else None
-
-    for members, slack in zip(space.members, space.slacks(found).tolist(), strict=True):
-        fill_budget(found, space, members, slack, first_untouched)
-    return found
 
 
 def uniform_candidate(space: "Space", target: float, where: str) -> "Candidate":

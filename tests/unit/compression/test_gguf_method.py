@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from evopress.compression.base import LayerShape
-from evopress.compression.formats.gguf import GgufFormat, values_of
-from evopress.compression.gguf_gptq import _Sweep, gguf_gptq
-from evopress.compression.gguf_grids import fit_grids, round_on_grids
-from evopress.compression.gguf_rtn import round_to_nearest
+from evopress.compression.formats.gguf import GgufFormat, encode, values_of
+from evopress.compression.gguf_grids import fit_grids, nearest_codes
+from evopress.compression.gguf_rounding import _Sweep, gguf_gptq, round_to_nearest
 from evopress.compression.gguf_types import GGUF_TYPES
+from evopress.compression.layers import LayerShape
 from evopress.compression.methods.gguf import Gguf
 from evopress.config.base import parse_section
 from evopress.util.errors import CompressionError, ConfigError
@@ -45,7 +44,13 @@ def row_errors(weight: Tensor, quantized: Tensor, hessian: Tensor) -> Tensor:
 
 def rounded(weight: Tensor, importance: Tensor, name: str) -> Tensor:
     """Each weight rounded to the nearest on the grids that are fitted for it."""
-    return decoded(round_on_grids(weight, importance, GGUF_TYPES[name]), name)
+    kind = GGUF_TYPES[name]
+    assert kind.grid is not None
+    grids = fit_grids(weight.float(), importance, kind)
+    grouped, steps, offsets = weight.float().unflatten(1, (-1, kind.grid.group)), grids.steps(), grids.offsets()
+    scaled = grouped if offsets is None else grouped - offsets[..., None]
+    scaled = scaled * torch.where(steps == 0, 0.0, 1 / steps)[..., None]
+    return decoded(encode(nearest_codes(scaled, kind.grid).flatten(1), grids, kind)["blocks"], name)
 
 
 @pytest.mark.parametrize("name", WITH_GRID)
@@ -250,7 +255,7 @@ def test_rounding_to_nearest_is_that_of_llama_cpp_byte_for_byte(rows, monkeypatc
 
 
 def test_rounding_to_nearest_says_what_it_needs(monkeypatch):
-    monkeypatch.setattr("evopress.compression.gguf_rtn.find_spec", lambda name: None)
+    monkeypatch.setattr("evopress.compression.gguf_rounding.find_spec", lambda name: None)
     weight, hessian = problem(256)
     with pytest.raises(CompressionError, match=r"pip install 'evopress\[gguf\]'"):
         Gguf(types=("Q4_0",), rounding="rtn").compress({"q": weight}, hessian, memory=math.inf)

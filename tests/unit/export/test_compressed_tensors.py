@@ -14,9 +14,12 @@ from tiny_sources import tokenizer
 
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, LAYERS, write_table
+from evopress.compression.base import Method
+from evopress.compression.block_files import variant_table, write_variants
 from evopress.compression.methods.gguf import Gguf
 from evopress.compression.methods.gptq import Gptq
-from evopress.compression.stage import variant_table, variants_provenance, write_variants
+from evopress.compression.methods.pruning import SparseGpt
+from evopress.compression.stage import variants_provenance
 from evopress.config.context import StageContext
 from evopress.export.card import write_card
 from evopress.export.exporters.compressed_tensors import CompressedTensors
@@ -109,8 +112,15 @@ def logits(folder: Path) -> torch.Tensor:
         return model(tokens(2, LENGTH)).logits
 
 
-def problems(exporter: CompressedTensors, method: Gptq | Gguf, strategy: Strategy = SEARCH) -> list[str]:
+def problems(exporter: CompressedTensors, method: Method, strategy: Strategy = SEARCH) -> list[str]:
     return list(exporter.problems(WHERE, method, strategy))
+
+
+@pytest.mark.parametrize("patterns", [(), ("2:4",)])
+def test_sparse_integers_are_refused_with_what_holds_them(patterns: tuple[str, ...]) -> None:
+    (found,) = problems(CompressedTensors(), SparseGpt(bits=4, patterns=patterns))
+    assert "are sparse, for which neither the library nor vLLM has a format any more" in found
+    assert "`archive`" in found
 
 
 def config_of(folder: Path) -> dict:

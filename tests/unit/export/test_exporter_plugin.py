@@ -10,7 +10,6 @@ from finished_run import make_results, provenance, write_configuration
 from plugins.levels_csv import LevelsCsv
 
 from evopress.artifacts.exports import load_export_manifest, read_export_manifest
-from evopress.artifacts.origin import require_settings
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import VARIANTS, write_table
 from evopress.config.context import StageContext
@@ -20,6 +19,7 @@ from evopress.export.exporters.decilm import DeciLm
 from evopress.export.exporters.huggingface import HuggingFace
 from evopress.export.stage import run_export
 from evopress.util.errors import ArtifactError, ConfigError, DamagedError
+from evopress.workflow.history import require_settings
 from evopress.workflow.reference import reference, schema
 from evopress.workflow.settings import Settings
 from evopress.workflow.slices import expected_slices, export_slice, search_slice

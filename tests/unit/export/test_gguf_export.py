@@ -19,7 +19,7 @@ from evopress.export.gguf.layouts import LAYOUTS
 from evopress.export.gguf.vocabulary import check_tokens, tokenizer_keys
 from evopress.models.gguf_config import read_config
 from evopress.models.gguf_header import read_gguf_header
-from evopress.models.gguf_pretokenizers import PRETOKENIZERS
+from evopress.models.gguf_tokenizer import PRETOKENIZERS
 from evopress.models.gguf_weights import read_tensor, read_weights
 from evopress.util.errors import ModelError, UnsupportedArchitectureError
 

@@ -14,9 +14,10 @@ from gguf_layouts import byte_level, tiny
 from evopress.artifacts.paths import Run
 from evopress.artifacts.tables import CONFIGURATION, write_table
 from evopress.compression.base import LayerMethod
+from evopress.compression.block_files import variant_table, write_variants
 from evopress.compression.methods.gguf import Gguf
 from evopress.compression.methods.gptq import Gptq
-from evopress.compression.stage import variant_table, variants_provenance, write_variants
+from evopress.compression.stage import variants_provenance
 from evopress.config.context import StageContext
 from evopress.export.exporters.gguf import GgufFile
 from evopress.export.exporters.huggingface import HuggingFace
@@ -100,3 +101,18 @@ def test_models_that_lost_modules(name: str, architecture: str, tmp_path: Path) 
         assert header.metadata["deci.attention.head_count"] == [4, 0]
     else:
         assert not read_tensor(header.tensors["blk.1.attn_output.weight"]).any()
+
+
+def test_models_that_lost_modules_hold_the_rest_as_chosen(tmp_path: Path) -> None:
+    run = searched(tmp_path, Gguf(types=("Q4_0", "Q8_0"), embedding=False), ["Q4_0", "Q8_0"])
+    layers, modules = pd.read_parquet(run.configuration("evo")), write_depth_configuration(run, "evo", MIXED)
+    kinds = layers["layer"].str.contains("attn").map({True: "attn", False: "mlp"})
+    kept = layers[[place not in MIXED for place in zip(layers["block"], kinds, strict=True)]]
+    write_table(pd.concat([kept, modules]), run.configuration("evo"), CONFIGURATION, provenance(SEARCH))
+    header = exported(run)
+    assert header.metadata["deci.attention.head_count"] == [4, 0]
+    own = [kept[kept["block"] == block].set_index("layer")["level"] for block in (0, 2)]
+    for part, layer in (("ffn_up", "mlp.up_proj"), ("ffn_down", "mlp.down_proj")):
+        for number in (0, 1):
+            found = gguf.GGMLQuantizationType(header.tensors[f"blk.{number}.{part}.weight"].kind).name
+            assert found == own[number][layer]

@@ -14,13 +14,13 @@ from transformers import AutoTokenizer
 
 from evopress.artifacts.exports import read_export_manifest
 from evopress.artifacts.paths import HUGGINGFACE, Run
+from evopress.artifacts.provenance import read_model_fingerprint
 from evopress.compression.hessian import accumulate_hessians
 from evopress.compression.methods.gptq import Gptq
 from evopress.compression.stage import make_variants
 from evopress.compression.store import VariantStore
-from evopress.config.compute import ComputeSettings
-from evopress.config.context import StageContext
-from evopress.config.hessians import HessianSettings
+from evopress.config.context import ComputeSettings, StageContext
+from evopress.config.data import HessianSettings
 from evopress.config.model import FolderModel
 from evopress.export import compressed
 from evopress.export.exporters.huggingface import SHARD_BYTES, HuggingFace
@@ -28,7 +28,7 @@ from evopress.export.folder import companion_files, plan_shards, shard_names
 from evopress.export.stage import run_export
 from evopress.models.blockwise import BlockwiseModel
 from evopress.models.checkpoint import Checkpoint
-from evopress.models.sources import model_fingerprint, prepare_model
+from evopress.models.sources import prepare_model
 from evopress.util.errors import ArtifactError
 
 LOAD_ELSEWHERE = """
@@ -101,12 +101,12 @@ def test_stored_weights_are_those_of_the_real_variants(tmp_path):
     tiny = make_results(tmp_path / "original", dtype=torch.bfloat16)
     results = Run(tmp_path / "run")
     prepare_model(FolderModel(path=str(tiny.model)), results)
-    write_tokens(results, "calibration", sequences=8, fingerprint=model_fingerprint(results))
+    write_tokens(results, "calibration", sequences=8, fingerprint=read_model_fingerprint(results))
     accumulate_hessians(StageContext(results, ComputeSettings(device="cpu")), HessianSettings(), 0)
     settings = Gptq(bits=(2, 3, 4), group_size=8)
     for block in range(BLOCKS):
-        make_variants(StageContext(results, ComputeSettings(device="cpu")), "gptq", settings, block)
-    configuration = write_configuration(results, "evo", fingerprint=model_fingerprint(results))
+        make_variants(StageContext(results, ComputeSettings(device="cpu")), "gptq", settings, [block])
+    configuration = write_configuration(results, "evo", fingerprint=read_model_fingerprint(results))
     export(results, "evo")
 
     store, stored = VariantStore(results, "gptq"), Checkpoint(results.export("evo", HUGGINGFACE))

@@ -13,11 +13,11 @@ from depth_run import write_depth_model
 from finished_run import FINGERPRINT
 from gguf_layouts import tiny
 
-from evopress.__main__ import main
 from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.provenance import Provenance
 from evopress.artifacts.tables import VARIANTS, read_table
 from evopress.artifacts.tensors import read_tensors, write_tensors
+from evopress.cli.commands import main
 from evopress.compression.imatrix import diagonal_hessians, read_imatrix
 from evopress.compression.methods.gguf import Gguf
 from evopress.compression.stage import make_variants
@@ -114,8 +114,8 @@ def test_rounding_with_an_imatrix_is_that_with_the_hessians(run: Run, tmp_path: 
     method = Gguf(types=("Q4_0", "IQ3_XXS"), rounding="rtn")
     given = method.model_copy(update={"imatrix": str(path)})
     assert method.needs_hessians and not given.needs_hessians
-    make_variants(context, "own", method, 1)
-    make_variants(context, "given", given, 1)
+    make_variants(context, "own", method, [1])
+    make_variants(context, "given", given, [1])
     own, other = (read_tensors(run.variant_tensors(name, 1)) for name in ("own", "given"))
     changed = [float((own[name] != other[name]).float().mean()) for name in own]
     assert own.keys() == other.keys() and max(changed) < 1e-3  # means round otherwise than sums
@@ -133,7 +133,7 @@ def test_importance_from_an_imatrix_matters(run: Run, tmp_path: Path) -> None:
     ):
         path = tmp_path / f"{name}.gguf"
         write_imatrix(Imatrix(sums, imatrix.chunks, imatrix.chunk_size, "x"), path)
-        make_variants(context, name, Gguf(types=("Q4_0",), rounding="rtn", imatrix=str(path)), 0)
+        make_variants(context, name, Gguf(types=("Q4_0",), rounding="rtn", imatrix=str(path)), [0])
     own, flat = (read_tensors(run.variant_tensors(name, 0)) for name in ("own", "flat"))
     assert all((own[name] != flat[name]).any() for name in own)
 
@@ -156,7 +156,7 @@ def test_an_imatrix_of_another_model_is_refused(
     kept = {name: values for name, values in sums.items() if change.get(name, 1) is not None}
     write_imatrix(Imatrix(kept, 1, 8, "x"), path, form)
     with pytest.raises(ConfigError, match=r"^variants\.v\.imatrix: .*" + message):
-        make_variants(StageContext(run), "v", Gguf(types=("Q4_0",), rounding="rtn", imatrix=str(path)), 0)
+        make_variants(StageContext(run), "v", Gguf(types=("Q4_0",), rounding="rtn", imatrix=str(path)), [0])
 
 
 def test_damaged_files_are_refused(run: Run, tmp_path: Path) -> None:

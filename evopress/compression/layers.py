@@ -1,0 +1,70 @@
+"""Linear layers as the model's config alone tells of them, and what it takes to go once over their columns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A linear layer, known from the model's config alone."""
+
+    name: str
+    """In the model, as in `model.layers.0.self_attn.q_proj`."""
+    block: int
+    layer: str
+    """Name inside the block."""
+    input_group: str
+    """Layer inside the block whose input this one shares."""
+    rows: int
+    columns: int
+    itemsize: int
+    """Bytes of a dense weight."""
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the layer."""
+        return self.rows * self.columns
+
+
+def layer_shapes(layers: "pd.DataFrame", itemsize: int) -> list[LayerShape]:
+    """Linear layers of a table with the LAYERS schema; ``itemsize`` is that of their dense weights."""
+    return [
+        LayerShape(
+            name=row["name"],
+            block=int(row["block"]),
+            layer=row["layer"],
+            input_group=row["input_group"],
+            rows=int(row["rows"]),
+            columns=int(row["columns"]),
+            itemsize=itemsize,
+        )
+        for row in layers.to_dict("records")
+    ]
+
+
+def sweep_bytes(layers: Sequence[LayerShape], panel: float, *, factorizes: bool) -> int:
+    """Most bytes that a method holds which goes once over the columns of layers with the same input.
+
+    Args:
+        layers: given as dense weights, of which a float32 copy is made beside the Hessian.
+        panel: bytes of what it works on.
+        factorizes: whether it takes a Cholesky factor: the Hessian reordered and reversed, and the factor in float64,
+            of which a float32 copy stays.
+    """
+    columns, weights = layers[0].columns, sum(layer.parameters for layer in layers)
+    factor = (4 + 4 + 8) * columns**2 if factorizes else 0
+    return int(8 * weights + 4 * columns**2 + max(factor, panel + factor / 4))
+
+
+def sweep_operations(layers: Sequence[LayerShape], levels: Sequence[int], *, factorizes: bool) -> float:
+    """Multiplications and additions of such a method that gives each layer so many ``levels``."""
+    columns = layers[0].columns
+    total = 2.0 * columns * sum(layer.parameters for layer in layers)  # energy, for the relative error
+    if factorizes:
+        total += columns * sum(count * layer.parameters for count, layer in zip(levels, layers, strict=True))
+        total += columns**3 / 3
+    return total
