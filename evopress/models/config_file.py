@@ -38,7 +38,7 @@ def count_blocks(settings: ModelSettings) -> int:
     path = source_file(settings)
     if path is None:
         raise ConfigError("model.blocks: set the number of transformer blocks; a wheel cannot be read beforehand")
-    config = _read(path, gguf=settings.quantized)
+    config = read_model_config(path, gguf=settings.quantized)
     counts = [count for key in _BLOCKS if isinstance(count := config.get(key), int) and count > 0]
     if not counts:
         raise ConfigError(f"model.blocks: {path} does not give the number of transformer blocks; set it")
@@ -55,7 +55,11 @@ def model_config(settings: ModelSettings, run: Run) -> dict[str, Any]:
     """
     try:
         path = None if settings.config_comes_late else source_file(settings)
-        return _read(run.model / "config.json") if path is None else _read(path, gguf=settings.quantized)
+        return (
+            read_model_config(run.model / "config.json")
+            if path is None
+            else read_model_config(path, gguf=settings.quantized)
+        )
     except (EvopressError, OSError):
         return {}
 
@@ -99,7 +103,12 @@ def hub_config(settings: HubModel) -> Path:
         ) from error
 
 
-def _read(path: Path, *, gguf: bool = False) -> dict[str, Any]:
+def read_model_config(path: Path, *, gguf: bool = False) -> dict[str, Any]:
+    """What a config.json (its text part, where there are several), or the header of a GGUF file, says of a model.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
     if gguf:
         header = read_gguf_header(path).metadata
         kind = header.get("general.architecture")

@@ -109,7 +109,8 @@ class ModelShape(BlockwiseModel):
         """
         parameters = self.outside + self.inside
         searched = sum(unit.parameters for unit in units)
-        return FileFacts((parameters - searched) * self.stored.itemsize, self.bytes, parameters, self.source)
+        work = int(self.layers["parameters"].sum()) + self.hidden_size * self.vocab_size
+        return FileFacts((parameters - searched) * self.stored.itemsize, self.bytes, parameters, work, self.source)
 
 
 def shape_of(settings: ModelSettings, run: Run) -> ModelShape | None:

@@ -20,7 +20,9 @@ Choose = Callable[[Units, int], int | None]
 """Which of some units goes next, given the slack (what the group may still spend, negative beyond its budget); None
 ends the filling."""
 HALVINGS = 100
-"""Steps of the bisection for the price of a unit of cost."""
+"""Steps of the bisection for a price, of a unit of cost or of a multiply-add, ..."""
+PRICES = (-60.0, 20.0)
+"""... between these powers of ten."""
 
 
 def at_random(rng: np.random.Generator) -> Choose:
@@ -68,7 +70,8 @@ def step_costs(candidate: Candidate, space: Space, units: Units) -> NDArray[np.i
 def brought_to_budget(candidate: Candidate, space: Space, rng: np.random.Generator) -> Candidate:
     """The candidate, with random units lowered in each group that spends too much, and raised in one that can spend.
 
-    Where lowering layers is not enough, random modules that hold some are dropped, but for the last.
+    Where lowering layers is not enough, or the bound on multiply-adds does not hold, random modules that hold some are
+    dropped; where even one is too many, the one that costs least stays.
     """
     if len(space.modules):
         return _brought_with_modules(candidate, space, rng)
@@ -85,10 +88,14 @@ def _brought_with_modules(candidate: Candidate, space: Space, rng: np.random.Gen
     if not len(kept):
         kept = rng.choice(space.modules, 1)
         fitting[kept] = 1
-    going = rng.permutation(kept)[1:].tolist()
-    while repair(fitting, space, traded(fitting, space), spare(fitting, space), at_random(rng)) is None and going:
+    going = rng.permutation(kept).tolist()
+    while going and not (
+        space.keeps_work(fitting)
+        and repair(fitting, space, traded(fitting, space), spare(fitting, space), at_random(rng)) is not None
+    ):
         fitting[going.pop()] = 0
         space.canonical(fitting)
+    keep_one(fitting, space)
     fill_budget(fitting, space, traded(fitting, space), spare(fitting, space), at_random(rng))
     return fitting
 
@@ -112,11 +119,36 @@ def least_error(space: Space, errors: Errors, resolution: int) -> Candidate:
     This is the multiple-choice knapsack; a module that holds layers is one choice with them: its error at the lowest
     level, or theirs. It is solved exactly where the budget, counted in the greatest common measure
     of all costs, has at most ``resolution`` steps. Where it has more, costs are rounded up to coarser steps, so that
-    the budget holds; what is then left of it goes, a level at a time, to where it lessens the error most.
+    the budget holds; what is then left of it goes, a level at a time, to where it lessens the error most. A bound on
+    multiply-adds is kept by a price on them (`_within_work`), so the sum is then no more than near the least.
 
     Returns:
         [units].
     """
+    return _within_work(space, errors, lambda priced: _least_error(space, priced, resolution))
+
+
+def _within_work(space: Space, errors: Errors, solve: Callable[[Errors], Candidate]) -> Candidate:
+    """What ``solve`` finds with the lowest price on multiply-adds at which they keep to their bound.
+
+    Each is an error more for a module that is kept: the Lagrangian relaxation of the bound.
+    """
+    found = solve(errors)
+    if space.keeps_work(found):
+        return found
+    low, high = PRICES
+    for _ in range(HALVINGS):
+        priced = errors.copy()
+        priced[space.modules, 1] += 10.0 ** ((low + high) / 2) * space.saved[space.modules]
+        candidate = solve(priced)
+        if space.keeps_work(candidate):
+            found, high = candidate, (low + high) / 2
+        else:
+            low = (low + high) / 2
+    return found
+
+
+def _least_error(space: Space, errors: Errors, resolution: int) -> Candidate:
     candidate = np.zeros(len(space.units), dtype=np.int16)
 
     def greatest_gain(units: Units, slack: int) -> int | None:
@@ -201,6 +233,10 @@ def relaxed_least_error(space: Space, errors: Errors) -> Candidate:
 
     Modules that hold layers are kept where that and the best levels of their layers come to less than without them.
     """
+    return _within_work(space, errors, lambda priced: _relaxed_least_error(space, priced))
+
+
+def _relaxed_least_error(space: Space, errors: Errors) -> Candidate:
     candidate = np.zeros(len(space.units), dtype=np.int16)
 
     def best_gain_for_its_cost(units: Units, slack: int) -> int | None:
@@ -221,7 +257,7 @@ def _least_at_one_price(space: Space, errors: Errors, members: Units, budget: in
     """Best levels at the lowest price per unit of cost at which the budget holds."""
     costs, known = space.costs[members].astype(np.float64), errors[members]
     beyond = np.arange(costs.shape[1]) > space.top[members, None]
-    low, high = -60.0, 20.0  # powers of ten
+    low, high = PRICES
     best = np.zeros(len(members), dtype=np.int16)
     for _ in range(HALVINGS):
         price = 10.0 ** ((low + high) / 2)

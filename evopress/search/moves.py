@@ -84,7 +84,8 @@ def restore_module(candidate: Candidate, space: Space, rng: np.random.Generator)
         return None
     new = candidate.copy()
     _restore(new, space, int(dropped[rng.integers(len(dropped))]), traded(candidate, space), rng)
-    return new if _balanced(new, space, traded(candidate, space), rng) else None
+    fits = space.keeps_work(new) and _balanced(new, space, traded(candidate, space), rng)
+    return new if fits else None
 
 
 def exchange_modules(candidate: Candidate, space: Space, rng: np.random.Generator) -> Candidate | None:
@@ -99,7 +100,7 @@ def exchange_modules(candidate: Candidate, space: Space, rng: np.random.Generato
     _restore(new, space, comes, np.flatnonzero(space.holder == goes) if alike else traded(candidate, space), rng)
     new[goes] = 0
     space.canonical(new)
-    return new if _balanced(new, space, traded(new, space), rng) else None
+    return new if space.keeps_work(new) and _balanced(new, space, traded(new, space), rng) else None
 
 
 def _restore(candidate: Candidate, space: Space, module: int, others: Units, rng: np.random.Generator) -> None:

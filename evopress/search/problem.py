@@ -9,13 +9,14 @@ import pandas as pd
 from evopress.artifacts.manifest import load_manifest, sha256
 from evopress.artifacts.paths import EMBEDDING, Run, manifest_path
 from evopress.artifacts.provenance import require_same_model
-from evopress.artifacts.tables import MODULES, read_provenance, read_table
+from evopress.artifacts.tables import LAYERS, MODULES, read_provenance, read_table
 from evopress.compression.base import Family, Level, Unit
 from evopress.compression.families import MIXED, family_of
 from evopress.compression.joint import JointStore, joint_units, module_units
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
 from evopress.models.checkpoint import Checkpoint
+from evopress.models.config_file import read_model_config, size
 from evopress.search.offered import Constraints, only_levels, tied_units
 from evopress.search.processes import Ranks
 from evopress.search.resume import ResumeFolder
@@ -50,7 +51,11 @@ class SearchProblem:
 
     def describe(self, candidate: Candidate) -> str:
         """What a candidate comes to, in words."""
-        return self.family.describe(self.space.units, candidate.tolist())
+        words, work = self.family.describe(self.space.units, candidate.tolist()), self.space.work
+        if work is None:
+            return words
+        left = work.dense - int(self.space.saved[candidate == 0].sum())
+        return f"{words}, {left / work.dense:.4g} of the multiply-adds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,4 +215,8 @@ def file_facts(run: Run, target: SizeTarget, units: Sequence[Unit]) -> FileFacts
     else:
         fixed = target.file.fixed_bytes(run, searched)
     origin = load_manifest(run.model_manifest, "model").get("origin", {})
-    return FileFacts(fixed, sum(sizes.values()), sum(checkpoint.elements().values()), origin.get("gguf_bytes"))
+    shape = read_model_config(run.model / "config.json")
+    head = (size(shape, "vocab_size") or 0) * (size(shape, "hidden_size") or 0)
+    work = int(read_table(run.layers, LAYERS)["parameters"].sum()) + head
+    parameters = sum(checkpoint.elements().values())
+    return FileFacts(fixed, sum(sizes.values()), parameters, work, origin.get("gguf_bytes"))

@@ -8,8 +8,10 @@ its layers take at their lowest levels, a higher level of a layer costs what it 
 a module that is dropped are at their lowest level. So costs add up, whatever is dropped.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
@@ -18,11 +20,22 @@ from numpy.typing import NDArray
 from evopress.compression.base import Family, Unit
 from evopress.models.modules import module_kind
 from evopress.search.target import FileFacts, SizeTarget, size_budgets
+from evopress.util.errors import ConfigError
 
 Candidate = NDArray[np.int16]
 """One level index per unit, [units]."""
 DENSE_LEVEL = -1
 """In a candidate, a unit as it is in the dense model. Only for measuring: it has no cost, and no result holds it."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds for a token."""
+
+    dense: int
+    """Of the dense model."""
+    most: int
+    """Of a candidate."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,8 @@ class Space:
     group_budgets: tuple[int, ...]
     in_bytes: bool = False
     """Whether budgets count the bytes of levels, and not their costs."""
+    work: "Work | None" = None
+    """The bound on multiply-adds, where the target has one."""
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
@@ -147,9 +162,18 @@ class Space:
         spent = [self.cost_of(candidate, members) for members in self.members]
         return np.array(self.group_budgets, dtype=np.int64) - np.array(spent, dtype=np.int64)
 
+    @cached_property
+    def saved(self) -> NDArray[np.int64]:
+        """Multiply-adds for a token that each unit saves at its lowest level, [units]; 0 where it is a layer."""
+        return np.array([unit.parameters if unit.modules else 0 for unit in self.units], dtype=np.int64)
+
+    def keeps_work(self, candidate: Candidate) -> bool:
+        """Whether a candidate keeps to the bound on multiply-adds, if there is one."""
+        return self.work is None or self.work.dense - int(self.saved[candidate == 0].sum()) <= self.work.most
+
     def fits(self, candidate: Candidate) -> bool:
-        """Whether every group keeps to its budget."""
-        return bool((self.slacks(candidate) >= 0).all())
+        """Whether every group keeps to its budget, and the whole to the bound on multiply-adds."""
+        return bool((self.slacks(candidate) >= 0).all()) and self.keeps_work(candidate)
 
 
 def make_space(
@@ -171,5 +195,25 @@ def make_space(
         assert file is not None
         space = Space(tuple(units), (), in_bytes=True)
         limits = space.limits() if len(space.modules) else None
-        return replace(space, group_budgets=size_budgets(units, target, file, f"{where}.target", limits))
+        budgets = size_budgets(units, target, file, f"{where}.target", limits)
+        return replace(space, group_budgets=budgets, work=_work(space, target, file, f"{where}.target"))
     return Space(tuple(units), family.budgets(units, target, where))
+
+
+def _work(space: Space, target: SizeTarget, file: FileFacts, where: str) -> Work | None:
+    """The bound on multiply-adds that the target names.
+
+    Raises:
+        ConfigError: it does not hold even where the least is kept (`budget.keep_one`).
+    """
+    if target.multiply_adds is None:
+        return None
+    work = Work(file.multiply_adds, math.floor(Fraction(str(target.multiply_adds)) * file.multiply_adds))
+    kept = space.modules[space.costs[space.modules, 1].argmin()]
+    least = work.dense - int(space.saved.sum() - space.saved[kept])
+    if work.most < least:
+        raise ConfigError(
+            f"{where}.multiply_adds: {target.multiply_adds:g} of the dense model's is less than what stays when all "
+            f"modules but one are dropped ({least / work.dense:.4g}); raise it, or exclude fewer modules"
+        )
+    return work

@@ -46,6 +46,14 @@ class SizeTarget(Section):
         description="Which export is meant, where the search asks for several beside `huggingface`: its name, or the "
         "section of its settings. If it asks for none, the packed size of the whole model is.",
     )
+    multiply_adds: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        exclude_if=lambda share: share is None,
+        description="A bound on the work as well: most multiply-adds for a token, as a fraction of those of the dense "
+        "model's linear layers and head. Only dropped modules save any, so one of the variants has to drop modules.",
+    )
     above_source: bool = Field(
         False,
         description="Allow a size that is not below that of the quantized file that the model comes from. Such a "
@@ -72,10 +80,12 @@ class SizeTarget(Section):
 
     def __str__(self) -> str:
         if self.bytes is not None:
-            return megabytes(self.bytes)
-        return (
-            f"{self.fraction:g} of the dense model" if self.fraction is not None else f"{self.bpw:g} bits a parameter"
-        )
+            size = megabytes(self.bytes)
+        elif self.fraction is not None:
+            size = f"{self.fraction:g} of the dense model"
+        else:
+            size = f"{self.bpw:g} bits a parameter"
+        return size if self.multiply_adds is None else f"{size} and {self.multiply_adds:g} of the multiply-adds"
 
 
 def _kind(value: Any) -> str:
@@ -117,6 +127,8 @@ class FileFacts:
     dense: int
     """Bytes of the dense model's weights."""
     parameters: int
+    multiply_adds: int
+    """For a token, of the dense model's linear layers and head."""
     source: int | None = None
     """Bytes of the quantized file that the model comes from."""
 

@@ -139,6 +139,17 @@ def _size_problems(where: str, search: Strategy, methods: Mapping[str, Method]) 
             f"{where}.target: a search over dropped modules has no size of a file as its target; say how many "
             "blocks are to go, or name variants of layers as well"
         )
+    else:
+        yield from _work_problems(where, search)
+
+
+def _work_problems(where: str, search: Strategy) -> Iterator[str]:
+    """Why a search in which all modules stay cannot have a bound on multiply-adds."""
+    if isinstance(search.target, SizeTarget) and search.target.multiply_adds is not None:
+        yield (
+            f"{where}.target.multiply_adds: only dropped modules save multiply-adds; name variants of `method: drop` "
+            "as well, or remove it"
+        )
 
 
 def _joint_problems(where: str, search: Strategy, methods: Mapping[str, Method]) -> Iterator[str]:
@@ -159,6 +170,8 @@ def _joint_problems(where: str, search: Strategy, methods: Mapping[str, Method])
             f"{where}.target.file: how large a file without some of its modules is depends on which of them go, so no "
             "export can tell it; leave it out, and the packed size of the whole model counts"
         )
+    if not modules:
+        yield from _work_problems(where, search)
     if len(modules) > 1:
         yield f"{where}.variants: {' and '.join(modules)} both drop modules; name one of them"
     if len(modules) == len(methods):

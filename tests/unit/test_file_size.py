@@ -219,7 +219,10 @@ def test_integers_in_groups_count_packed_bytes(tmp_path: Path) -> None:
 
 def test_a_size_is_not_above_that_of_the_quantized_source() -> None:
     levels = (Level("a", 2.0, 200, 100), Level("b", 4.0, 400, 200))
-    units, facts = [Unit("u", 0, "u", "all", 100, levels)], FileFacts(fixed=50, dense=1000, parameters=100, source=240)
+    units, facts = (
+        [Unit("u", 0, "u", "all", 100, levels)],
+        FileFacts(fixed=50, dense=1000, parameters=100, multiply_adds=0, source=240),
+    )
     assert size_budgets(units, SizeTarget(bytes=239), facts, "t") == (189,)
     with pytest.raises(ConfigError, match="not below the quantized file that the model comes from"):
         size_budgets(units, SizeTarget(bytes=240), facts, "t")

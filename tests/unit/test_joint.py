@@ -12,7 +12,7 @@ from evopress.search.budget import brought_to_budget, least_error, relaxed_least
 from evopress.search.candidates import Move, make_offspring, switch_levels, uniform_starts
 from evopress.search.moves import change_family, drop_module, exchange_modules, joint_move, restore_module
 from evopress.search.sensitivity import Effects, measured_starts
-from evopress.search.space import Candidate, Space
+from evopress.search.space import Candidate, Space, Work
 
 SOURCES = {"gptq": (2, 3, 4, 6), "sparse": (3, 5)}
 """Bits that a weight takes at each level."""
@@ -28,9 +28,13 @@ def layer(block: int, name: str, weights: int, sources: dict[str, tuple[int, ...
     return Unit(f"m.{block}.{name}", block, name, "all", weights, tuple(levels))
 
 
+MULTIPLY_ADDS = {"attn": 8, "mlp": 10}
+"""Of a module, for a token."""
+
+
 def module(block: int, kind: str, dense: int = 0) -> Unit:
     levels = (Level(DROP, 1.0, 0, 0, source="drop"), Level(KEEP, 0.0, 1, dense, source="drop"))
-    return Unit(f"m.{block}.{kind}", block, kind, "all", 1, levels, ((block, kind),))
+    return Unit(f"m.{block}.{kind}", block, kind, "all", MULTIPLY_ADDS[kind], levels, ((block, kind),))
 
 
 def space_of(blocks: int, budget: int, sources: dict[str, tuple[int, ...]] = SOURCES, dense: int = 0) -> Space:
@@ -41,6 +45,18 @@ def space_of(blocks: int, budget: int, sources: dict[str, tuple[int, ...]] = SOU
         units += [layer(block, "self_attn.q", 4, sources), layer(block, "self_attn.o", 4, sources)]
         units += [layer(block, "mlp.up", 10, sources)]
     return Space(tuple(units), (budget,), in_bytes=True)
+
+
+def slowed(space: Space, most: int) -> Space:
+    """With a bound on multiply-adds, of which 5 lie outside of all modules."""
+    return replace(space, work=Work(5 + sum(unit.parameters for unit in space.units if unit.modules), most))
+
+
+def true_work(space: Space, candidate: Candidate) -> int:
+    """Multiply-adds of what is left, module by module."""
+    return 5 + sum(
+        MULTIPLY_ADDS[unit.layer] for unit, at in zip(space.units, candidate, strict=True) if unit.modules and at
+    )
 
 
 def true_bytes(space: Space, candidate: Candidate) -> int:
@@ -159,9 +175,44 @@ def test_a_move_across_families_takes_a_neighbour_by_its_bytes() -> None:
     assert labels <= neighbours | {(new, old) for old, new in neighbours}
 
 
-def above_the_optimum(seed: int, generations: int, move: Move) -> float:
-    """By what share the best candidate of an evolution is worse than the optimum of a linear objective."""
+@pytest.mark.parametrize("most", [13, 15, 41, 60, 76, 77])
+def test_a_bound_on_multiply_adds_holds_in_all_that_is_made(most: int) -> None:
+    space, rng = slowed(space_of(4, 250, dense=3), most), np.random.default_rng(most)
+    errors = harms(space, 0)
+    made = [brought_to_budget(space.top, space, rng) for _ in range(20)]
+    made += [least_error(space, errors, 1000), relaxed_least_error(space, errors)]
+    candidate = made[0]
+    for _ in range(400):
+        for move in (joint_move, restore_module, exchange_modules):
+            new = move(candidate, space, rng)
+            if new is not None:
+                made.append(new)
+                candidate = new
+    assert max(true_work(space, one) for one in made) <= most
+    assert all(space.fits(one) and one[space.modules].any() for one in made)
+    assert not space.fits(np.ones_like(space.top)) or most == 77
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sums_of_errors_are_near_the_least_under_both_bounds(seed: int) -> None:
+    space = space_of(2, 90, {"gptq": (2, 4), "sparse": (3,)})
+    errors = harms(space, seed)
+    needs = true_work(space, least_error(space, errors, 10_000))
+    bounded = slowed(space, needs - 1)
+    best = optimum(bounded, errors)
+    assert best > optimum(space, errors)
+    for found in (least_error(bounded, errors, 10_000), relaxed_least_error(bounded, errors)):
+        assert bounded.fits(found)
+        assert best <= total(space, errors, found) + 1e-9 <= 1.6 * best
+
+
+def above_the_optimum(seed: int, generations: int, move: Move, most: int | None = None) -> float:
+    """By what share the best candidate of an evolution is worse than the optimum of a linear objective.
+
+    With a bound on multiply-adds, worse than what the relaxation of that finds.
+    """
     space = space_of(6, 330)
+    space = space if most is None else slowed(space, most)
     errors, rng = harms(space, seed), np.random.default_rng(seed)
     parent = brought_to_budget(space.top, space, rng)
     for _ in range(generations):
@@ -174,6 +225,10 @@ def test_moves_find_the_optimum_of_linear_objectives() -> None:
     found = [above_the_optimum(seed, 400, joint_move) for seed in range(5)]
     assert sum(gap < 1e-9 for gap in found) >= 4
     assert max(found) < 0.02  # errors of modules are drawn as large as those of all their layers: a rugged landscape
+
+
+def test_moves_find_no_less_than_a_relaxation_under_both_bounds() -> None:
+    assert max(above_the_optimum(seed, 400, joint_move, most=80) for seed in range(3)) < 0.02
 
 
 def test_switches_alone_do_not() -> None:

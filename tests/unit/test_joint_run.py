@@ -14,7 +14,7 @@ from search_run import COMPUTE, fresh, prepare, search_with_effects
 from transformers import AutoModelForCausalLM
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import CONFIGURATION, TRACE, read_table, write_table
+from evopress.artifacts.tables import CONFIGURATION, LAYERS, TRACE, read_table, write_table
 from evopress.compression.base import Family
 from evopress.compression.families import BITS, DROP, MIXED, family_of, of_modules
 from evopress.compression.methods.drop import Drop, make_module_table
@@ -296,6 +296,35 @@ def test_two_processes_find_what_one_finds(run: Run, tmp_path: Path) -> None:
     two = StageContext(other, COMPUTE.model_copy(update={"processes": 2}))
     search_with_effects(two, "x", settings)
     assert Configuration.read(other, "x").table.equals(own.table)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.7])
+@pytest.mark.parametrize("start", ["uniform", "sensitivity", "dp"])
+def test_a_bound_on_multiply_adds_holds_beside_the_size(
+    run: Run, start: str, share: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = SizeTarget(bytes=FIXED + 2500, multiply_adds=share)
+    settings: Evolution | DynamicProgramming = Evolution(variants=ALL, target=target, **SMALL)
+    if start == "dp":
+        settings = DynamicProgramming(variants=ALL, target=target, errors="kl", tokens=24)
+    elif start == "sensitivity":
+        settings = settings.model_copy(update={"start": start})
+    with caplog.at_level("INFO"):
+        found = searched(run, settings)
+    assert size_of(run, found.table).total_bytes <= FIXED + 2500
+    layers, head = read_table(run.layers, LAYERS), 64 * 16
+    dropped = found.table[found.table["level"] == DROP]
+    gone = pd.MultiIndex.from_frame(dropped[["block", "layer"]])
+    in_use = int(layers["parameters"][~pd.MultiIndex.from_frame(layers[["block", "module"]]).isin(gone)].sum()) + head
+    dense = int(layers["parameters"].sum()) + head
+    assert len(dropped) and in_use <= share * dense
+    assert f"{in_use / dense:.4g} of the multiply-adds" in caplog.text
+
+
+def test_a_bound_that_only_an_empty_model_would_keep_is_refused(run: Run) -> None:
+    target = SizeTarget(bytes=FIXED + 2500, multiply_adds=0.2)
+    with pytest.raises(ConfigError, match=r"searches\.x\.target\.multiply_adds: 0\.2 .* \(0\.\d+\); raise it"):
+        open_problem(run, Evolution(variants=ALL, target=target, **SMALL), "searches.x")
 
 
 def test_a_size_that_no_mix_reaches_is_refused_with_the_range(run: Run) -> None:
