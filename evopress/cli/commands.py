@@ -94,7 +94,7 @@ _FORCE = _argument("--force", action="store_true", help="replace the file if it 
         type=_memory,
         default=[],
         metavar="GB",
-        help="plan for accelerators with so much memory, of which a search gets nine tenths",
+        help="plan for accelerators with so much memory, of which a search gets 80 %",
     ),
     _argument("--rates", type=Path, metavar="FILE", help="measured rates, as in the check.json of a machine"),
     _argument("--devices", type=_count, metavar="N", help="devices that jobs share (default: one a process)"),

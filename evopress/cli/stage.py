@@ -102,12 +102,12 @@ def parse(arguments: Sequence[str], stages: Mapping[str, Stage] = STAGES) -> tup
     shared.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     shared.add_argument("--key", default="", help="digest of all that the result depends on, kept with it")
     shared.add_argument("--log", type=Path, help="file to log to")
-    parser = argparse.ArgumentParser(prog="scripts/stage.py", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=stages, metavar="STAGE", help=", ".join(stages))
     named = parser.parse_args(arguments[:1]).stage
     function = _function(stages[named])
     about = (inspect.getdoc(function) or "").split("\n\n")[0]
-    own = argparse.ArgumentParser(prog=f"scripts/stage.py {named}", description=about, parents=[shared])
+    own = argparse.ArgumentParser(prog=f"{parser.prog} {named}", description=about, parents=[shared])
     hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters
     names = [name for name, one in parameters.items() if name not in SHARED and one.kind is not one.KEYWORD_ONLY]

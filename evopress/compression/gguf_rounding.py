@@ -196,7 +196,7 @@ def round_to_nearest(weight: Tensor, importance: Tensor, kind: GgufType) -> Tens
     """
     if find_spec("libgguf") is None:
         raise CompressionError(
-            "rounding to the nearest GGUF type needs libgguf: pip install 'evopress[gguf]', or choose `rounding: gptq`"
+            "rounding to the nearest GGUF type needs libgguf: pip install -e '.[gguf]', or choose `rounding: gptq`"
         )
     import libgguf
 

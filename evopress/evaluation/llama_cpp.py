@@ -26,8 +26,7 @@ from evopress.util.errors import ConfigError, ModelError
 
 __all__ = ["AT_ONCE", "Speed", "is_installed", "logits", "resident_bytes", "runtime_version", "speeds", "tokenize"]
 NOT_INSTALLED = (
-    "llama.cpp is not installed; run `pip install 'evopress[runtime]'`, or leave `evaluation.runtime` out of the "
-    "settings"
+    "llama.cpp is not installed; run `pip install -e '.[runtime]'`, or leave `evaluation.runtime` out of the settings"
 )
 _LAST_WORDS = 20
 """Lines of the library's log that an error repeats."""

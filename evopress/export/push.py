@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from evopress.artifacts.exports import read_export_manifest
 from evopress.artifacts.manifest import damaged_files
 from evopress.artifacts.paths import CARD, LEVEL_MAP, Run
+from evopress.export.exporters import EXPORTERS
 from evopress.util.errors import ArtifactError, ConfigError, brief
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ def prepare_upload(run: Run, search: str, exporter: str) -> Upload:
     files = read_export_manifest(run, search, exporter)["files"]
     for error in damaged_files(folder, files, manifest, content=True):
         raise error
+    if not all(one.has_card for one in EXPORTERS.plugins if EXPORTERS.name_of(one) == exporter):
+        raise ArtifactError(f"{folder}: {exporter} has no model card, which the hub needs; push another export")
     card = folder / CARD
     if not card.is_file():
         raise ArtifactError(f"{card}: missing; run the workflow to its end, which writes the model card")
     sizes = {name: int(facts["bytes"]) for name, facts in sorted(files.items()) if name != CARD}
-    beside = [folder / LEVEL_MAP, card]  # the picture is not there where all layers are at one level
+    beside = [folder / LEVEL_MAP, card]
     return Upload(folder, sizes | {path.name: path.stat().st_size for path in beside if path.is_file()})
 
 

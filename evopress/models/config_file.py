@@ -161,10 +161,18 @@ def dense_sizes(settings: ModelSettings, run: Run) -> tuple[int, int] | None:
 
             checkpoint = Checkpoint(run.model)
             return sum(checkpoint.sizes().values()), sum(checkpoint.elements().values())
-        if not settings.quantized or settings.local is None:
-            return None
+    except (EvopressError, OSError):
+        return None
+    parameters = gguf_parameters(settings)
+    return None if parameters is None else (parameters * (4 if settings.dtype == "float32" else 2), parameters)
+
+
+def gguf_parameters(settings: ModelSettings) -> int | None:
+    """Parameters of the model in a GGUF file; None of other sources, of a wheel, and where it cannot be read."""
+    if not settings.quantized or settings.local is None:
+        return None
+    try:
         tensors = whole_header(settings.local).tensors
     except (EvopressError, OSError):
         return None
-    parameters = sum(math.prod(tensor.shape) for name, tensor in tensors.items() if not name.startswith("rope_"))
-    return parameters * (4 if settings.dtype == "float32" else 2), parameters
+    return sum(math.prod(tensor.shape) for name, tensor in tensors.items() if not name.startswith("rope_"))

@@ -152,8 +152,8 @@ def planned(settings: Settings, run: Run, shape: ModelShape | None = None, devic
     for name, search in settings.searches.items():
         file, own = file_of(settings.model, run, shape, search.target), {one: tables[one] for one in search.sources}
         problem = problem_of(own, search.constraints(f"searches.{name}", file))
-        asked = requests_of(search, problem)
         try:
+            asked = requests_of(search, problem)
             works[name] = search_work(here, problem, search, asked, settings.data.search, compute, device_gb)
         except ConfigError as error:
             refusals.append(f"search {name} will be refused: {error}")

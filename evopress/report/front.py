@@ -271,4 +271,4 @@ def _name_points(axes: Any, points: Sequence[Point], column: Column, front: str)
         label = point.name.removeprefix(f"{front}-")
         text = axes.annotate(label, place, (4, 4), textcoords="offset points", fontsize=6.5, color=INK)
         if point.searches:
-            text.set_url(f"#search-{point.searches[0]}")
+            text.set_url(f"#levels-{point.searches[0]}")

@@ -34,7 +34,7 @@ def write_events(run: Run, folder: Path) -> dict[str, int]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigError("--tensorboard: is not installed; pip install 'evopress[tensorboard]'") from error
+        raise ConfigError("--tensorboard: is not installed; pip install -e '.[tensorboard]'") from error
     written: dict[str, int] = {}
     for model in models_of(run):
         points = [*search_scalars(run, model), *evaluation_scalars(run, model)]

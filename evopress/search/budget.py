@@ -136,16 +136,29 @@ def _within_work(space: Space, errors: Errors, solve: Callable[[Errors], Candida
     found = solve(errors)
     if space.keeps_work(found):
         return found
-    low, high = PRICES
-    for _ in range(HALVINGS):
+
+    def at(price: float) -> Candidate:
+        """What is found when a multiply-add costs so much."""
         priced = errors.copy()
-        priced[space.modules, 1] += 10.0 ** ((low + high) / 2) * space.saved[space.modules]
-        candidate = solve(priced)
-        if space.keeps_work(candidate):
-            found, high = candidate, (low + high) / 2
+        priced[space.modules, 1] += price * space.saved[space.modules]
+        return solve(priced)
+
+    return _at_lowest_price(at, space.keeps_work, found)
+
+
+def _at_lowest_price(
+    at: Callable[[float], Candidate], holds: Callable[[Candidate], bool], otherwise: Candidate
+) -> Candidate:
+    """What is found at the lowest price at which a bound holds, by bisection; ``otherwise`` where it holds at none."""
+    low, high = PRICES
+    best = otherwise
+    for _ in range(HALVINGS):
+        found = at(10.0 ** ((low + high) / 2))
+        if holds(found):
+            best, high = found, (low + high) / 2
         else:
             low = (low + high) / 2
-    return found
+    return best
 
 
 def _least_error(space: Space, errors: Errors, resolution: int) -> Candidate:
@@ -257,10 +270,9 @@ def _least_at_one_price(space: Space, errors: Errors, members: Units, budget: in
     """Best levels at the lowest price per unit of cost at which the budget holds."""
     costs, known = space.costs[members].astype(np.float64), errors[members]
     beyond = np.arange(costs.shape[1]) > space.top[members, None]
-    low, high = PRICES
-    best = np.zeros(len(members), dtype=np.int16)
-    for _ in range(HALVINGS):
-        price = 10.0 ** ((low + high) / 2)
+
+    def at(price: float) -> Candidate:
+        """The best levels when a unit of cost costs so much."""
         values = np.where(beyond, np.inf, known + price * costs)
         levels = values.argmin(axis=1).astype(np.int16)
         if len(space.modules):  # which trade with all others: members are all units
@@ -268,11 +280,10 @@ def _least_at_one_price(space: Space, errors: Errors, members: Units, budget: in
             inside = np.bincount(space.holder[held], values.min(axis=1)[held], minlength=len(values))
             levels[space.modules] = (values[:, 1] + inside < values[:, 0])[space.modules]
             space.canonical(levels)
-        if space.costs[members, levels].sum() <= budget:
-            best, high = levels, (low + high) / 2
-        else:
-            low = (low + high) / 2
-    return best
+        return levels
+
+    lowest = np.zeros(len(members), dtype=np.int16)
+    return _at_lowest_price(at, lambda levels: bool(space.costs[members, levels].sum() <= budget), lowest)
 
 
 def _gains(candidate: Candidate, space: Space, errors: Errors, units: Units) -> NDArray[np.float64]:

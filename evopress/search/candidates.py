@@ -92,15 +92,15 @@ def _level_of_share(prices: Sequence[int], share: int, scale: int) -> int:
 
 
 def uniform_of_size(space: Space) -> Candidate:
-    """The highest value of a level that fits everywhere, and the rest of the bytes spent from the first unit on.
+    """The highest cost of a weight that fits everywhere, and the rest of the bytes spent from the first unit on.
 
-    A unit that has no level of this value takes the next below, or its lowest. While bytes are left, units go up by a
+    A unit that has no level of this cost takes the next below, or its lowest. While bytes are left, units go up by a
     level each, in their order, as far as the bytes go.
     """
-    values = sorted({level.value for unit in space.units for level in unit.levels})
+    shares = [[level.cost / unit.parameters for level in unit.levels] for unit in space.units]
     found = np.zeros(len(space.units), dtype=np.int16)
-    for value in values:
-        counts = [sum(level.value <= value for level in unit.levels) for unit in space.units]
+    for most in sorted({share for own in shares for share in own}):
+        counts = [sum(share <= most for share in own) for own in shares]
         candidate = np.array([max(0, count - 1) for count in counts], dtype=np.int16)
         if not space.fits(candidate):
             break

@@ -16,7 +16,6 @@ from evopress.compression.joint import JointStore, joint_units, module_units
 from evopress.compression.store import VariantStore
 from evopress.config.context import StageContext
 from evopress.models.checkpoint import Checkpoint
-from evopress.models.config_file import read_model_config, size
 from evopress.search.offered import Constraints, only_levels, tied_units
 from evopress.search.processes import Ranks
 from evopress.search.resume import ResumeFolder
@@ -54,8 +53,7 @@ class SearchProblem:
         words, work = self.family.describe(self.space.units, candidate.tolist()), self.space.work
         if work is None:
             return words
-        left = work.dense - int(self.space.saved[candidate == 0].sum())
-        return f"{words}, {left / work.dense:.4g} of the multiply-adds"
+        return f"{words}, {self.space.work_of(candidate) / work.dense:.4g} of the multiply-adds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,8 +213,15 @@ def file_facts(run: Run, target: SizeTarget, units: Sequence[Unit]) -> FileFacts
     else:
         fixed = target.file.fixed_bytes(run, searched)
     origin = load_manifest(run.model_manifest, "model").get("origin", {})
-    shape = read_model_config(run.model / "config.json")
-    head = (size(shape, "vocab_size") or 0) * (size(shape, "hidden_size") or 0)
-    work = int(read_table(run.layers, LAYERS)["parameters"].sum()) + head
-    parameters = sum(checkpoint.elements().values())
-    return FileFacts(fixed, sum(sizes.values()), parameters, work, origin.get("gguf_bytes"))
+    elements = checkpoint.elements()
+    facts = FileFacts(fixed, sum(sizes.values()), sum(elements.values()), source=origin.get("gguf_bytes"))
+    return facts if target.multiply_adds is None else replace(facts, multiply_adds=_multiply_adds(run, checkpoint))
+
+
+def _multiply_adds(run: Run, checkpoint: Checkpoint) -> int:
+    """Of the dense model's linear layers and head for a token; a tied head is the largest tensor outside the blocks."""
+    layers, elements = read_table(run.layers, LAYERS), checkpoint.elements()
+    inside = {checkpoint.stored_name(f"{name}.weight") for name in layers["name"]}
+    own = checkpoint.stored_name("lm_head.weight")
+    head = elements[own] if own else max(count for name, count in elements.items() if name not in inside)
+    return int(layers["parameters"].sum()) + head

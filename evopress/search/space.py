@@ -90,8 +90,8 @@ class Space:
 
     @cached_property
     def modules(self) -> NDArray[np.int64]:
-        """Units of modules that hold others; none where only modules, or only layers, have levels."""
-        return np.unique(self.holder[self.holder >= 0])
+        """Units of modules, where layers have levels as well; none where only modules, or only layers, do."""
+        return np.flatnonzero([bool(unit.modules) for unit in self.units] if self.is_joint else [])
 
     @cached_property
     def is_joint(self) -> bool:
@@ -137,7 +137,7 @@ class Space:
         ]
 
     def tradable(self, candidate: Candidate) -> NDArray[np.bool_]:
-        """Units that may go a level up or down alone, [units]: not modules that hold others, nor what they drop."""
+        """Units that may go a level up or down alone, [units]: no modules, and no layers of dropped ones."""
         trades = (self.holder < 0) | (candidate[self.holder] > 0)
         trades[self.modules] = False
         return trades
@@ -167,9 +167,13 @@ class Space:
         """Multiply-adds for a token that each unit saves at its lowest level, [units]; 0 where it is a layer."""
         return np.array([unit.parameters if unit.modules else 0 for unit in self.units], dtype=np.int64)
 
+    def work_of(self, candidate: Candidate) -> int:
+        """Multiply-adds for a token of a candidate, where they are bounded."""
+        return (self.work.dense if self.work else 0) - int(self.saved[candidate == 0].sum())
+
     def keeps_work(self, candidate: Candidate) -> bool:
         """Whether a candidate keeps to the bound on multiply-adds, if there is one."""
-        return self.work is None or self.work.dense - int(self.saved[candidate == 0].sum()) <= self.work.most
+        return self.work is None or self.work_of(candidate) <= self.work.most
 
     def fits(self, candidate: Candidate) -> bool:
         """Whether every group keeps to its budget, and the whole to the bound on multiply-adds."""
@@ -209,11 +213,13 @@ def _work(space: Space, target: SizeTarget, file: FileFacts, where: str) -> Work
     if target.multiply_adds is None:
         return None
     work = Work(file.multiply_adds, math.floor(Fraction(str(target.multiply_adds)) * file.multiply_adds))
-    kept = space.modules[space.costs[space.modules, 1].argmin()]
-    least = work.dense - int(space.saved.sum() - space.saved[kept])
-    if work.most < least:
+    least = np.zeros(len(space.units), dtype=np.int16)
+    least[space.modules[space.costs[space.modules, 1].argmin()]] = 1
+    needed = replace(space, work=work).work_of(least)
+    if needed > work.most:
         raise ConfigError(
             f"{where}.multiply_adds: {target.multiply_adds:g} of the dense model's is less than what stays when all "
-            f"modules but one are dropped ({least / work.dense:.4g}); raise it, or exclude fewer modules"
+            f"modules but one are dropped; give at least {math.ceil(1e4 * needed / work.dense) / 1e4:g}, or exclude "
+            "fewer modules"
         )
     return work

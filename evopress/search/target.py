@@ -127,8 +127,8 @@ class FileFacts:
     dense: int
     """Bytes of the dense model's weights."""
     parameters: int
-    multiply_adds: int
-    """For a token, of the dense model's linear layers and head."""
+    multiply_adds: int = 0
+    """For a token, of the dense model's linear layers and head; counted where the target bounds them."""
     source: int | None = None
     """Bytes of the quantized file that the model comes from."""
 
@@ -180,12 +180,14 @@ def size_budgets(
     limits = limits or [(_bytes_of(members, min), _bytes_of(members, max)) for members in groups.values()]
     lowest, highest = (facts.fixed + sum(ends) for ends in zip(*limits, strict=True))
     if not lowest <= limit <= highest:
-        side, end = ("below", f"smallest file ({megabytes(lowest)})")
-        if limit > highest:
-            side, end = ("above", f"largest file ({megabytes(highest)})")
+        least, most = (
+            megabytes(-(-lowest // 1000) * 1000),
+            megabytes(highest // 1000 * 1000),
+        )  # as they can be asked for
+        side, end = ("above", f"largest file ({most})") if limit > highest else ("below", f"smallest file ({least})")
         raise ConfigError(
             f"{where}: {megabytes(limit)} is {side} the {end} that the levels of these layers allow; choose a size "
-            f"between {megabytes(lowest)} and {megabytes(highest)}, or offer other levels"
+            f"between {least} and {most}, or offer other levels"
         )
     parameters = [sum(unit.parameters for unit in members) for members in groups.values()]
     free = limit - facts.fixed

@@ -11,7 +11,7 @@ from typing import Any
 from evopress.artifacts.paths import EMBEDDING
 from evopress.compression.layers import LayerShape
 from evopress.config.context import ComputeSettings
-from evopress.models.config_file import size
+from evopress.models.config_file import gguf_parameters, size
 from evopress.search.base import EffectsSettings, Strategy
 from evopress.util.errors import CompressionError
 from evopress.workflow.settings import Settings
@@ -37,6 +37,10 @@ class Memory:
     settings: Settings
     config: Mapping[str, Any]
     """Of the model; hidden states count for nothing where it does not tell their size."""
+
+    def model(self, attempt: int) -> int:
+        """A GGUF file's weights are held whole, in float32 and in the type of the model; all else file by file."""
+        return _BLOCK * attempt + (gguf_parameters(self.settings.model) or 0) * 8 // 1_000_000
 
     def variants(self, attempt: int) -> int:
         """Blocks that are independent of one another, one after the other."""

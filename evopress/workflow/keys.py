@@ -19,8 +19,6 @@ from evopress.workflow.code_dependencies import code_digest
 from evopress.workflow.settings import Settings
 from evopress.workflow.stages import STAGES
 
-"""Stages that measure every model."""
-
 
 @dataclass(frozen=True)
 class Keys:

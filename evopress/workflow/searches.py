@@ -172,6 +172,8 @@ def _joint_problems(where: str, search: Strategy, methods: Mapping[str, Method])
         )
     if not modules:
         yield from _work_problems(where, search)
+    if getattr(search, "step_tokens", 0):
+        yield f"{where}.step_tokens: is for one of the variants; remove it, or name one"
     if len(modules) > 1:
         yield f"{where}.variants: {' and '.join(modules)} both drop modules; name one of them"
     if len(modules) == len(methods):

@@ -20,7 +20,7 @@ from evopress.models.gguf_tokenizer import PRETOKENIZERS
 
 pytestmark = [
     pytest.mark.runtime,
-    pytest.mark.skipif(not llama_cpp.is_installed(), reason="needs llama.cpp: pip install 'evopress[runtime]'"),
+    pytest.mark.skipif(not llama_cpp.is_installed(), reason="needs llama.cpp: pip install -e '.[runtime]'"),
 ]
 
 F32, F16, Q8_0 = GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.Q8_0

@@ -28,7 +28,7 @@ from evopress.util.errors import ModelError
 
 pytestmark = [
     pytest.mark.runtime,
-    pytest.mark.skipif(not llama_cpp.is_installed(), reason="needs llama.cpp: pip install 'evopress[runtime]'"),
+    pytest.mark.skipif(not llama_cpp.is_installed(), reason="needs llama.cpp: pip install -e '.[runtime]'"),
 ]
 
 BRIEF = RuntimeSettings(tokens=50, prompt=16, generated=4, repetitions=2)

@@ -49,7 +49,7 @@ def program() -> Path | None:
         return None
 
 
-with_program = pytest.mark.skipif(program() is None, reason="needs llama-quantize: pip install 'evopress[peers]'")
+with_program = pytest.mark.skipif(program() is None, reason="needs llama-quantize: pip install -e '.[peers]'")
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +210,10 @@ def script(path: Path, text: str) -> Path:
 def test_programs_that_are_none_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"quantizer: '/none' is no program; check the path"):
         find_program("/none")
-    with pytest.raises(ConfigError, match=r"quantizer: .*other is no llama-quantize; pip install 'evopress\[peers\]'"):
+    with pytest.raises(ConfigError, match=r"quantizer: .*other is no llama-quantize; pip install -e '\.\[peers\]'"):
         _ = Quantizer(script(tmp_path / "other", "echo hello")).takes_rules
     monkeypatch.setattr("studies.settings.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"there is no llama-quantize; pip install 'evopress\[peers\]'"):
+    with pytest.raises(ConfigError, match=r"there is no llama-quantize; pip install -e '\.\[peers\]'"):
         find_program(None)
 
 

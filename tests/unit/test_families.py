@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from evopress.compression.methods.drop import Drop
+from evopress.compression.methods.gguf import Gguf
 from evopress.compression.methods.gptq import Gptq
 from evopress.compression.methods.pruning import SparseGpt
 from evopress.search.base import Strategy
@@ -17,6 +18,7 @@ from evopress.search.strategies.owl import Owl
 from evopress.search.strategies.random import RandomSearch
 from evopress.search.strategies.scores import BlockScores
 from evopress.search.strategies.uniform import Uniform
+from evopress.search.target import SizeTarget
 from evopress.workflow.searches import strategy_problems
 
 VARIANTS = {
@@ -24,13 +26,14 @@ VARIANTS = {
     "sparse": SparseGpt(),
     "patterned": SparseGpt(patterns=("2:4", "5:8")),
     "rounded": SparseGpt(bits=4),
+    "types": Gguf(types=("Q4_0", "Q8_0")),
     "modules": Drop(),
     "blocks": Drop(unit="block"),
     "pairs": Drop(unit="pair"),
 }
 
 
-def problems(kind: Any, variants: str, target: float, **values: Any) -> list[str]:
+def problems(kind: Any, variants: str, target: float | SizeTarget, **values: Any) -> list[str]:
     return list(strategy_problems("searches.x", kind(variants=variants, target=target, **values), VARIANTS))
 
 
@@ -52,6 +55,7 @@ def problems(kind: Any, variants: str, target: float, **values: Any) -> list[str
         (Owl, "blocks", 2, {}, "strategy: owl chooses levels"),
         (Uniform, "gptq", 3.5, {}, "target: 3.5 bits is no level of 'gptq'.*choose one of 2, 3, 4, 5, 6"),
         (Owl, "gptq", 3, {}, "strategy: owl cannot choose from 'gptq', whose levels are bits"),
+        (Owl, "sparse", SizeTarget(bytes=10**6), {}, "target: owl allots an average sparsity"),
         (Greedy, "blocks", 2.5, {}, "target: 2.5 is no number of blocks"),
         (BruteForce, "pairs", 3, {}, "target: 3 blocks are no whole pairs"),
         (RandomSearch, "sparse", 3, {}, "target: 3 is no sparsity below 1"),
@@ -62,7 +66,7 @@ def problems(kind: Any, variants: str, target: float, **values: Any) -> list[str
     ],
 )
 def test_what_does_not_go_together_is_refused(
-    kind: type[Strategy], variants: str, target: float, values: dict[str, Any], message: str
+    kind: type[Strategy], variants: str, target: float | SizeTarget, values: dict[str, Any], message: str
 ) -> None:
     (found,) = problems(kind, variants, target, **values)
     assert re.match(f"searches.x.{message}", found), found
@@ -82,6 +86,7 @@ def test_what_does_not_go_together_is_refused(
         (RandomSearch, "gptq", 2.5, {}),
         (Owl, "rounded", 0.5, {}),
         (Evolution, "pairs", 2, {}),
+        (Uniform, "types", 4.5, {}),
     ],
 )
 def test_what_goes_together_passes(kind: Any, variants: str, target: float, values: dict[str, Any]) -> None:

@@ -202,7 +202,7 @@ def test_a_runtime_that_is_not_installed_is_told_beforehand(tmp_path, monkeypatc
     sections = {"variants": {"v": {"method": "gptq"}}, "searches": {"q3": search}, "evaluation": {"runtime": True}}
     settings = load_settings([write_settings(tmp_path, "7B", **sections)])
     monkeypatch.setattr("evopress.evaluation.llama_cpp.is_installed", lambda: False)
-    with pytest.raises(ConfigError, match=r"evaluation\.runtime: .*; run `pip install 'evopress\[runtime\]'`"):
+    with pytest.raises(ConfigError, match=r"evaluation\.runtime: .*; run `pip install -e '\.\[runtime\]'`"):
         require_fit(settings, {})
     monkeypatch.setattr("evopress.evaluation.llama_cpp.is_installed", lambda: True)
     require_fit(settings, {})

@@ -85,6 +85,10 @@ def test_what_a_size_depends_on_is_not_the_other_sizes() -> None:
         ),
         ({"sizes": ["65 miles"]}, "searches.front.sizes.0: '65 miles' is no size"),
         ({"sizes": ["65 MB"], "target": {"bytes": 3}}, "target and sizes are both given"),
+        (
+            {"target": {"bytes": 3}},
+            "searches.front: has no sizes: give sizes, as in [55 MB, 65 MB, 75 MB], in place of",
+        ),
         ({"target": 3.0}, "target: a front is of sizes of the file"),
         ({"form": "55 MB"}, "unknown key 'form': did you mean 'from'?"),
         ({"sizes": ["65 MB"], "final_tokens": 1 << 30}, "searches.front.final_tokens: 1073741824 tokens are more than"),

@@ -175,9 +175,17 @@ def test_a_move_across_families_takes_a_neighbour_by_its_bytes() -> None:
     assert labels <= neighbours | {(new, old) for old, new in neighbours}
 
 
-@pytest.mark.parametrize("most", [13, 15, 41, 60, 76, 77])
-def test_a_bound_on_multiply_adds_holds_in_all_that_is_made(most: int) -> None:
-    space, rng = slowed(space_of(4, 250, dense=3), most), np.random.default_rng(most)
+def with_dense_block(space: Space) -> Space:
+    """The same where the layers of the first block have no levels."""
+    return replace(space, units=tuple(unit for unit in space.units if unit.modules or unit.block > 0))
+
+
+@pytest.mark.parametrize(
+    ("most", "dense_block"), [(13, False), (41, False), (60, False), (76, False), (77, False), (15, True), (60, True)]
+)
+def test_a_bound_on_multiply_adds_holds_in_all_that_is_made(most: int, dense_block: bool) -> None:
+    space, rng = space_of(4, 250, dense=3), np.random.default_rng(most)
+    space = slowed(with_dense_block(space) if dense_block else space, most)
     errors = harms(space, 0)
     made = [brought_to_budget(space.top, space, rng) for _ in range(20)]
     made += [least_error(space, errors, 1000), relaxed_least_error(space, errors)]
@@ -189,6 +197,8 @@ def test_a_bound_on_multiply_adds_holds_in_all_that_is_made(most: int) -> None:
                 made.append(new)
                 candidate = new
     assert max(true_work(space, one) for one in made) <= most
+    moved = {unit for one in made for unit in np.flatnonzero(one != candidate)}
+    assert most < 41 or moved.issuperset(space.modules)  # those that hold no layers as well
     assert all(space.fits(one) and one[space.modules].any() for one in made)
     assert not space.fits(np.ones_like(space.top)) or most == 77
 

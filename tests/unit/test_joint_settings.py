@@ -76,6 +76,7 @@ def test_a_list_of_one_is_that_one() -> None:
         ({"variants": "drop"}, "target: a search over dropped modules has no size of a file as its target"),
         ({"group_rule": "size"}, "group_rule: what a dropped module leaves is for all layers to spend"),
         ({"levels": ["3"]}, "levels: is for one of the variants"),
+        ({"step_tokens": 256}, "step_tokens: is for one of the variants; remove it, or name one"),
         (
             {"variants": ["gptq", "sparse"], "target": {"bytes": "65 MB", "multiply_adds": 0.8}},
             "target.multiply_adds: only dropped modules save multiply-adds; name variants of `method: drop` as well",

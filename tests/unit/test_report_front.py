@@ -92,8 +92,8 @@ def test_the_page_draws_the_points_and_links_them_to_their_levels(run: Run) -> N
     page = Page(html)
     assert page.fetched == []
     for size in SIZES:
-        assert f'xlink:href="#search-curve-{size}kb"' in html and f'id="search-curve-{size}kb"' in html
-    assert 'xlink:href="#search-even"' in html
+        assert f'xlink:href="#levels-curve-{size}kb"' in html and f'<h4 id="levels-curve-{size}kb">' in html
+    assert 'xlink:href="#levels-even"' in html
     assert "curve-70kb" in [row[0] for row in page.rows]
 
 

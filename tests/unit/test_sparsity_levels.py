@@ -10,7 +10,7 @@ from evopress.compression.families import SPARSITY
 from evopress.compression.methods.pruning import Magnitude, SparseGpt
 from evopress.compression.sparsity import pattern_levels, portions, removed_at, unstructured_levels
 from evopress.config.base import parse_section
-from evopress.search.candidates import uniform_start
+from evopress.search.candidates import uniform_of_size, uniform_start
 from evopress.search.space import Space, make_space
 from evopress.search.strategies.uniform import uniform_candidate
 from evopress.util.errors import CompressionError, ConfigError
@@ -132,6 +132,16 @@ def table(sizes: dict[str, int], target: float = 0.5, step: int = 10, blocks: in
 
 def space_of(variants: pd.DataFrame, target: float, rule: str = "none") -> Space:
     return make_space(SPARSITY, SPARSITY.units(variants, rule), target, "searches.s")
+
+
+def test_a_uniform_choice_in_bytes_has_nearly_the_same_sparsity_everywhere() -> None:
+    variants = table({"a": 1000, "b": 4000}, 0.7, step=100)
+    variants["bytes"] = 2 * variants["cost"]
+    units = SPARSITY.units(variants, "none")
+    space = Space(units, (int(0.3 * 2 * variants.drop_duplicates("name")["parameters"].sum()),), in_bytes=True)
+    chosen = uniform_of_size(space)
+    sparsities = [unit.levels[level].value for unit, level in zip(units, chosen, strict=True)]
+    assert space.fits(chosen) and max(sparsities) - min(sparsities) <= 100 / 1000
 
 
 @pytest.mark.parametrize("rule", ["none", "size", "name"])

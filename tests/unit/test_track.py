@@ -73,7 +73,7 @@ def test_without_tensorboard_or_a_search_there_is_one_line_of_advice(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main(["track", str(results.root), "--tensorboard", str(tmp_path / "events")]) == 1
-    assert "pip install 'evopress[tensorboard]'" in capsys.readouterr().err
+    assert "pip install -e '.[tensorboard]'" in capsys.readouterr().err
     monkeypatch.undo()
     pytest.importorskip("tensorboard")
     assert main(["track", str(tmp_path / "none"), "--tensorboard", str(tmp_path / "events")]) == 1

@@ -15,7 +15,7 @@ from evopress.workflow.settings import Settings
 
 pytestmark = [
     pytest.mark.runtime,
-    pytest.mark.skipif(not llama_cpp.is_installed(), reason="needs llama.cpp: pip install 'evopress[runtime]'"),
+    pytest.mark.skipif(not llama_cpp.is_installed(), reason="needs llama.cpp: pip install -e '.[runtime]'"),
 ]
 
 TOLD = {"card evo gguf", "report"}

@@ -95,6 +95,13 @@ POLISHED = [name for name, search in SETTINGS.searches.items() if search.polishe
 SEQUENTIAL = [name for name, method in SETTINGS.variants.items() if method.sequential]
 
 
+def is_current(text):
+    """Whether a text is there and nothing that models are measured by is newer."""
+    rests_on = [path for search in SEARCHES for path in (RUN.configuration(search), RUN.perplexity(search))]
+    newest = max((path.stat().st_mtime for path in rests_on if path.exists()), default=0)
+    return text.exists() and text.stat().st_mtime >= newest
+
+
 def any_of(names):
     """Pattern of a wildcard that is one of the names."""
     return "|".join(map(re.escape, names)) or "(?!)"

@@ -9,6 +9,8 @@ rule model:
         RUN.layers,
     log:
         LOGS / "model.log",
+    resources:
+        mem_mb=lambda wildcards, attempt: MEMORY.model(attempt),
     params:
         **SCRIPT,
         settings=lambda wildcards: slices.model_slice(SETTINGS),

@@ -14,7 +14,7 @@ from studies.recipes import BASES
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-INSTALL = "pip install 'evopress[peers]', or name a program in studies.peers.quantizer"
+INSTALL = "pip install -e '.[peers]', or name a program in studies.peers.quantizer"
 """How to have a `llama-quantize`."""
 _PACKAGE = "ik_llama_cpp"
 LEAST_SEQUENCES = 8

@@ -1,9 +1,10 @@
 """The search that we know to be the best for its variants: what it does follows from them and from one number.
 
-Layers start from the effect of each alone, dropped modules from the blocks that turn hidden states least, alone or
-consecutive ones together, as comparisons at equal tokens favour (docs/paper.md). An evolution goes on from there, which
-keeps what it has unless a change is better beyond chance: on few tokens, what looks best is often worse than the start.
-Of dropped modules, it first judges what each more or less would do, and tries the exchanges which that favours.
+Layers start from the effect of each alone, dropped modules from the blocks that change the direction of hidden states
+least, alone or consecutive ones together, as comparisons at equal tokens favour (docs/paper.md). An evolution goes on
+from there, which keeps what it has unless a change is better beyond chance: on few tokens, what looks best is often
+worse than the start. Of dropped modules, it first judges what each more or less would do, and tries the exchanges which
+that favours.
 Efforts beyond `quick` have not been compared with others (config/studies/budgets-*.yaml would).
 """
 

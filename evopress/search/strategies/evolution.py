@@ -36,7 +36,8 @@ class EvolvingStrategy(SelectingStrategy):
         "uniform",
         description="Where the search starts: uniform (the paper's way); from the effect of each layer alone on the "
         "fitness and on the final hidden states, which finds good configurations with few tokens; or, for depth, from "
-        "the blocks that turn hidden states least, each alone or consecutive ones together (as `scores` with `cosine` "
+        "the blocks that change the direction of hidden states least (cosine of input and output), each alone or "
+        "consecutive ones together (as `scores` with `cosine` "
         "and `window_cosine`).",
     )
     start_from: tuple[Name, ...] = Field(
@@ -196,7 +197,7 @@ _SCORES: tuple[Literal["cosine"], Literal["window_cosine"]] = ("cosine", "window
 _STARTS = {
     "uniform": "uniformly",
     "sensitivity": "from the effect of each unit alone",
-    "scores": "from the blocks that turn hidden states least",
+    "scores": "from the blocks that change the direction of hidden states least",
 }
 
 

@@ -6,12 +6,13 @@ added makes no other one run again. At the end each judges what it has found on 
 tell whether a larger file is at least as good as a smaller one.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from evopress.compression.base import GroupRule
+from evopress.compression.base import GroupRule, Method
 from evopress.search.strategies.evolution import EvolvingStrategy
 from evopress.search.target import Bytes, SizeTarget, Target, megabytes
 
@@ -80,6 +81,12 @@ class Front(EvolvingStrategy):
         levels = tuple(state.parent.tolist())
         row = TraceRow(generation, 0, PARENT, minibatch, found.fitness, found.by_sequence, accepted=True, levels=levels)
         return State(generation, state.population, state.known), [row]
+
+    def problems(self, where: str, method: Method) -> Iterator[str]:
+        """Sizes must be given."""
+        yield from super().problems(where, method)
+        if not self.sizes_wanted():
+            yield f"{where}: has no sizes: give sizes, as in [55 MB, 65 MB, 75 MB], in place of target"
 
     def remaining(self, state: "State", problem: "SearchProblem") -> int:
         """Generations that are left, and the final evaluation."""

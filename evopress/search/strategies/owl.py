@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from evopress.compression.base import Family
+from evopress.compression.base import Family, Method
 from evopress.compression.families import Sparsity
 from evopress.search.base import Strategy
+from evopress.search.target import SizeTarget
 from evopress.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -57,6 +58,12 @@ class Owl(Strategy):
         by_block = dict(zip(blocks, densities, strict=True))
         wanted = np.array([by_block[unit.block] * unit.parameters for unit in space.units])
         return SearchResult(nearest_candidate(space, wanted, problem.where))
+
+    def problems(self, where: str, method: Method) -> "Iterator[str]":
+        """Shares of the weights are all that it allots."""
+        yield from super().problems(where, method)
+        if isinstance(self.target, SizeTarget):
+            yield f"{where}.target: owl allots an average sparsity, as in 0.5, not the size of a file"
 
     def workers(self, processes: int) -> int:
         """One, that scores weights."""

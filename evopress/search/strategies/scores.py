@@ -29,7 +29,7 @@ WINDOWS = ("window_cosine", "window_mean_cosine")
 """Scores of consecutive blocks together."""
 _ARXIV = "https://arxiv.org/abs/"
 _WINDOW = (
-    "chosen as those of the consecutive blocks that together turn hidden states least "
+    "chosen as those of the consecutive blocks that together change the direction of hidden states least "
     f"([The Unreasonable Ineffectiveness of the Deeper Layers]({_ARXIV}2403.17887))"
 )
 _SENTENCES = {
@@ -78,12 +78,7 @@ class BlockScores(Enumeration):
         """Drop the blocks of least score."""
         from evopress.search.evaluation import Effort, SearchResult
 
-        space, whole, count = problem.space, whole_blocks(problem.space), int(self.share)
-        if len(whole) < count:
-            raise ConfigError(
-                f"{problem.where}.target: {count} whole blocks are to be dropped, but only {len(whole)} may be; lower "
-                f"it, or exclude fewer modules"
-            )
+        space, whole, count = problem.space, self._droppable(problem), int(self.share)
         if self.removes():
             result = super().search(context, problem)
             values = dict(zip(whole, fitness_of_each(result).tolist(), strict=True))
@@ -103,7 +98,21 @@ class BlockScores(Enumeration):
         """The model without each block that may go as a whole."""
         import numpy as np
 
-        return np.stack([without(problem.space, [block]) for block in whole_blocks(problem.space)])
+        return np.stack([without(problem.space, [block]) for block in self._droppable(problem)])
+
+    def _droppable(self, problem: "SearchProblem") -> list[int]:
+        """Blocks that may go as a whole.
+
+        Raises:
+            ConfigError: there are fewer than are to go.
+        """
+        whole, count = whole_blocks(problem.space), int(self.share)
+        if len(whole) < count:
+            raise ConfigError(
+                f"{problem.where}.target: {count} whole blocks are to be dropped, but only {len(whole)} may be; lower "
+                f"it, or exclude fewer modules"
+            )
+        return whole
 
     def _measured(self, context: "SearchContext", problem: "SearchProblem", window: int) -> "NDArray[np.float64]":
         """Score of each block, or of each window of ``window`` blocks by its first."""

@@ -37,12 +37,13 @@ class Uniform(Strategy):
         if (
             not isinstance(self.target, SizeTarget)
             and isinstance(method.family, Bits)
-            and f"{self.target:g}" not in method.labels()
+            and f"{self.target:g}" not in (labels := method.labels())
+            and all(label.isdigit() for label in labels)  # of types, which are no numbers, each unit's levels tell
             and not any(method.target_problems(self.target, where))
         ):
             yield (
                 f"{where}.target: {self.target:g} bits is no level of {self.variants!r}, and `uniform` gives every "
-                f"layer the same; choose one of {', '.join(method.labels())}"
+                f"layer the same; choose one of {', '.join(labels)}"
             )
 
     def sentence(self) -> str:

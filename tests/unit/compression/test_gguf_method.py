@@ -257,7 +257,7 @@ def test_rounding_to_nearest_is_that_of_llama_cpp_byte_for_byte(rows, monkeypatc
 def test_rounding_to_nearest_says_what_it_needs(monkeypatch):
     monkeypatch.setattr("evopress.compression.gguf_rounding.find_spec", lambda name: None)
     weight, hessian = problem(256)
-    with pytest.raises(CompressionError, match=r"pip install 'evopress\[gguf\]'"):
+    with pytest.raises(CompressionError, match=r"pip install -e '\.\[gguf\]'"):
         Gguf(types=("Q4_0",), rounding="rtn").compress({"q": weight}, hessian, memory=math.inf)
 
 

@@ -17,7 +17,7 @@ from evopress.artifacts.paths import Run
 from evopress.artifacts.provenance import Provenance
 from evopress.cli.commands import main
 from evopress.export.push import prepare_upload, push
-from evopress.util.errors import ConfigError, DamagedError
+from evopress.util.errors import ArtifactError, ConfigError, DamagedError
 
 WEIGHTS = bytes(range(256)) * 8
 
@@ -132,6 +132,15 @@ def test_what_is_unfinished_or_damaged_is_refused(
     spoil(results)  # type: ignore[operator]
     assert main(["push", str(results.root), *ARGUMENTS, "--dry-run"]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_an_archive_has_no_card_and_is_refused(results: Run) -> None:
+    folder = results.export("evo", "archive")
+    folder.mkdir()
+    (folder / "archive.safetensors").write_bytes(WEIGHTS)
+    write_export_manifest(results, "evo", "archive", file_digests(folder), Provenance("export", "{}", FINGERPRINT))
+    with pytest.raises(ArtifactError, match="archive has no model card, which the hub needs; push another export"):
+        prepare_upload(results, "evo", "archive")
 
 
 def test_changed_weights_are_found_though_their_size_is_the_same(results: Run) -> None:
