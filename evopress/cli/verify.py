@@ -26,7 +26,7 @@ def verify(run: Run) -> None:
     Raises:
         ArtifactError: there are such files, or no run.
     """
-    checks = list(_checks(run))
+    checks = list(checks_of(run))
     if not checks:
         raise ArtifactError(f"{run.root}: holds no results; give the folder of a run, results/<name>")
     found = 0
@@ -41,7 +41,7 @@ def verify(run: Run) -> None:
     print(f"{run.root}: {len(checks)} artifacts are as they were written")
 
 
-def _checks(run: Run) -> Iterator[tuple[Path, Check]]:
+def checks_of(run: Run) -> Iterator[tuple[Path, Check]]:
     """Each artifact that is there, or that another one says must be there, and how to check it."""
     tensors = {path.with_suffix(".safetensors") for pattern in _TENSORS for path in _written(run.root, pattern)}
     tensors -= {path for path in tensors if path.parent.name == "chain" and not path.exists()}  # removed after use

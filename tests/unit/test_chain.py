@@ -8,6 +8,7 @@ from test_hessian import SEQUENCES, expected_hessians, prepare
 from evopress.artifacts.paths import Run, manifest_path
 from evopress.artifacts.tables import TOKENS, read_provenance, read_table, write_table
 from evopress.artifacts.tensors import read_manifest, read_tensors
+from evopress.cli import verify
 from evopress.compression import hessian, sequential
 from evopress.compression.base import LayerMethod
 from evopress.compression.formats import decode
@@ -119,6 +120,17 @@ def test_a_state_that_is_missing_or_cut_short_is_named(tmp_path):
     with pytest.raises(ArtifactError, match=r"chain/block_000.*damaged"):
         make_sequential_variants(StageContext(run, CPU), "c", PRUNED, [1])
     assert not manifest_path(run.variant_tensors("c", 1)).exists()
+
+
+def test_verify_does_not_miss_states_that_were_removed_after_use(tmp_path):
+    run = prepare(tmp_path / "run", architectures.build("llama"))
+    make_sequential_variants(StageContext(run, CPU), "c", PRUNED, [0])
+    state = run.chain_state("c", 0)
+    tensors = [path for path, check in verify.checks_of(run) if path == state and not list(check(path))]
+    assert tensors == [state]
+    state.unlink()  # as Snakemake does; the manifest stays
+    assert manifest_path(state).exists()
+    assert state not in dict(verify.checks_of(run))
 
 
 def test_inputs_that_are_not_finite_name_the_layer(tmp_path):

@@ -39,8 +39,8 @@ def test_a_front_is_one_search_for_each_size() -> None:
     assert [search.target.bytes for search in settings.searches.values()] == [55_000_000, 65_500_000, 1_500_000_000]  # type: ignore[union-attr]
     assert {written_name(name, search) for name, search in settings.searches.items()} == {"front"}
     assert len(slices.effects(settings)) == 1
-    alone = load({"searches": {"x": {**SETTINGS, "target": {"bytes": "55 MB"}}}})
-    assert slices.search_slice(alone, "x") == slices.search_slice(settings, "front-55mb")
+    alone = load(front(sizes=["55 MB"]))
+    assert slices.search_slice(alone, "front-55mb") == slices.search_slice(settings, "front-55mb")
 
 
 def test_ends_and_a_number_of_points_give_even_sizes_with_short_names() -> None:

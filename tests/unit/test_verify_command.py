@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 from finished_run import write_configuration
-from search_run import COMPUTE, prepare
+from search_run import prepare
 
 from evopress.artifacts.paths import Run, manifest_path
 from evopress.cli.commands import main
-from evopress.compression.methods.gptq import Gptq
-from evopress.compression.sequential import make_sequential_variants
 from evopress.config.context import StageContext
 from evopress.export.exporters.archive import Archive
 from evopress.export.exporters.huggingface import HuggingFace
@@ -35,21 +33,6 @@ def verify(run: Run, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]
 def test_a_whole_run(made: Run, capsys: pytest.CaptureFixture[str]) -> None:
     code, output, errors = verify(made, capsys)
     assert (code, errors) == (0, "") and output.endswith("artifacts are as they were written\n")
-
-
-def test_states_of_a_chain_that_were_removed_after_use_are_not_missed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = prepare(tmp_path)
-    method = Gptq(bits=(3,), group_size=8, propagation="sequential", propagation_level="3")
-    make_sequential_variants(StageContext(run, COMPUTE), "chain", method, [0])
-    state = run.chain_state("chain", 0)
-    assert state.exists() and verify(run, capsys)[0] == 0
-    content = state.read_bytes()
-    state.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert verify(run, capsys)[0] == 1
-    state.unlink()  # as Snakemake does; the manifest stays
-    assert manifest_path(state).exists() and verify(run, capsys)[0] == 0
 
 
 @pytest.mark.parametrize(
