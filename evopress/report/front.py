@@ -1,12 +1,12 @@
 """Fronts: size against quality of all sizes that one search stands for, as a figure and a table, with the knee marked.
 
-The knee is where a larger file begins to bring less: on the curve of log KL over bytes, both scaled to run from 0 to 1
-between the ends, it is the point farthest below the straight line that joins them.
+The knee is where a larger file begins to bring less: on the curve of log KL over the sizes that were asked for, both
+scaled to run from 0 to 1 between the ends, it is the point farthest below the straight line that joins them.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -31,7 +31,7 @@ from evopress.util.text import columns
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 MOST_PANELS = 4
 """Quantities that the figure has room for."""
-KNEE, WORSE = "knee", "worse than a smaller file"
+KNEE, WORSE, SAME = "knee", "worse than a smaller file", "no more bytes were of use"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Point:
     """Perplexity and KL on each text: the mean over seeds, with their standard deviation."""
     fitness: float
     """Of what was found, on the tokens that are the same for all sizes."""
+    asked: float = math.nan
+    """Megabytes that the search was for: the file is smaller where no more of them make it better."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Curve:
     @property
     def knee(self) -> Point | None:
         """Where the curve bends most; None where it does not."""
-        found = knee([point.megabytes for point in self.points], [_log_kl(point) for point in self.points])
+        found = knee([point.asked for point in self.points], [_log_kl(point) for point in self.points])
         return None if found is None else self.points[found]
 
     @property
@@ -110,14 +112,17 @@ def read_fronts(
         members = {search: _point_name(name, search, settings[search]) for search in searches}
         sized = dict.fromkeys(point for point in members.values() if point)
         together = {point: [search for search in searches if members[search] == point] for point in sized}
-        points = [_point(run, point, own, comparison) for point, own in together.items()]
+        points = [
+            replace(_point(run, point, own, comparison), asked=settings[own[0]]["target"]["bytes"] / 1e6)
+            for point, own in together.items()
+        ]
         inside = [search for own in together.values() for search in own]
         others = [_point(run, search, [search], comparison) for search in searches if search not in inside]
         effects = {effects_of(settings[search]) for search in inside} - {None}
         found.append(
             Curve(
                 name=name,
-                points=tuple(sorted(points, key=lambda point: point.megabytes)),
+                points=tuple(sorted(points, key=lambda point: point.asked)),
                 others=(*others, *made),
                 fitness=FITNESS[settings[inside[0]]["fitness"]],
                 shared=sum(int(read_table(run.effects_effort(str(one)), EFFORT)["tokens"][0]) for one in effects),
@@ -202,7 +207,10 @@ def front_rows(curve: Curve) -> list[list[str]]:
 
 def _note(curve: Curve, point: Point) -> str:
     """What is to be said of a point."""
-    return ", ".join([KNEE] * (point == curve.knee) + [WORSE] * (point in curve.worse))
+    number = curve.points.index(point)
+    smaller = curve.points[number - 1] if number else None
+    no_larger = smaller is not None and smaller.megabytes == point.megabytes
+    return ", ".join([KNEE] * (point == curve.knee) + [WORSE] * (point in curve.worse) + [SAME] * no_larger)
 
 
 def front_text(curve: Curve) -> str:

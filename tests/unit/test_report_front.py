@@ -10,7 +10,17 @@ from finished_run import make_results, provenance, write_configuration, write_to
 from report_page import Page, measure, trace, write_way
 
 from evopress.artifacts.paths import Run
-from evopress.artifacts.tables import CONFIGURATION, EFFORT, LLAMA_CPP, PEERS, TRACE, VARIANTS, read_table, write_table
+from evopress.artifacts.tables import (
+    CONFIGURATION,
+    EFFORT,
+    LLAMA_CPP,
+    PEERS,
+    TRACE,
+    VARIANTS,
+    read_provenance,
+    read_table,
+    write_table,
+)
 from evopress.config.context import StageContext
 from evopress.report.front import knee
 from evopress.report.page import write_report
@@ -77,6 +87,22 @@ def test_the_summary_has_a_line_for_each_size_and_the_knee(run: Run) -> None:
     spent = int(read_table(run.trace("curve-60kb"), TRACE)["tokens"].sum())
     assert f"Front curve: {10_000 + 4 * spent:,} tokens judged, 10,000 of them for the effects" in summary
     assert f"{(10_000 + 4 * spent) / (10_000 + spent):.1f} times what one search for one size takes" in summary
+
+
+def test_sizes_beyond_which_nothing_is_gained_end_in_the_knee(run: Run) -> None:
+    searches = write_front(run, (0.8, 0.4, 0.1, 0.1))
+    for name, kl in zip(searches, (0.8, 0.4, 0.1, 0.1), strict=True):
+        measure(run, name, 10.0, kl, 0.6)
+    write_table(
+        read_table(run.configuration(searches[2]), CONFIGURATION),
+        run.configuration(searches[3]),
+        CONFIGURATION,
+        read_provenance(run.configuration(searches[3])),
+    )
+    _, summary = report(run, searches)
+    _, *rows = table_in(summary)
+    assert rows[2][-1] == "knee" and rows[2][1] == rows[3][1]
+    assert " ".join(rows[3][-6:]) == "no more bytes were of use"
 
 
 def test_a_point_that_is_worse_than_a_smaller_one_is_named(run: Run) -> None:
