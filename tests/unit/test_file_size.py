@@ -1,6 +1,7 @@
 """Embedding and head have levels, and a target may be the size of the file: it is met, and holds what was judged."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,7 +45,7 @@ from evopress.search.space import DENSE_LEVEL
 from evopress.search.strategies import STRATEGIES
 from evopress.search.strategies.evolution import Evolution
 from evopress.search.strategies.uniform import Uniform
-from evopress.search.target import FileFacts, SizeTarget, megabytes, size_budgets, target_text
+from evopress.search.target import FileFacts, SizeTarget, size_budgets, target_text
 from evopress.util.errors import ConfigError
 from evopress.workflow.searches import with_file
 
@@ -191,9 +192,17 @@ def test_sizes_that_cannot_be_are_refused_with_those_that_can(run: Run) -> None:
     low, high = smallest_and_largest(run)
     open_problem(run, sized(low), "searches.evo")
     open_problem(run, sized(high), "searches.evo")
-    for asked, word, limit in ((low - 1, "below the smallest", low), (high + 1, "above the largest", high)):
-        with pytest.raises(ConfigError, match=rf"searches\.evo\.target: .* is {word} file \({megabytes(limit)}\)"):
+    for asked, word, ends in (
+        (low - 1, "below the smallest", (low, low + 1000)),
+        (high + 1, "above the largest", (high - 1000, high)),
+    ):
+        with pytest.raises(ConfigError, match=rf"searches\.evo\.target: .* is {word} file") as error:
             open_problem(run, sized(asked), "searches.evo")
+        said = re.search(r"file \(([\d.]+ MB)\)", str(error.value))
+        assert said is not None
+        size = SizeTarget(bytes=said[1]).bytes  # type: ignore[arg-type]
+        assert size is not None and ends[0] <= size <= ends[1]
+        open_problem(run, sized(size), "searches.evo")  # what is said can be asked for
 
 
 def test_uniform_takes_the_highest_level_that_fits_and_spends_the_rest_from_the_front(run: Run) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from large_models import SHAPES, write_settings
 
 from evopress.artifacts.paths import Run
@@ -20,6 +21,7 @@ from evopress.plan.stages import Stage, Stages, hessian_bytes
 from evopress.plan.text import Rates, planned, stage_table
 from evopress.search.engine.memory import ACTIVATION_WIDTH
 from evopress.search.problem import problem_of
+from evopress.util.device import working_dtype
 from evopress.util.errors import ConfigError
 from evopress.util.text import amount
 from evopress.workflow.settings import load_settings
@@ -59,7 +61,8 @@ def test_a_budget_that_a_search_would_refuse_is_told_beforehand(embedding, large
     told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("search q3 will be refused"))
     assert "compute.memory_gb: 4 is too little" in told
     enough = str(float(told.split()[-1]) + 0.05)  # rounded to three digits
-    assert float(enough) == pytest.approx((2 * 128256 * 8192 + 2 * largest) * 2 / 1e9, abs=0.2)
+    itemsize = working_dtype(torch.bfloat16, torch.device("cpu")).itemsize
+    assert float(enough) == pytest.approx((2 * 128256 * 8192 + 2 * largest) * itemsize / 1e9, abs=0.2)
     (tmp_path / "enough").mkdir()
     path = write_settings(tmp_path / "enough", "70B", compute={"memory_gb": float(enough)}, variants=variants)
     assert main(["plan", str(path)]) == 0

@@ -41,7 +41,7 @@ STUDY_TABLES = [
     *PEERS_TABLES,
     *(candidates_path(RUN, study) for study in STUDIES.monotonicity),
 ]
-STUDY_TEXTS = [text_path(table) for table in [COMPARISON, *CONVERGENCE_TABLES, *MONOTONICITY_TABLES, *PEERS_TABLES]]
+STUDY_TEXTS = [text_path(table) for table in [*CONVERGENCE_TABLES, *MONOTONICITY_TABLES, *PEERS_TABLES]]
 STUDY_SECTIONS = [sections_path(RUN)] if STUDY_TABLES else []
 
 
