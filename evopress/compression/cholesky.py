@@ -1,5 +1,6 @@
-"""Cholesky factor of a damped Hessian: the one expensive step that all levels and layers of an input share."""
+"""Cholesky factor of a damped Hessian, which all levels and layers of an input share, and the sweep that uses it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from evopress.util.errors import CompressionError
 
+INNER_CHUNK = 16
+"""Columns that a sweep updates one vector at a time: wider chunks do more work outside of matrix products."""
 _DAMPING_LIMIT = 10.0
 _PANEL = 512
 """Rows that are worked on together: what a panel takes beside the matrix is small, and its products are large."""
@@ -89,3 +92,39 @@ def forward(matrix: Tensor) -> Tensor:
         end = len(matrix) - begin
         result[end - len(panel) : end] = panel.flip(0, 1)
     return result
+
+
+def sweep_columns(
+    panel: Tensor,
+    feedback: Tensor,
+    widths: Sequence[int],
+    column: Callable[[int], None],
+    reach: Callable[[int, int, int], None] = lambda width, begin, end: None,
+    *,
+    alpha: float = 1.0,
+) -> None:
+    """Compress columns one after the other; deviations of those done are fed back to later ones by whole chunks.
+
+    Args:
+        panel: [columns, everything else]; of columns done it holds what they feed back.
+        feedback: by how much a column (second index) changes with one before it, [columns, columns].
+        widths: of nested chunks, wide to narrow, the last of them 1.
+        column: compresses one column, to which all before it have contributed.
+        reach: is told the width, begin and end of each chunk that is begun.
+        alpha: factor of the feedback.
+    """
+
+    def visit(start: int, stop: int, widths: Sequence[int]) -> None:
+        """Columns to which all before ``start`` have contributed."""
+        width, finer = widths[0], widths[1:]
+        for begin in range(start, stop, width):
+            end = min(begin + width, stop)
+            if begin > start:
+                panel[begin:end].addmm_(feedback[start:begin, begin:end].t(), panel[start:begin], alpha=alpha)
+            reach(width, begin, end)
+            if finer:
+                visit(begin, end, finer)
+            else:
+                column(begin)
+
+    visit(0, len(panel), widths)

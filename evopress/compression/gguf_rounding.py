@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from evopress.compression.cholesky import INNER_CHUNK, sweep_columns
 from evopress.compression.formats.gguf import GgufFormat, encode, values_of
 from evopress.compression.gguf_grids import fit_grids, nearest_codes
 from evopress.compression.gguf_types import GgufType
@@ -15,9 +16,6 @@ from evopress.compression.gptq import Factor, factorize
 from evopress.util.errors import CompressionError
 
 # GPTQ on the grids of GGUF types: error feedback between columns whose steps and minima are fixed beforehand.
-
-_INNER_CHUNK = 16
-"""Columns that are updated one vector at a time: wider chunks do more work outside of matrix products."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,8 @@ class _Sweep:
 
     def run(self) -> list[tuple[Tensor, Tensor]]:
         """Blocks and errors of the rows, for each type."""
-        self._visit(0, len(self.codes), [self.block_size, _INNER_CHUNK, 1])
+        widths = [self.block_size, INNER_CHUNK, 1]
+        sweep_columns(self.panel.view(len(self.panel), -1), self.factor.feedback, widths, self._quantize_column)
         # The sum of R_jj^2 e_j^2 is the error under the factorized Hessian; what was added to it is taken off again.
         surplus = (self.added @ self.panel.square_().flatten(1)).view_as(self.losses)
         errors = (self.losses.double() - surplus.double()).clamp_(min=0.0)
@@ -131,19 +130,6 @@ class _Sweep:
             (encode(codes[:, index].t().contiguous(), self.grids[index], kind)["blocks"], errors[index])
             for index, kind in enumerate(self.kinds)
         ]
-
-    def _visit(self, start: int, stop: int, chunks: Sequence[int]) -> None:
-        """Quantize columns ``start`` to ``stop``, to which all columns before ``start`` have contributed."""
-        width, finer = chunks[0], chunks[1:]
-        flat = self.panel.view(len(self.panel), -1)
-        for begin in range(start, stop, width):
-            end = min(begin + width, stop)
-            if begin > start:
-                flat[begin:end].addmm_(self.factor.feedback[start:begin, begin:end].t(), flat[start:begin])
-            if finer:
-                self._visit(begin, end, finer)
-            else:
-                self._quantize_column(begin)
 
     def _quantize_column(self, column: int) -> None:
         group, target, values = self.group_of[column], self.panel[column], self.rounded

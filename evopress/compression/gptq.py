@@ -16,12 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evopress.compression.cholesky import damped_cholesky, forward
+from evopress.compression.cholesky import INNER_CHUNK, damped_cholesky, forward, sweep_columns
 from evopress.compression.grid import SCALE_DTYPE, fit_grid, highest_codes
-from evopress.config.group_size import check_group_size
-
-_INNER_CHUNK = 16
-"""Columns that are updated one vector at a time: wider chunks do more work outside of matrix products."""
+from evopress.compression.layers import check_group_size
 
 
 @dataclass(frozen=True)
@@ -162,8 +159,9 @@ class _Sweep:
 
     def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Codes, scales, zeros and errors, in the layout of `Quantized`."""
-        columns = len(self.codes)
-        self._visit(0, columns, self.chunks)
+        sweep_columns(
+            self.panel.view(len(self.panel), -1), self.factor.feedback, self.chunks, self._quantize_column, self._reach
+        )
         # The sum of R_jj^2 e_j^2 is the error under the damped Hessian; the damping's share is taken off again.
         damped = self.losses.double()
         errors = (damped - self.factor.shift * self.panel.square_().sum(0).double()).clamp(min=0.0)
@@ -175,20 +173,10 @@ class _Sweep:
             errors,
         )
 
-    def _visit(self, start: int, stop: int, chunks: Sequence[int]) -> None:
-        """Quantize columns ``start`` to ``stop``, to which all columns before ``start`` have contributed."""
-        width, finer = chunks[0], chunks[1:]
-        flat = self.panel.view(len(self.panel), -1)
-        for begin in range(start, stop, width):
-            end = min(begin + width, stop)
-            if begin > start:
-                flat[begin:end].addmm_(self.factor.feedback[start:begin, begin:end].t(), flat[start:begin])
-            if width == self.group and self.order is None:
-                self._fit_group(begin // width, self._compensated(begin, end), self.factor.curvature[begin:end])
-            if finer:
-                self._visit(begin, end, finer)
-            else:
-                self._quantize_column(begin)
+    def _reach(self, width: int, begin: int, end: int) -> None:
+        """Fit the grid of a group that begins, unless all were fitted beforehand."""
+        if width == self.group and self.order is None:
+            self._fit_group(begin // width, self._compensated(begin, end), self.factor.curvature[begin:end])
 
     def _quantize_column(self, column: int) -> None:
         group = self.group_of[column]
@@ -244,11 +232,11 @@ def _inputs_last(tensor: Tensor) -> Tensor:
 def _chunks(block_size: int, group: int | None) -> list[int]:
     """Widths of nested chunks, wide to narrow, ending in 1; a group whose grid is fitted underway is one of them."""
     if group is None:
-        widths = [block_size, _INNER_CHUNK, 1]
+        widths = [block_size, INNER_CHUNK, 1]
     elif group >= block_size:
-        widths = [group, block_size, _INNER_CHUNK, 1]
+        widths = [group, block_size, INNER_CHUNK, 1]
     else:
-        widths = [block_size // group * group, group, _INNER_CHUNK, 1]
+        widths = [block_size // group * group, group, INNER_CHUNK, 1]
     narrower = [widths[0]]
     for width in widths[1:]:
         if width < narrower[-1]:

@@ -20,14 +20,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from evopress.compression.cholesky import damped_cholesky, forward, invert_unit_lower
+from evopress.compression.cholesky import INNER_CHUNK, damped_cholesky, forward, invert_unit_lower, sweep_columns
 from evopress.compression.grid import SCALE_DTYPE, fit_grid, highest_codes
 from evopress.compression.pruning import lowest, ranks
 from evopress.compression.sparsity import Pruned, Rounded, SparsityLevel, portions
 from evopress.util.errors import CompressionError
-
-_INNER_CHUNK = 16
-"""Columns that are updated one vector at a time."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ class _Sweep:
 
     def run(self) -> None:
         """Visit all columns."""
-        self._visit(0, len(self.panel), self.chunks)
+        sweep_columns(self.panel, self.factor.feedback, self.chunks, self._prune_column, self._reach, alpha=-1)
 
     def inputs_last(self, tensor: Tensor) -> Tensor:
         """[columns, everything] to [levels, layers, rows, columns]."""
@@ -175,8 +172,8 @@ class _Sweep:
         """tr(dW H dW^T) by level and layer; to be called once, after `run`."""
         levels, layers, rows, columns = self.shape
         deviation = torch.zeros_like(self.pruned)
-        for first in range(0, columns, _INNER_CHUNK):
-            chunk = slice(first, first + _INNER_CHUNK)
+        for first in range(0, columns, INNER_CHUNK):
+            chunk = slice(first, first + INNER_CHUNK)
             stored = self.stored[chunk].view(-1, levels, layers * rows)
             deviation += (self.original[chunk, None] - stored).square_().sum(0).flatten()
         # The sum of R_jj^2 e_j^2 is the error under the damped Hessian; the damping's share is taken off again.
@@ -184,22 +181,12 @@ class _Sweep:
         by_row = damped.double() - self.factor.shift * deviation.double()
         return by_row.view(levels, layers, rows).sum(-1).clamp_(min=0.0)
 
-    def _visit(self, start: int, stop: int, chunks: Sequence[int]) -> None:
-        """Prune columns ``start`` to ``stop``, to which all columns before ``start`` have contributed."""
-        width, finer = chunks[0], chunks[1:]
-        for begin in range(start, stop, width):
-            end = min(begin + width, stop)
-            if begin > start:
-                influence = self.factor.feedback[start:begin, begin:end].t()
-                self.panel[begin:end].addmm_(influence, self.panel[start:begin], alpha=-1)
-            if width == self.choice:
-                self._choose(begin, end)
-            if self.grids and width == self.grids.group:
-                self.grids.fit(begin, self._known_to_stay(begin, end))
-            if finer:
-                self._visit(begin, end, finer)
-            else:
-                self._prune_column(begin)
+    def _reach(self, width: int, begin: int, end: int) -> None:
+        """Choose what a chunk keeps, and fit the grids of a group, where one begins."""
+        if width == self.choice:
+            self._choose(begin, end)
+        if self.grids and width == self.grids.group:
+            self.grids.fit(begin, self._known_to_stay(begin, end))
 
     def _choose(self, begin: int, end: int) -> None:
         """Choose the weights of columns ``begin`` to ``end`` that are kept."""
@@ -284,9 +271,9 @@ def _chunks(block_size: int, neighbours: int | None, group: int | None) -> tuple
         neighbours: how many compete, where they do; among the widths.
         group: inputs whose grid is fitted when the sweep reaches them, where weights are rounded; among the widths.
     """
-    block, inner = block_size, min(_INNER_CHUNK, block_size)
+    block, inner = block_size, min(INNER_CHUNK, block_size)
     if neighbours is not None:
-        block, inner = -(-block_size // neighbours) * neighbours, _INNER_CHUNK // neighbours * neighbours
+        block, inner = -(-block_size // neighbours) * neighbours, INNER_CHUNK // neighbours * neighbours
     if group is not None:
         block = block // group * group or block
         inner = inner if inner < group else 0

@@ -215,12 +215,16 @@ def file_facts(run: Run, target: SizeTarget, units: Sequence[Unit]) -> FileFacts
     origin = load_manifest(run.model_manifest, "model").get("origin", {})
     elements = checkpoint.elements()
     facts = FileFacts(fixed, sum(sizes.values()), sum(elements.values()), source=origin.get("gguf_bytes"))
-    return facts if target.multiply_adds is None else replace(facts, multiply_adds=_multiply_adds(run, checkpoint))
+    return (
+        facts
+        if target.multiply_adds is None
+        else replace(facts, multiply_adds=_multiply_adds(run, checkpoint, elements))
+    )
 
 
-def _multiply_adds(run: Run, checkpoint: Checkpoint) -> int:
+def _multiply_adds(run: Run, checkpoint: Checkpoint, elements: Mapping[str, int]) -> int:
     """Of the dense model's linear layers and head for a token; a tied head is the largest tensor outside the blocks."""
-    layers, elements = read_table(run.layers, LAYERS), checkpoint.elements()
+    layers = read_table(run.layers, LAYERS)
     inside = {checkpoint.stored_name(f"{name}.weight") for name in layers["name"]}
     own = checkpoint.stored_name("lm_head.weight")
     head = elements[own] if own else max(count for name, count in elements.items() if name not in inside)

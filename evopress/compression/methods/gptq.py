@@ -8,8 +8,7 @@ from pydantic import Field, field_validator
 
 from evopress.compression.base import INTEGERS, LayerMethod, Level, Variant
 from evopress.compression.families import BITS
-from evopress.compression.layers import LayerShape, sweep_bytes, sweep_operations
-from evopress.config.group_size import check_group_size
+from evopress.compression.layers import LayerShape, check_group_size, sweep_bytes, sweep_operations
 from evopress.util.progress import log
 
 if TYPE_CHECKING:

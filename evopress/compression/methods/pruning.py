@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from evopress.compression.families import ROUNDED_SPARSITY, SPARSITY, Sparsity
-from evopress.compression.layers import LayerShape
+from evopress.compression.layers import LayerShape, check_group_size
 from evopress.compression.sparsity import PruningMethod, parse_pattern
-from evopress.config.group_size import check_group_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

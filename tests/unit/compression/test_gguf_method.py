@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from evopress.compression import gguf_rounding
+from evopress.compression.cholesky import sweep_columns
 from evopress.compression.formats.gguf import GgufFormat, encode, values_of
 from evopress.compression.gguf_grids import fit_grids, nearest_codes
-from evopress.compression.gguf_rounding import _Sweep, gguf_gptq, round_to_nearest
+from evopress.compression.gguf_rounding import gguf_gptq, round_to_nearest
 from evopress.compression.gguf_types import GGUF_TYPES
 from evopress.compression.layers import LayerShape
 from evopress.compression.methods.gguf import Gguf
@@ -57,14 +59,13 @@ def rounded(weight: Tensor, importance: Tensor, name: str) -> Tensor:
 def test_what_is_packed_is_what_was_judged(name, monkeypatch):
     """The deviations that errors were computed and fed back from are those of the packed weights, bit for bit."""
     weight, hessian = problem()
-    kind, visit, seen = GGUF_TYPES[name], _Sweep._visit, []
+    kind, seen = GGUF_TYPES[name], []
 
-    def watched(sweep: _Sweep, start: int, stop: int, chunks: list[int]) -> None:
-        visit(sweep, start, stop, chunks)
-        if stop - start == COLUMNS:
-            seen.append((sweep.panel[:, 0].t().clone(), sweep.order))
+    def watched(panel, feedback, widths, column):
+        sweep_columns(panel, feedback, widths, column)
+        seen.append((column.__self__.panel[:, 0].t().clone(), column.__self__.order))
 
-    monkeypatch.setattr(_Sweep, "_visit", watched)
+    monkeypatch.setattr(gguf_rounding, "sweep_columns", watched)
     (result,) = gguf_gptq(weight, hessian, [kind])
     ((deviation, order),) = seen
     packed = decoded(result.blocks, name)
