@@ -45,7 +45,12 @@ class ComputeSettings(Section):
         description="Memory for weights and hidden states, per process; null is 80 % of an accelerator, or 4 on a CPU.",
     )
     processes: int = Field(1, ge=1, description="Processes of a search, one accelerator each.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of a job; null is what the scheduler gives.")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of a job; null is what the scheduler gives. On one machine, jobs that use fewer than "
+        "`--cores` run side by side.",
+    )
     blocks_per_job: int | None = Field(
         None,
         ge=1,

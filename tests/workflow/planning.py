@@ -78,6 +78,7 @@ class Job:
     """Script and arguments, as the shell takes them apart."""
     inputs: list[str]
     outputs: list[str]
+    threads: int
 
     @property
     def label(self) -> str:
@@ -99,4 +100,4 @@ class _Collector(logging.Handler):
         if hasattr(record, "rule_name"):
             command = shlex.split(record.shellcmd or "")[1:]
             files = [str(file) for file in record.input], [str(file) for file in record.output]
-            self.jobs.append(Job(record.rule_name, dict(record.wildcards), command, *files))
+            self.jobs.append(Job(record.rule_name, dict(record.wildcards), command, *files, record.threads))

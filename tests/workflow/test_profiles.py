@@ -29,7 +29,7 @@ def test_memory_and_time_of_every_rule_grow_and_retries_are_in_the_profile_alone
         expected = {"runtime"} | (set() if rule in asking else {"mem_mb"}) | ({"nodes"} if rule in searching else set())
         assert set(resources) == expected, rule
         assert all(re.fullmatch(r"\d+ \* attempt", resources[each]) for each in expected - {"nodes"}), rule
-    many = {rule.split(":")[0] for rule in RULES if "threads: MANY_THREADS" in rule}
+    many = {rule.split(":")[0] for rule in RULES if re.search("threads: (MANY|ALL)_THREADS", rule)}
     assert many <= set(profile["set-threads"])
     assert set(profile["set-threads"].values()) == {profile["cores"]}  # so that members of a group take turns
     assert f"CLUSTER_THREADS = {profile['cores']} " in (REPOSITORY / "workflow/rules/common.smk").read_text()
@@ -107,3 +107,11 @@ def test_memory_follows_from_tokens_and_processes(settings: dict[str, Any], aske
     assert one["variants_sequential"]["mem_mb"] == 16_000 + states
     assert one["search"]["mem_mb"] == 48_000 + 16_000 + states
     assert two["search"]["mem_mb"] == 48_000 + 2 * (22_000 + states)
+
+
+def test_jobs_that_use_fewer_threads_leave_the_other_cores(settings: dict[str, Any], tmp_path: Path) -> None:
+    checkout = Checkout.make(tmp_path / "evopress")
+    for given, asked in ((None, 8), (1, 1), (3, 3)):
+        jobs = {job.rule: job.threads for job in checkout.jobs(settings | {"compute": {"threads": given}}, cores=8)}
+        assert [jobs[rule] for rule in ("hessians", "search", "export")] == [asked, asked, 1]
+        assert max(jobs.values()) == asked

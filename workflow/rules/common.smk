@@ -139,7 +139,10 @@ def written_settings(wildcards, threads):
 # they change: another environment, device or number of cores leaves the results as they are.
 SCRIPT = {"stage": stage, "common": common}
 STUDY = {"study": study, "common": common}
-MANY_THREADS = 16  # for jobs that run alone; Snakemake gives no more than `--cores`
+ALL_THREADS = 16  # for jobs that run alone; Snakemake gives no more than `--cores`
+# For jobs that can use as many. Those that were told to use fewer leave the other cores of this machine to one another;
+# sites may tell partitions by the number of threads, so on a cluster the profile alone decides.
+MANY_THREADS = (LOCAL and SETTINGS.compute.threads) or ALL_THREADS
 CLUSTER_THREADS = 8  # as the profile of a cluster gives other jobs
 
 
@@ -176,7 +179,7 @@ def threads_of_search(wildcards):
 
 def threads_of_variants(wildcards):
     """On this machine, all jobs share the cores; on a cluster, each gets as many as other jobs have there."""
-    return max(1, workflow.cores * BLOCKS_PER_JOB // len(BLOCKS)) if LOCAL else CLUSTER_THREADS
+    return min(MANY_THREADS, max(1, workflow.cores * BLOCKS_PER_JOB // len(BLOCKS))) if LOCAL else CLUSTER_THREADS
 
 
 def threads_of_sequence(wildcards):
@@ -186,7 +189,8 @@ def threads_of_sequence(wildcards):
 
 def threads_beside_others(wildcards):
     """Half of the cores for jobs of a small model, which take as long to start as to work, and start on one core."""
-    return max(1, workflow.cores // 2) if LOCAL and is_small(SETTINGS, MEMORY.hidden_size) else MANY_THREADS
+    half = workflow.cores // 2 if LOCAL and is_small(SETTINGS, MEMORY.hidden_size) else MANY_THREADS
+    return max(1, min(MANY_THREADS, half))
 
 
 def memory_of_variants(wildcards, attempt):

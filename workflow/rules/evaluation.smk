@@ -118,7 +118,7 @@ rule runtime_dense:
         RUN.runtime(DENSE),
     log:
         LOGS / "evaluation" / DENSE / "runtime.log",
-    threads: MANY_THREADS
+    threads: ALL_THREADS  # as `runtime`
     resources:
         gpu=gpus,
         mem_mb=memory_of_evaluation,
@@ -144,7 +144,7 @@ rule runtime:
         RUN.runtime("{search}"),
     log:
         LOGS / "evaluation" / "{search}" / "runtime.log",
-    threads: MANY_THREADS  # so that it runs alone: what else the machine does would slow it down
+    threads: ALL_THREADS  # so that it runs alone: what else the machine does would slow it down
     resources:
         gpu=gpus,
         mem_mb=memory_of_evaluation,
