@@ -122,7 +122,8 @@ def _effects(run: Run, name: str) -> pd.DataFrame:
     path = run.effects(name)
     require_same_model(run, read_provenance(path), path)
     table = read_table(path, EFFECTS)
-    return pd.DataFrame({"unit": table["unit"].str.partition("+")[0], "value": table["fitness"]})
+    middle = table.drop_duplicates("unit")  # some are measured at a lower level as well
+    return pd.DataFrame({"unit": middle["unit"].str.partition("+")[0], "value": middle["fitness"]})
 
 
 def _number_maps(title: str, caption: str, tables: Mapping[str, pd.DataFrame]) -> list[Maps]:

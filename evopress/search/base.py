@@ -83,6 +83,7 @@ class EffectsSettings(Section):
     fitness: Literal["kl", "topk_kl", "perplexity"] = "kl"
     top_k: int | None = Field(None, description="For topk_kl alone.")
     tokens: int = Field(ge=1)
+    each: int = Field(1, ge=1, le=2, description="Levels at which each layer is measured.")
 
     @property
     def name(self) -> str:
@@ -118,9 +119,9 @@ class EffectsSettings(Section):
 
     def requests(self, space: "Space") -> list[Request]:
         """What is evaluated, for the plan."""
-        from evopress.search.sensitivity import each_at_its_level, piece_length
+        from evopress.search.sensitivity import each_at_its_levels, piece_length
 
-        candidates, _ = each_at_its_level(space)
+        candidates, _ = each_at_its_levels(space, self.each)
         return [Request(candidates, self.tokens, longest=piece_length(self.tokens), precise=True)]
 
 

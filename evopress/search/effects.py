@@ -19,7 +19,7 @@ from evopress.search.engine.evaluator import SearchEvaluator, require_tokens, se
 from evopress.search.evaluation import CountingEvaluator, Effort, effort_table
 from evopress.search.problem import of_rank, open_variants
 from evopress.search.processes import Ranks, run_in_processes
-from evopress.search.sensitivity import Effects, single_effects
+from evopress.search.sensitivity import Effects, names_of, single_effects
 from evopress.search.space import Space
 from evopress.util.progress import log, stop_on_sigterm
 
@@ -54,7 +54,7 @@ def measure(ranks: Ranks, context: StageContext, settings: EffectsSettings) -> N
         evaluator = SearchEvaluator(of_rank(context, ranks), problem, tokens, settings.minimizes(), check)
         counting = CountingEvaluator(evaluator)
         rng = np.random.Generator(np.random.PCG64(SEED))
-        effects = single_effects(problem.space, settings.tokens, counting, rng)
+        effects = single_effects(problem.space, settings.tokens, counting, rng, settings.each)
     seconds = time.monotonic() - started
     if ranks.rank == 0:
         _write(run, settings, problem.space, effects, Effort(counting.tokens, seconds))
@@ -64,10 +64,7 @@ def measure(ranks: Ranks, context: StageContext, settings: EffectsSettings) -> N
 def _write(run: Run, settings: EffectsSettings, space: Space, effects: Effects, effort: Effort) -> None:
     """Write both tables; the effects, which the other goes with, last."""
     provenance = Provenance("effects", settings.model_dump_json(), read_model_fingerprint(run))
-    measured = zip(effects.levels.items(), effects.fitness, effects.hidden_errors, strict=True)
-    rows = [
-        (space.units[unit].name, space.units[unit].levels[level].label, fitness, error)
-        for (unit, level), fitness, error in measured
-    ]
+    measured = zip(effects.alone, effects.fitness, effects.hidden_errors, strict=True)
+    rows = [(*names_of(space, *one), fitness, error) for one, fitness, error in measured]
     write_table(effort_table(effort), run.effects_effort(settings.name), EFFORT, provenance)
     write_table(pd.DataFrame(rows, columns=EFFECTS.names), run.effects(settings.name), EFFECTS, provenance)

@@ -220,8 +220,9 @@ def rehearse(strategy: RoundStrategy, problem: "SearchProblem", rng: "np.random.
     unknown = [name for name in strategy.depends_on() if name not in problem.earlier]
     found = {name: random_candidate(problem.space, rng) for name in unknown}
     problem = replace(problem, earlier={**problem.earlier, **found})
-    if strategy.effects() is not None and problem.effects is None:
-        problem = replace(problem, effects=single_effects(problem.space, 1, Rehearsal(rng.spawn(1)[0]), rng))
+    if (asked := strategy.effects()) is not None and problem.effects is None:
+        made_up = single_effects(problem.space, 1, Rehearsal(rng.spawn(1)[0]), rng, asked.each)
+        problem = replace(problem, effects=made_up)
     state, _ = strategy.first_round(problem, evaluator, rng)
     first, rounds, drawn = evaluator.take(0), list[Request](), 0
     while drawn < ROUNDS and strategy.remaining(state, problem):

@@ -73,7 +73,7 @@ def open_problem(run: Run, strategy: Strategy, where: str) -> SearchProblem:
     problem = open_variants(run, strategy.sources, strategy.constraints(where, file))
     found = {name: Configuration.read(run, name).nearest(problem.space) for name in strategy.depends_on()}
     if (asked := strategy.effects()) is not None:
-        effects, digest = read_effects(run, asked.name, problem.space), sha256(run.effects(asked.name))
+        effects, digest = read_effects(run, asked.name, problem.space, asked.each), sha256(run.effects(asked.name))
         problem = replace(problem, effects=effects, digests=(*problem.digests, digest))
     return replace(problem, earlier=found)
 

@@ -6,14 +6,15 @@ compression of most layers. They are measured in float32 (`SingleEffects`).
 The starts are beyond the paper, and off by default. To first order the divergence of a compressed model is a sum of
 what each unit's compression costs alone (the linearity theorem of HIGGS, arXiv 2411.17525). Seen from a model that is
 already compressed, such a cost drowns in the noise of all the other errors; seen from the dense model, few tokens show
-it clearly. It is seen more clearly still in the final hidden states, whose error has less noise than a divergence but
-says less of what matters, so each gives a start. Layer errors only give the shape of a unit's levels around the one
-that is measured: as costs they choose badly. What the sums miss is left to the evolution, which goes on from the best
-of these and the uniform start.
+it clearly. The error of final hidden states has less noise than a divergence but says less of what matters, so there
+is a start by the divergence, and one by the geometric mean of both. Layer errors only give the shape of a unit's levels
+around those that are measured: as costs they choose badly. A budget far below the middle level is served better by
+starts from two levels, one near it by those from the middle one alone, so there are both. What the sums miss is left to
+the evolution, which goes on from the best of these and the uniform start.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,10 +42,10 @@ LEAST = 1e-12
 
 @dataclass(frozen=True)
 class Effects:
-    """What units do alone, all others dense; one entry for each unit that has a choice."""
+    """What units do alone, all others dense: one entry for each unit that has a choice, then those at lower levels."""
 
-    levels: dict[int, int]
-    """Level at which each unit was measured, by its number."""
+    alone: tuple[tuple[int, int], ...]
+    """Number and level of the unit that was measured."""
     fitness: tuple[float, ...]
     """By how much the fitness was worse than the dense model's."""
     hidden_errors: tuple[float, ...]
@@ -74,13 +75,15 @@ class SingleEffects:
         return self.inner.evaluate(candidates, minibatch)
 
 
-def single_effects(space: Space, tokens: int, evaluator: Evaluator, rng: np.random.Generator) -> Effects:
-    """Evaluate each unit with a choice alone (`each_at_its_level`), all on the same ``tokens`` tokens."""
-    candidates, levels = each_at_its_level(space)
+def single_effects(
+    space: Space, tokens: int, evaluator: Evaluator, rng: np.random.Generator, levels: int = 1
+) -> Effects:
+    """Evaluate each unit with a choice alone (`each_at_its_levels`), all on the same ``tokens`` tokens."""
+    candidates, alone = each_at_its_levels(space, levels)
     effects_of = SingleEffects(evaluator)
-    dense, *alone = effects_of.evaluate(candidates, effects_of.draw(tokens, rng))
-    fitness = tuple(found.fitness - dense.fitness for found in alone)
-    return Effects(levels, fitness, tuple(found.hidden_error for found in alone))
+    dense, *compressed = effects_of.evaluate(candidates, effects_of.draw(tokens, rng))
+    fitness = tuple(found.fitness - dense.fitness for found in compressed)
+    return Effects(alone, fitness, tuple(found.hidden_error for found in compressed))
 
 
 def most_promising(
@@ -119,8 +122,8 @@ def most_promising(
     return pool[np.argsort(sums, kind="stable")[:count]]
 
 
-def read_effects(run: Run, name: str, space: Space) -> Effects:
-    """What was measured, for the units of ``space``; ``name`` is that of the single effects.
+def read_effects(run: Run, name: str, space: Space, levels: int = 1) -> Effects:
+    """What was measured, for the units of ``space``; ``name`` is that of the single effects at so many ``levels``.
 
     Raises:
         ArtifactError: missing, damaged, or of another model or other units.
@@ -128,56 +131,65 @@ def read_effects(run: Run, name: str, space: Space) -> Effects:
     path = run.effects(name)
     table = read_table(path, EFFECTS)
     require_same_model(run, read_provenance(path), path)
-    known = {
-        unit.name: (number, [level.label for level in unit.levels])
-        for number, unit in enumerate(space.units)
-        if len(unit.levels) > 1
-    }
-    if list(table["unit"]) != list(known):
-        raise ArtifactError(f"{path}: is of other layers than the variants; delete it, run again")
-    levels = {}
-    for unit, label in zip(table["unit"], table["level"], strict=True):
-        number, labels = known[unit]
-        levels[number] = labels.index(label)
-    return Effects(levels, tuple(table["fitness"]), tuple(table["hidden_error"]))
+    _, alone = each_at_its_levels(space, levels)
+    if list(zip(table["unit"], table["level"], strict=True)) != [names_of(space, *one) for one in alone]:
+        raise ArtifactError(f"{path}: is of other layers or levels than the variants; delete it, run again")
+    return Effects(alone, tuple(table["fitness"]), tuple(table["hidden_error"]))
+
+
+def names_of(space: Space, unit: int, level: int) -> tuple[str, str]:
+    """Of a unit and its level."""
+    return space.units[unit].name, space.units[unit].levels[level].label
 
 
 def measured_starts(space: Space, effects: Effects) -> list[Candidate]:
-    """Candidates of least predicted harm.
+    """Candidates of least predicted harm, the one by fitness at the units' middle levels first.
 
-    One is of least summed effect on the fitness; another, where errors of final hidden states are known, of least
-    summed error. The one by fitness is first.
+    By fitness, and, where errors of final hidden states are known, by the geometric mean of both; each from the middle
+    levels, and where units were measured at two, from both.
     """
-    by_error = effects.hidden_errors
-    if any(unit.layer in OUTER for unit in space.units):  # the head comes after the hidden states
-        by_error = ()
-    known = [found for found in (effects.fitness, by_error) if len(found) and np.isfinite(found).all()]
-    return [start for found in known or [effects.fitness] for start in _least_effects(space, effects.levels, found)]
+    fitness, errors = np.maximum(effects.fitness, LEAST), np.asarray(effects.hidden_errors, dtype=np.float64)
+    known = [fitness]
+    if len(errors) and np.isfinite(errors).all() and not any(unit.layer in OUTER for unit in space.units):
+        known.append(np.sqrt(fitness * np.maximum(errors, LEAST)))  # the head comes after the hidden states
+    middle = int(np.count_nonzero(space.top > 0))
+    return [
+        start
+        for count in sorted({middle, len(effects.alone)})
+        for found in known
+        for start in _least_effects(space, effects.alone[:count], found[:count])
+    ]
 
 
-def each_at_its_level(space: Space) -> tuple[NDArray[np.int16], dict[int, int]]:
-    """The dense model, and each unit with a choice alone at its `reference_level`, all others dense.
+def each_at_its_levels(space: Space, levels: int = 1) -> tuple[NDArray[np.int16], tuple[tuple[int, int], ...]]:
+    """The dense model, and each unit with a choice alone at its `reference_levels`, all others dense.
 
     Returns:
-        Candidates [1 + n, units], and the level of each of the n units.
+        Candidates [1 + n, units]; number and level of the unit that each but the first compresses: all at their middle
+        levels, then, if two ``levels`` are asked for, those that have a lowest one beside it.
     """
-    levels = {unit: reference_level(space, unit) for unit in np.flatnonzero(space.top > 0).tolist()}
+    references = {unit: reference_levels(space, unit) for unit in np.flatnonzero(space.top > 0).tolist()}
+    alone = [(unit, middle) for unit, (middle, *_) in references.items()]
+    if levels > 1:
+        alone += [(unit, lowest) for unit, (_, *lower) in references.items() for lowest in lower]
     dense = np.full(len(space.units), DENSE_LEVEL, dtype=np.int16)
-    return np.vstack([dense, each_alone(dense, list(levels), list(levels.values()))]), levels
+    units, at = np.array(alone, dtype=np.int64).reshape(-1, 2).T
+    return np.vstack([dense, each_alone(dense, units, at)]), tuple(alone)
 
 
-def reference_level(space: Space, unit: int) -> int:
-    """The middle one of the levels of a unit that are worth their cost (of two, the cheaper), whatever the budget.
+def reference_levels(space: Space, unit: int) -> tuple[int, ...]:
+    """The middle one of the levels of a unit that are worth their cost (of two, the cheaper), and the lowest of more.
 
-    From the middle, the others are least far. A level is worth its cost if no cheaper one has as small an error: a
-    model that comes as Q4_1, say, is all but whole at that type, and worse at the larger Q5_0.
+    From the middle, the others are least far, whatever the budget. A level is worth its cost if no cheaper one has as
+    small an error: a model that comes as Q4_1, say, is all but whole at that type, and worse at the larger Q5_0.
     """
     least, worth = math.inf, list[int]()
     for level, height in enumerate(_shape(space, unit).tolist()):
         if height < least:
             worth.append(level)
             least = height
-    return worth[(len(worth) - 1) // 2]
+    middle = worth[(len(worth) - 1) // 2]
+    return (middle,) if middle == worth[0] else (middle, worth[0])
 
 
 def each_at_every_level(space: Space) -> NDArray[np.int16]:
@@ -195,26 +207,42 @@ def by_unit_and_level(space: Space, measured: NDArray[np.float64]) -> NDArray[np
     return effects
 
 
-def _least_effects(space: Space, changes: Mapping[int, int], effects: Sequence[float]) -> list[Candidate]:
-    """Candidates of least summed effect, from what each unit's level in ``changes`` was measured to do alone.
+def _least_effects(space: Space, alone: Sequence[tuple[int, int]], effects: NDArray[np.float64]) -> list[Candidate]:
+    """Candidates of least summed effect, from what units at a level were measured to do ``alone``.
 
     Where modules hold layers there are several: what dropped modules do together is more than the sum of what each
     does alone, so that sum is taken `DROPS` times as seriously.
     """
     if not len(space.modules):
-        return [_least_effect(space, changes, effects)]
-    drops = np.isin(list(changes), space.modules)
-    weighed = [np.where(drops, weight * np.asarray(effects), effects).tolist() for weight in DROPS]
-    return [_least_effect(space, changes, each) for each in weighed]
+        return [relaxed_least_error(space, effects_of_levels(space, alone, effects))]
+    drops = np.isin([unit for unit, _ in alone], space.modules)
+    weighed = [np.where(drops, weight * effects, effects) for weight in DROPS]
+    return [relaxed_least_error(space, effects_of_levels(space, alone, each)) for each in weighed]
 
 
-def _least_effect(space: Space, changes: Mapping[int, int], effects: Sequence[float]) -> Candidate:
-    """Candidate of least summed effect, from what each unit's level in ``changes`` was measured to do alone."""
+def effects_of_levels(
+    space: Space, alone: Sequence[tuple[int, int]], effects: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Effects of all levels of all units, [units, most levels], from those of units at a level ``alone`` (positive).
+
+    Beyond the levels that were measured, an effect is proportional to the layer's error; between two, a power of it.
+    """
+    measured: dict[int, dict[int, float]] = {}
+    for (unit, level), effect in zip(alone, effects.tolist(), strict=True):
+        measured.setdefault(unit, {})[level] = effect
     known = np.zeros(space.costs.shape)
-    for (unit, level), effect in zip(changes.items(), effects, strict=True):
+    for unit, found in measured.items():
         shape = _shape(space, unit)
-        known[unit, : len(shape)] = max(effect, LEAST) * (shape / shape[level] if shape[level] > 0 else shape)
-    return relaxed_least_error(space, known)
+        at = sorted((level for level in found if shape[level] > 0), key=lambda level: float(shape[level]))
+        if not at:
+            known[unit, : len(shape)] = max(found.values()) * shape
+            continue
+        rising = np.maximum.accumulate([found[level] for level in at])  # what says otherwise is noise
+        with np.errstate(divide="ignore"):
+            heights = np.log(shape)
+        within = heights.clip(heights[at[0]], heights[at[-1]])
+        known[unit, : len(shape)] = np.exp(np.interp(within, heights[at], np.log(rising)) + heights - within)
+    return known
 
 
 def _shape(space: Space, unit: int) -> NDArray[np.float64]:

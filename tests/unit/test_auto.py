@@ -33,7 +33,7 @@ def test_more_effort_judges_more_and_no_step_asks_for_more_than_the_text_has() -
         effort: found({"effort": effort, "variants": "gptq", "target": 3})
         for effort in ("quick", "standard", "thorough")
     }
-    assert [made.generations * made.offspring for made in judged.values()] == [24, 160, 1920]
+    assert [made.generations * made.offspring for made in judged.values()] == [8, 112, 1920]
     assert [max(made.tokens) for made in judged.values()] == [2048, 4096, 4096]  # of which the text has 4,096
     assert judged["thorough"].initial_tokens == 4096
     text = {"source": "python_docs", "tokens": 98_304}

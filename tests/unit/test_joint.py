@@ -128,8 +128,8 @@ def test_sums_of_errors_are_least_with_modules_and_several_sources(seed: int) ->
 @pytest.mark.parametrize(("harm", "dropped"), [(1e9, 0), (1e-9, 2)])
 def test_measured_starts_drop_modules_that_do_little_and_keep_those_that_do_much(harm: float, dropped: int) -> None:
     space = space_of(2, 120)  # layers at their lowest levels take 72, at their highest 216
-    levels = dict.fromkeys(range(len(space.units)), 0)
-    effects = Effects(levels, tuple(harm if unit.modules else 1.0 for unit in space.units), ())
+    alone = tuple((unit, 0) for unit in range(len(space.units)))
+    effects = Effects(alone, tuple(harm if unit.modules else 1.0 for unit in space.units), ())
     for start in measured_starts(space, effects)[:-1]:  # in the last one, none goes where that is possible
         assert space.fits(start)
         assert np.count_nonzero(start[space.modules] == 0) == dropped

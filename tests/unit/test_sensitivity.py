@@ -11,7 +11,13 @@ from evopress.compression.families import BITS
 from evopress.search.budget import relaxed_least_error
 from evopress.search.candidates import uniform_start
 from evopress.search.evaluation import Evaluation, Minibatch, draw_minibatch
-from evopress.search.sensitivity import Effects, measured_starts, reference_level, single_effects
+from evopress.search.sensitivity import (
+    Effects,
+    effects_of_levels,
+    measured_starts,
+    reference_levels,
+    single_effects,
+)
 from evopress.search.space import DENSE_LEVEL, Space, make_space
 
 ERRORS = {2: 0.03, 3: 0.007, 4: 0.0016, 5: 0.0004, 6: 0.0001}
@@ -87,8 +93,37 @@ def test_each_unit_is_judged_alone_at_the_middle_one_of_its_levels_whatever_the_
         [2, -1, -1],
         [-1, 1, -1],
     ]
-    assert effects.levels == {0: 2, 1: 1} and effects.fitness == pytest.approx((ERRORS[4], 5 * ERRORS[3]))
+    assert effects.alone == ((0, 2), (1, 1)) and effects.fitness == pytest.approx((ERRORS[4], 5 * ERRORS[3]))
     assert all(math.isnan(error) for error in effects.hidden_errors)
+    both = single_effects(space, 32, evaluator, np.random.default_rng(0), 2)
+    assert both.alone == ((0, 2), (1, 1), (0, 0), (1, 0))
+    assert both.fitness == pytest.approx((ERRORS[4], 5 * ERRORS[3], ERRORS[2], 5 * ERRORS[2]))
+
+
+def test_effects_are_proportional_to_errors_beyond_the_measured_levels_and_a_power_of_them_between():
+    space = make_space(BITS, [unit(i, 16) for i in range(3)], 3.0, "searches.x")
+    errors = np.array(list(ERRORS.values()))
+    alone = ((0, 2), (1, 2), (2, 2), (1, 0), (2, 0))
+    effects = effects_of_levels(space, alone, np.array([0.8, 0.8, 0.8, 30.0, 0.5]))
+    assert effects[0] == pytest.approx(0.8 * errors / errors[2])
+    power = math.log(30.0 / 0.8) / math.log(errors[0] / errors[2])
+    assert effects[1] == pytest.approx([*0.8 * (errors[:2] / errors[2]) ** power, *0.8 * errors[2:] / errors[2]])
+    assert effects[2] == pytest.approx([0.8, 0.8, *0.8 * errors[2:] / errors[2]])  # less at a lower level is noise
+
+
+def test_two_measured_levels_show_what_layer_errors_do_not():
+    class Steep(Additive):
+        """Every other unit bears its lowest level worse than its layer error says."""
+
+        def __init__(self, space: Space) -> None:
+            super().__init__(np.ones(len(space.units)), space)
+            self.effects[::2, 0] *= 20
+
+    space = make_space(BITS, [unit(i, 16) for i in range(12)], 2.5, "searches.x")
+    evaluator = Steep(space)
+    by_middle, by_both = measured_starts(space, single_effects(space, 32, evaluator, np.random.default_rng(0), 2))
+    assert space.fits(by_middle) and space.fits(by_both)
+    assert evaluator.fitness(by_both) < 0.5 * evaluator.fitness(by_middle)
 
 
 def test_levels_that_a_cheaper_one_outdoes_are_no_reference():
@@ -97,7 +132,8 @@ def test_levels_that_a_cheaper_one_outdoes_are_no_reference():
     levels = tuple(Level(label, 4 + k, 10 + k, 10 + k, error) for k, (label, error) in enumerate(errors.items()))
     more = (Level("Q2_K", 2.6, 5, 5, 3e-2), Level("Q3_K", 3.4, 7, 7, 9e-3), *levels)
     units = [Unit(f"l{i}", i, "proj", "all", 20, offered) for i, offered in enumerate((levels, more))]
-    assert [reference_level(Space(tuple(units), (100,)), unit) for unit in (0, 1)] == [0, 1]  # IQ4_NL, Q3_K
+    references = [reference_levels(Space(tuple(units), (100,)), unit) for unit in (0, 1)]
+    assert references == [(0,), (1, 0)]  # IQ4_NL; Q3_K and Q2_K
 
 
 @pytest.mark.parametrize(("tokens", "lengths"), [(16, (16,)), (128, (32,) * 4), (1024, (64,) * 16)])
@@ -173,24 +209,24 @@ def test_random_starts_are_drawn_where_no_other_is_asked_for():
 
 def test_errors_of_hidden_states_give_a_second_start_which_the_fitness_judges():
     class Noisy(Additive):
-        """Alone, a unit's effect on the fitness is lost in noise; its error of hidden states shows it."""
+        """Alone, a unit's effect on the fitness is mostly noise; its error of hidden states shows it."""
 
         def evaluate(self, candidates, minibatch):
             judged = super().evaluate(candidates, minibatch)
             alone = [np.count_nonzero(candidate != DENSE_LEVEL) <= 1 for candidate in candidates]
-            noise = np.random.default_rng(0).random(len(candidates))
+            noise = np.random.default_rng(0).lognormal(0, 1.5, len(candidates))
             return [
-                Evaluation(noise[i] if alone[i] else found.fitness, found.by_sequence, found.fitness * 7)
+                Evaluation(found.fitness * (noise[i] if alone[i] else 1), found.by_sequence, found.fitness * 7)
                 for i, found in enumerate(judged)
             ]
 
     space = make_space(BITS, [unit(i, 16) for i in range(20)], 3.0, "searches.x")
     evaluator = Noisy(np.random.default_rng(1).lognormal(0, 1.5, 20), space)
-    by_fitness, by_error = measured_starts(space, single_effects(space, 32, evaluator, np.random.default_rng(0)))
-    assert space.fits(by_fitness) and space.fits(by_error)
-    assert evaluator.fitness(by_error) < 0.9 * evaluator.fitness(by_fitness)
+    by_fitness, by_both = measured_starts(space, single_effects(space, 32, evaluator, np.random.default_rng(0)))
+    assert space.fits(by_fitness) and space.fits(by_both)
+    assert evaluator.fitness(by_both) < 0.9 * evaluator.fitness(by_fitness)
     state, rows = first_state(space, 8, 32, evaluator, np.random.default_rng(0), 64)
-    assert state.parent.tolist() == by_error.tolist()
+    assert state.parent.tolist() == by_both.tolist()
     assert len(rows) == 3  # these two and the even one
 
 
@@ -210,6 +246,6 @@ def test_levels_of_several_variants_need_not_be_better_the_more_bytes_they_have(
     levels = (Level("3", 3, 3, 3, 0.02, "q"), Level("4", 4, 4, 4, 0.005, "q"), Level("0.5", 0.5, 9, 9, 0.06, "s"))
     units = tuple(Unit(f"{n}", n, "proj", "all", 8, levels) for n in range(6))
     space = make_space(BITS, units, 21 / 48, "searches.x")
-    effects = Effects(dict.fromkeys(range(6), 0), (0.001, 0.002, 0.003, 0.004, 5.0, 6.0), (math.nan,) * 6)
+    effects = Effects(tuple((unit, 0) for unit in range(6)), (0.001, 0.002, 0.003, 0.004, 5.0, 6.0), (math.nan,) * 6)
     (start,) = measured_starts(space, effects)
     assert start.tolist() == [0, 0, 0, 1, 1, 1]

@@ -20,22 +20,25 @@ from evopress.search.evaluating import EvaluatingStrategy
 EFFORTS: dict[str, dict[str, Any]] = {
     "quick": {
         "sensitivity_tokens": 128,
+        "sensitivity_levels": 2,
         "initial_tokens": 2048,
-        "generations": 3,
+        "generations": 1,
         "offspring": 8,
         "survivors": (2, 1),
         "tokens": (512, 2048),
     },
     "standard": {
         "sensitivity_tokens": 512,
+        "sensitivity_levels": 2,
         "initial_tokens": 4096,
-        "generations": 10,
+        "generations": 7,
         "offspring": 16,
         "survivors": (4, 1),
         "tokens": (1024, 4096),
     },
     "thorough": {
         "sensitivity_tokens": 2048,
+        "sensitivity_levels": 2,
         "initial_tokens": 16384,
         "generations": 60,
         "offspring": 32,
@@ -43,7 +46,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
         "tokens": (1024, 4096, 16384),
     },
 }
-"""Settings of the evolution. A model of 210 layers is judged on 60 thousand, 0.5 and 7 million tokens."""
+"""Settings of the evolution. A model of 210 layers is judged on 70 thousand, 0.5 and 7 million tokens."""
 DEPTH: dict[str, dict[str, Any]] = {
     "quick": {"step_tokens": 256, "generations": 2},
     "standard": {"step_tokens": 512, "generations": 7},
@@ -62,7 +65,7 @@ class Auto(EvaluatingStrategy):
     strategy: Literal["auto"] = "auto"
     effort: Literal["quick", "standard", "thorough"] = Field(
         "quick",
-        description="How long it searches: for a model of 210 layers, on 60 thousand, half a million or 7 million "
+        description="How long it searches: for a model of 210 layers, on 70 thousand, half a million or 7 million "
         "tokens. A step that asks for more tokens than `data.search.tokens` has judges on all of them.",
     )
 

@@ -51,6 +51,11 @@ class EvolvingStrategy(SelectingStrategy):
         description="For start: sensitivity: tokens on which each layer alone is judged, once for all searches that "
         "ask for the same.",
     )
+    sensitivity_levels: Literal[1, 2] = Field(
+        1,
+        description="For start: sensitivity: judge each layer at its middle level alone, or also at its lowest, which "
+        "tells more where the budget is far below the middle, for twice as many tokens.",
+    )
     initial_candidates: int = Field(
         128, ge=1, description="Random starts when the target is not one of the levels and no other start is asked for."
     )
@@ -152,6 +157,7 @@ class EvolvingStrategy(SelectingStrategy):
             fitness=self.fitness,
             top_k=self.top_k if self.fitness == "topk_kl" else None,
             tokens=self.sensitivity_tokens,
+            each=self.sensitivity_levels,
         )
 
     def tokens_asked(self, problem: "SearchProblem | None" = None) -> dict[str, int]:
