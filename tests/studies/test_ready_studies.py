@@ -88,7 +88,7 @@ def test_searches_of_a_study_judge_equally_many_tokens(config: str, tolerance: f
         rng = np.random.default_rng(search.seed)
         earlier = [space.top * 0 for _ in search.depends_on()]  # brought to the budget, as any other
         asked = search.effects()
-        effects = single_effects(space, asked.tokens, evaluator, rng) if asked else None
+        effects = single_effects(space, asked.tokens, evaluator, rng, asked.each) if asked else None
         before, problem = evaluator.tokens, problem_of(space, earlier, effects)
         state, rows = search.first_round(problem, evaluator, rng)
         while search.remaining(state, problem):

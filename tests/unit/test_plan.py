@@ -280,8 +280,9 @@ class Tiny:
             model, problem.space, unpack, self.tokens, fitness, memory_gb, "searches.q", lambda: None
         )
         rng = np.random.default_rng(1)
-        if settings.effects() is not None:  # measured before, as far as this search knows
-            problem = replace(problem, effects=single_effects(problem.space, 1, Rehearsal(rng), rng))
+        if (asked := settings.effects()) is not None:  # measured before, as far as this search knows
+            effects = single_effects(problem.space, 1, Rehearsal(rng), rng, asked.each)
+            problem = replace(problem, effects=effects)
         state, _ = settings.first_round(problem, evaluator, rng)
         while settings.remaining(state, problem):
             state, _ = settings.next_round(state, problem, evaluator, rng)
@@ -303,6 +304,7 @@ def tiny(tmp_path_factory) -> Tiny:
         {"fitness": "perplexity", "group_rule": "none"},
         {"target": 2.5, "initial_candidates": 10, "initial_tokens": 32},
         {"start": "sensitivity", "sensitivity_tokens": 32, "initial_tokens": 64},
+        {"start": "sensitivity", "sensitivity_levels": 2, "sensitivity_tokens": 32, "initial_tokens": 64},
     ],
     ids=str,
 )

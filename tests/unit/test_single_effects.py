@@ -197,7 +197,7 @@ def test_searches_with_another_target_seed_or_effort_share_their_effects(run: Ru
     for changes in ({"target": 6.5}, {"seed": 7}, {"generations": 9}, {"group_rule": "size"}, {"top_k": 3}):
         assert EVOLUTION.model_copy(update=changes).effects() == asked
     others = [{"levels": ("6", "7")}, {"tied": (("q_proj", "k_proj"),)}, {"fitness": "topk_kl"}, {"variants": "v"}]
-    others += [{"sensitivity_tokens": 32}]
+    others += [{"sensitivity_tokens": 32}, {"sensitivity_levels": 2}]
     names = {EVOLUTION.model_copy(update=changes).effects().name for changes in others}  # type: ignore[union-attr]
     assert asked is not None and len(names | {asked.name}) == len(others) + 1
     assert EVOLUTION.model_copy(update={"start": "uniform"}).effects() is None
@@ -210,6 +210,21 @@ def test_searches_with_another_target_seed_or_effort_share_their_effects(run: Ru
     assert efforts[1] == 64 * (1 + UNITS)
 
 
+def test_a_search_starts_from_effects_at_two_levels(run: Run) -> None:
+    two = EVOLUTION.model_copy(update={"sensitivity_levels": 2, "target": 6.5})
+    search(run, two)
+    asked = two.effects()
+    assert asked is not None
+    table = read_table(run.effects(asked.name), EFFECTS)
+    assert list(table["level"]) == ["7"] * UNITS + ["6"] * UNITS
+    assert list(table["unit"][:UNITS]) == list(table["unit"][UNITS:])
+    assert table["fitness"][UNITS:].sum() > table["fitness"][:UNITS].sum() > 0
+    assert read_table(run.effects_effort(asked.name), EFFORT)["tokens"][0] == 64 * (1 + 2 * UNITS)
+    trace = read_table(run.trace("q"), TRACE)
+    starts = trace[trace["generation"] == 0]
+    assert 2 <= len(starts) <= 5 and starts["accepted"].sum() == 1  # two by fitness, two by a mean, the uniform one
+
+
 def test_effects_that_are_missing_or_of_other_layers_are_refused(run: Run) -> None:
     asked = EVOLUTION.effects()
     assert asked is not None
@@ -218,7 +233,7 @@ def test_effects_that_are_missing_or_of_other_layers_are_refused(run: Run) -> No
     measure_effects(StageContext(run, COMPUTE), asked)
     path = run.effects(asked.name)
     write_table(read_table(path, EFFECTS).iloc[1:], path, EFFECTS, read_provenance(path))
-    with pytest.raises(ArtifactError, match="is of other layers than the variants; delete it"):
+    with pytest.raises(ArtifactError, match="is of other layers or levels than the variants; delete it"):
         run_search(StageContext(run, COMPUTE), "q", EVOLUTION)
 
 

@@ -93,6 +93,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("searches.evo.start", "sensitivity", {f"effects {EFFECTS}"} | SEARCH),
     ("searches.evo.start_from", ["other"], OTHER_SEARCH | SEARCH),
     ("searches.evo.sensitivity_tokens", 32, SEARCH),
+    ("searches.evo.sensitivity_levels", 2, SEARCH),
     ("searches.evo.population", 2, SEARCH),
     ("searches.evo.switches", 3, SEARCH),
     ("searches.evo.step_tokens", 32, SEARCH),
