@@ -37,7 +37,9 @@ PIECE = 32
 DROPS = (1.0, 2.0, 4.0, 8.0, 1e6)
 """Weights of what dropped modules do alone, from which there is a start each; with the last, few or none go."""
 LEAST = 1e-12
-"""An effect that is measured as less than this is taken for noise."""
+"""An effect that is measured as less than this is taken for noise, ..."""
+BROKEN = 1e3
+"""... and this for that of a level with which the model gives no finite fitness."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ def measured_starts(space: Space, effects: Effects) -> list[Candidate]:
     By fitness, and, where errors of final hidden states are known, by the geometric mean of both; each from the middle
     levels, and where units were measured at two, from both.
     """
-    fitness, errors = np.maximum(effects.fitness, LEAST), np.asarray(effects.hidden_errors, dtype=np.float64)
+    fitness = np.nan_to_num(effects.fitness, nan=BROKEN, posinf=BROKEN).clip(LEAST)
+    errors = np.asarray(effects.hidden_errors, dtype=np.float64)
     known = [fitness]
     if len(errors) and np.isfinite(errors).all() and not any(unit.layer in OUTER for unit in space.units):
         known.append(np.sqrt(fitness * np.maximum(errors, LEAST)))  # the head comes after the hidden states

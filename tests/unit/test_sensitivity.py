@@ -230,6 +230,15 @@ def test_errors_of_hidden_states_give_a_second_start_which_the_fitness_judges():
     assert len(rows) == 3  # these two and the even one
 
 
+@pytest.mark.parametrize("fitness", [math.nan, math.inf])
+def test_a_level_that_breaks_the_model_is_not_chosen(fitness: float) -> None:
+    space = make_space(BITS, [unit(i, 16) for i in range(4)], 2.5, "searches.x")
+    alone = (*((unit, 2) for unit in range(4)), *((unit, 0) for unit in range(4)))
+    effects = Effects(alone, (0.1, 0.2, 0.3, 0.4, fitness, 3.0, 4.0, 6.0), (math.nan,) * 8)
+    _, by_both = measured_starts(space, effects)
+    assert by_both[0] > 0 and space.fits(by_both)
+
+
 def test_budget_is_not_spent_on_what_is_worse() -> None:
     """As where a model comes as Q4_1, which is all but exact, and worse at the larger Q5_0."""
     errors = {4: 0.001, 5: 0.002, 2: 0.03}
