@@ -198,7 +198,7 @@ def test_an_exporter_asks_for_ties_and_levels() -> None:
 
 def test_where_nothing_is_asked_the_slice_is_as_before() -> None:
     plain = search_slice(settings(None), "s")
-    assert "tied" not in plain and "levels" not in plain
+    assert '"tied"' not in plain and '"levels"' not in plain
     assert search_slice(settings(["archive"]), "s") == plain
     own = {"exporter": "compressed_tensors", "runtime": "transformers"}
     assert search_slice(settings([own]), "s") == plain
