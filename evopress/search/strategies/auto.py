@@ -20,7 +20,6 @@ from evopress.search.evaluating import EvaluatingStrategy
 EFFORTS: dict[str, dict[str, Any]] = {
     "quick": {
         "sensitivity_tokens": 128,
-        "sensitivity_levels": 2,
         "initial_tokens": 2048,
         "generations": 1,
         "offspring": 8,
@@ -29,7 +28,6 @@ EFFORTS: dict[str, dict[str, Any]] = {
     },
     "standard": {
         "sensitivity_tokens": 512,
-        "sensitivity_levels": 2,
         "initial_tokens": 4096,
         "generations": 7,
         "offspring": 16,
@@ -38,7 +36,6 @@ EFFORTS: dict[str, dict[str, Any]] = {
     },
     "thorough": {
         "sensitivity_tokens": 2048,
-        "sensitivity_levels": 2,
         "initial_tokens": 16384,
         "generations": 60,
         "offspring": 32,
@@ -90,7 +87,7 @@ class Auto(EvaluatingStrategy):
 def _start(method: Method) -> dict[str, Any]:
     """Settings that depend on what is searched."""
     if not method.family.takes_modules:
-        return {"start": "sensitivity", "group_rule": "none"}
+        return {"start": "sensitivity", "sensitivity_levels": 2, "group_rule": "none"}
     whole = getattr(method, "unit", "") != "pair" and not getattr(method, "exclude", ())
     return {"start": "scores" if whole else "sensitivity"}
 
