@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 INTEGERS = "int"
 """How the names of formats begin that hold integers with a scale for a group of inputs of each row."""
+PASSES = 2
+"""Further ones over the columns (`descent`), where the settings do not say: later ones gain little."""
 GroupRule = Literal["size", "name", "none"]
 """Who may trade levels: layers of the same ``size``, of the same ``name`` (q_proj), or all (``none``)."""
 

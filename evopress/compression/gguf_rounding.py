@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evopress.compression.cholesky import INNER_CHUNK, sweep_columns
+from evopress.compression.descent import Descent
 from evopress.compression.formats.gguf import GgufFormat, encode, values_of
 from evopress.compression.gguf_grids import fit_grids, nearest_codes
 from evopress.compression.gguf_types import GgufType
@@ -38,6 +39,7 @@ def gguf_gptq(
     damping: float = 0.01,
     block_size: int = 128,
     rows_at_once: int | None = None,
+    passes: int = 0,
 ) -> list[GgufQuantized]:
     """Quantize a linear layer to several types, compensating each column's error in the columns after it.
 
@@ -49,6 +51,8 @@ def gguf_gptq(
         damping: share of the mean Hessian diagonal added to the diagonal; raised tenfold while Cholesky fails.
         block_size: columns between two updates by the columns of all earlier blocks.
         rows_at_once: rows per sweep, to bound memory (about 8 bytes x types x rows x columns); None is all.
+        passes: over the columns after GPTQ's own, in each of which every column is rounded again, given all others;
+            steps and minima stay. They hold two more matrices as large as the Hessian, and twice the memory per row.
 
     Raises:
         CompressionError: Cholesky fails at any damping, a type has no grid, or a weight is beyond float16 steps.
@@ -57,10 +61,13 @@ def gguf_gptq(
     order = torch.arange(len(hessian), device=hessian.device)
     if activation_order:
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    factor = factorize(hessian[order][:, order] if activation_order else hessian, damping)
+    visited = hessian[order][:, order] if activation_order else hessian
+    factor = factorize(visited, damping)
+    descent = Descent(visited, factor.shift) if passes else None
     live = weight.float().masked_fill(dead, 0.0)
     parts = [
-        _Sweep(rows, factor, kinds, order, dead, block_size).run() for rows in live.split(rows_at_once or len(live))
+        _Sweep(rows, factor, kinds, order, dead, block_size).run(descent, passes)
+        for rows in live.split(rows_at_once or len(live))
     ]
     return [
         GgufQuantized(torch.cat([b for b, _ in of_kind]), torch.cat([e for _, e in of_kind]), factor.damping)
@@ -118,13 +125,18 @@ class _Sweep:
         self.group_of = (self.order // self.fine).tolist()
         self.nonlinear = [(index, grid) for index, grid in enumerate(grids) if not grid.is_linear]
 
-    def run(self) -> list[tuple[Tensor, Tensor]]:
-        """Blocks and errors of the rows, for each type."""
+    def run(self, descent: Descent | None, passes: int) -> list[tuple[Tensor, Tensor]]:
+        """Blocks and errors of the rows, for each type, after as many further ``passes``."""
         widths = [self.block_size, INNER_CHUNK, 1]
         sweep_columns(self.panel.view(len(self.panel), -1), self.factor.feedback, widths, self._quantize_column)
-        # The sum of R_jj^2 e_j^2 is the error under the factorized Hessian; what was added to it is taken off again.
-        surplus = (self.added @ self.panel.square_().flatten(1)).view_as(self.losses)
-        errors = (self.losses.double() - surplus.double()).clamp_(min=0.0)
+        if descent:
+            for _ in range(passes):
+                descent.run(self.original, self.panel, self._round, self.block_size)
+            errors = descent.errors(self.panel)
+        else:
+            # The sum of R_jj^2 e_j^2 is the error under the factorized Hessian; what was added to it is taken off.
+            surplus = (self.added @ self.panel.square_().flatten(1)).view_as(self.losses)
+            errors = (self.losses.double() - surplus.double()).clamp_(min=0.0)
         codes = self.codes[torch.argsort(self.order)]
         return [
             (encode(codes[:, index].t().contiguous(), self.grids[index], kind)["blocks"], errors[index])
@@ -132,17 +144,22 @@ class _Sweep:
         ]
 
     def _quantize_column(self, column: int) -> None:
-        group, target, values = self.group_of[column], self.panel[column], self.rounded
+        target = self.panel[column]
+        values = self._round(column, target)
+        torch.sub(target, values, out=self.error)
+        self.losses.addcmul_(self.error, self.error, value=self.curvature[column])
+        torch.sub(self.original[column], values, out=target)
+
+    def _round(self, column: int, target: Tensor) -> Tensor:
+        """What the types make of the weights ``target`` [types, rows] of a column; its codes are kept."""
+        group, values = self.group_of[column], self.rounded
         torch.sub(target, self.offsets[group], out=self.scaled).mul_(self.inverse[group])
         torch.round(self.scaled, out=values).clamp_(self.lowest, self.highest)
         self.codes[column].copy_(torch.sub(values, self.lowest, out=self.error))
         for index, grid in self.nonlinear:
             self.codes[column, index] = nearest_codes(self.scaled[index], grid)
             values[index] = values_of(self.codes[column, index], grid)
-        values.mul_(self.steps[group]).add_(self.offsets[group])  # as weights are decoded, to the last bit
-        torch.sub(target, values, out=self.error)
-        self.losses.addcmul_(self.error, self.error, value=self.curvature[column])
-        torch.sub(self.original[column], values, out=target)
+        return values.mul_(self.steps[group]).add_(self.offsets[group])  # as weights are decoded, to the last bit
 
 
 # Rounding to the nearest of what a GGUF type can hold, by the library `libgguf`: the quantizers of llama.cpp.

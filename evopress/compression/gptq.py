@@ -7,16 +7,19 @@ H = R R^T, R upper triangular, column j is rounded after adding the deviations o
     w'_j = w_j + sum over i < j of (w_i - q_i) R_ij / R_jj.
 
 It needs no inverse, and the sums over i are matrix products: columns are visited in nested chunks, and each chunk first
-collects what the columns before it, within the enclosing chunk, contribute.
+collects what the columns before it, within the enclosing chunk, contribute. Further passes may follow (`descent`),
+before each of which the scales of all groups are fitted to the codes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from evopress.compression.cholesky import INNER_CHUNK, damped_cholesky, forward, sweep_columns
+from evopress.compression.descent import Descent
 from evopress.compression.grid import SCALE_DTYPE, fit_grid, highest_codes
 from evopress.compression.layers import check_group_size
 
@@ -69,6 +72,7 @@ def gptq(
     clip_search: bool = False,
     rows_at_once: int | None = None,
     scale_dtype: torch.dtype = SCALE_DTYPE,
+    passes: int = 0,
 ) -> Quantized:
     """Quantize a linear layer at several bit-widths, compensating each column's error in the columns after it.
 
@@ -88,6 +92,8 @@ def gptq(
         clip_search: fit each grid with the best clipping of its range, weighted by curvature.
         rows_at_once: rows per sweep, to bound memory (about 12 bytes x levels x rows x columns); None is all.
         scale_dtype: float16 or bfloat16, which stores the scales.
+        passes: over the columns after GPTQ's own, each with scales fitted anew and every column rounded again, given
+            all others. They hold two more matrices as large as the Hessian, and a third more memory per row.
 
     Raises:
         CompressionError: the group size does not divide the columns, Cholesky fails at any damping, or a weight is
@@ -97,10 +103,14 @@ def gptq(
     group = check_group_size(group_size, columns)
     dead = hessian.diagonal() == 0
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if activation_order else None
-    factor = factorize(hessian if order is None else hessian[order][:, order], damping)
+    visited = hessian if order is None else hessian[order][:, order]
+    factor = factorize(visited, damping)
+    descent = Descent(visited, factor.shift) if passes else None
     live = weight.float().masked_fill(dead, 0.0)
     sweeps = [
-        _Sweep(rows, factor, torch.tensor(bits), group, symmetric, order, block_size, clip_search, scale_dtype).run()
+        _Sweep(rows, factor, torch.tensor(bits), group, symmetric, order, block_size, clip_search, scale_dtype).run(
+            descent, passes
+        )
         for rows in live.split(rows_at_once or weight.shape[0])
     ]
     codes, scales, zeros, errors = (torch.cat(parts, dim=1) for parts in zip(*sweeps, strict=True))
@@ -157,14 +167,19 @@ class _Sweep:
         self.curvature = factor.curvature.tolist()
         self.chunks = _chunks(block_size, None if order is not None else group)
 
-    def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Codes, scales, zeros and errors, in the layout of `Quantized`."""
+    def run(self, descent: Descent | None, passes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Codes, scales, zeros and errors, in the layout of `Quantized`, after as many further ``passes``."""
         sweep_columns(
             self.panel.view(len(self.panel), -1), self.factor.feedback, self.chunks, self._quantize_column, self._reach
         )
-        # The sum of R_jj^2 e_j^2 is the error under the damped Hessian; the damping's share is taken off again.
-        damped = self.losses.double()
-        errors = (damped - self.factor.shift * self.panel.square_().sum(0).double()).clamp(min=0.0)
+        if descent:
+            for _ in range(passes):
+                descent.run(self.original, self.panel, self._round, self.chunks[0], partial(self._refit, descent))
+            errors = descent.errors(self.panel)
+        else:
+            # The sum of R_jj^2 e_j^2 is the error under the damped Hessian; the damping's share is taken off again.
+            damped = self.losses.double()
+            errors = (damped - self.factor.shift * self.panel.square_().sum(0).double()).clamp(min=0.0)
         codes = self.codes if self.order is None else self.codes[torch.argsort(self.order)]
         return (
             _inputs_last(codes),
@@ -179,15 +194,42 @@ class _Sweep:
             self._fit_group(begin // width, self._compensated(begin, end), self.factor.curvature[begin:end])
 
     def _quantize_column(self, column: int) -> None:
-        group = self.group_of[column]
-        rounded, error = self.rounded, self.error
-        torch.addcmul(self.zeros[group], self.panel[column], self.inverse_scales[group], out=rounded)
-        torch.minimum(rounded.round_().clamp_(min=0.0), self.highest_by_row, out=rounded)
-        self.codes[column].copy_(rounded)
-        rounded.sub_(self.zeros[group]).mul_(self.scales[group])
+        error = self.error
+        rounded = self._round(column, self.panel[column])
         torch.sub(self.panel[column], rounded, out=error)
         self.losses.addcmul_(error, error, value=self.curvature[column])
         torch.sub(self.original[column], rounded, out=self.panel[column])
+
+    def _round(self, column: int, values: Tensor) -> Tensor:
+        """What the grids make of the ``values`` [levels, rows] of a column; its codes are kept."""
+        group, rounded = self.group_of[column], self.rounded
+        torch.addcmul(self.zeros[group], values, self.inverse_scales[group], out=rounded)
+        torch.minimum(rounded.round_().clamp_(min=0.0), self.highest_by_row, out=rounded)
+        self.codes[column].copy_(rounded)
+        return rounded.sub_(self.zeros[group]).mul_(self.scales[group])
+
+    def _refit(self, descent: Descent, pull: Tensor) -> None:
+        """Fit the scale of each group to its codes, all others as they are; ``pull`` is H D, and stays so.
+
+        With codes c about their zero point, the error is least where the scale grows by c (H D) / c H c.
+        """
+        for group, own in enumerate(self._columns_of_groups()):
+            codes = self.codes[own].float().sub_(self.zeros[group])
+            product = descent.pull_of(codes, own)
+            curvature = (product[own] * codes).sum(0)
+            best = (pull[own] * codes).sum(0) / curvature  # how much larger the scale would be
+            change = (self.scales[group] + best).to(self.scale_dtype).float() - self.scales[group]
+            better = ((change - best).abs() < best.abs()) & (self.scales[group] + change > 0)
+            change.masked_fill_(~better, 0.0)  # as where a group has no codes but its zero point, and `best` is NaN
+            self.panel[own] -= change * codes
+            pull.sub_(product.mul_(change))
+            self.scales[group] += change
+            torch.reciprocal(self.scales[group], out=self.inverse_scales[group])
+
+    def _columns_of_groups(self) -> list[Tensor]:
+        """Where the columns of each group are visited."""
+        group_of = torch.tensor(self.group_of, device=self.panel.device)
+        return [(group_of == group).nonzero().flatten() for group in range(len(self.scales))]
 
     def _compensated(self, begin: int, end: int) -> Tensor:
         """What GPTQ holds for a group when it reaches it: weights that undo all earlier deviations if left unrounded.

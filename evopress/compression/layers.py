@@ -49,27 +49,40 @@ def layer_shapes(layers: "pd.DataFrame", itemsize: int) -> list[LayerShape]:
     ]
 
 
-def sweep_bytes(layers: Sequence[LayerShape], panel: float, *, factorizes: bool) -> int:
-    """Most bytes that a method holds which goes once over the columns of layers with the same input.
+def sweep_bytes(layers: Sequence[LayerShape], panel: float, *, factorizes: bool, passes: int = 0) -> int:
+    """Most bytes that a method holds which goes over the columns of layers with the same input.
 
     Args:
         layers: given as dense weights, of which a float32 copy is made beside the Hessian.
         panel: bytes of what it works on.
         factorizes: whether it takes a Cholesky factor: the Hessian reordered and reversed, and the factor in float64,
             of which a float32 copy stays.
+        passes: further ones (`descent`), for which the reordered Hessian stays, and a copy of it.
     """
     columns, weights = layers[0].columns, sum(layer.parameters for layer in layers)
     factor = (4 + 4 + 8) * columns**2 if factorizes else 0
-    return int(8 * weights + 4 * columns**2 + max(factor, panel + factor / 4))
+    stays = (3 if passes else 1) * factor / 4
+    return int(8 * weights + 4 * columns**2 + max(factor, panel + stays))
 
 
-def sweep_operations(layers: Sequence[LayerShape], levels: Sequence[int], *, factorizes: bool) -> float:
-    """Multiplications and additions of such a method that gives each layer so many ``levels``."""
+def sweep_operations(
+    layers: Sequence[LayerShape], levels: Sequence[int], *, factorizes: bool, passes: int = 0, refits: bool = False
+) -> float:
+    """Multiplications and additions of such a method that gives each layer so many ``levels``.
+
+    Args:
+        layers: with the same input.
+        levels: of each layer.
+        factorizes: whether it takes a Cholesky factor.
+        passes: after the first.
+        refits: whether scales are fitted anew before each of them.
+    """
     columns = layers[0].columns
     total = 2.0 * columns * sum(layer.parameters for layer in layers)  # energy, for the relative error
     if factorizes:
-        total += columns * sum(count * layer.parameters for count, layer in zip(levels, layers, strict=True))
-        total += columns**3 / 3
+        again = passes * (5 if refits else 3) + (2 if passes else 0)  # products with the Hessian, a sweep; the error
+        variants = sum(count * layer.parameters for count, layer in zip(levels, layers, strict=True))
+        total += columns * variants * (1 + again) + columns**3 / 3
     return total
 
 

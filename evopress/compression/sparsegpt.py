@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from evopress.compression.cholesky import INNER_CHUNK, damped_cholesky, forward, invert_unit_lower, sweep_columns
+from evopress.compression.descent import Descent
 from evopress.compression.grid import SCALE_DTYPE, fit_grid, highest_codes
 from evopress.compression.pruning import lowest, ranks
 from evopress.compression.sparsity import Pruned, Rounded, SparsityLevel, portions
@@ -70,6 +71,8 @@ def sparsegpt(
     block_size: int = 128,
     even_blocks: bool = False,
     rounding: Rounding | None = None,
+    descent: Descent | None = None,
+    passes: int = 0,
 ) -> Pruned:
     """Prune layers to several sparsities, compensating each removed weight in the columns after it.
 
@@ -88,13 +91,17 @@ def sparsegpt(
         even_blocks: take the same share from every block of columns, as the paper does.
         rounding: of the weights that are kept; None leaves them as they are. Its groups divide the columns, and are
             divided by the m of patterns. Blocks of columns are cut where groups end.
+        descent: on the same Hessian; only needed for ``passes``.
+        passes: over the columns after SparseGPT's own, in each of which the kept weights of every column are made anew,
+            given all others; masks and grids stay.
 
     Raises:
         CompressionError: a compensated weight does not fit the type of the weights, or the scales.
     """
     sweep = _Sweep(weights, factor, levels, block_size, even_blocks, rounding)
     sweep.run()
-    pruned = Pruned(sweep.inputs_last(sweep.stored), sweep.inputs_last(sweep.kept), sweep.errors(), sweep.rounded())
+    errors = sweep.errors() if descent is None or not passes else sweep.descend(descent, passes)
+    pruned = Pruned(sweep.inputs_last(sweep.stored), sweep.inputs_last(sweep.kept), errors, sweep.rounded())
     if not bool(torch.isfinite(pruned.errors).all()):
         raise CompressionError(f"a compensated weight exceeds {weights.dtype}; raise the damping or exclude the layer")
     return pruned
@@ -153,6 +160,21 @@ class _Sweep:
     def run(self) -> None:
         """Visit all columns."""
         sweep_columns(self.panel, self.factor.feedback, self.chunks, self._prune_column, self._reach, alpha=-1)
+
+    def descend(self, descent: Descent, passes: int) -> Tensor:
+        """Go over the columns ``passes`` times more; tr(dW H dW^T) by level and layer, as `errors` gives it."""
+        levels, layers, rows, columns = self.shape
+        deviation = self.original[:, None] - self.stored.view(columns, levels, -1)
+        for _ in range(passes):
+            descent.run(self.original, deviation, self._make_again, self.chunks[0])
+        return descent.errors(deviation).view(levels, layers, rows).sum(-1)
+
+    def _make_again(self, column: int, weights: Tensor) -> Tensor:
+        """What a column stores for the best ``weights`` [levels, layers x rows], where its mask keeps them."""
+        torch.mul(weights.flatten(), self.kept[column], out=self.pruned)
+        if self.grids:
+            self.grids.round_(column, self.pruned)
+        return self.stored[column].copy_(self.pruned).view_as(weights)
 
     def inputs_last(self, tensor: Tensor) -> Tensor:
         """[columns, everything] to [levels, layers, rows, columns]."""

@@ -214,6 +214,11 @@ class PruningMethod(LayerMethod):
         """Peak memory of a sweep per level and weight: the float32 panel, weights and mask in both layouts."""
         return 16
 
+    @property
+    def further_passes(self) -> int:
+        """Over the columns, after the first."""
+        return 0
+
     def labels(self) -> list[str]:
         """Patterns, or steps from the target."""
         return list(self.patterns) or [step_label(steps) for steps in range(-self.levels, self.levels + 1)]
@@ -311,11 +316,13 @@ class PruningMethod(LayerMethod):
         """With a panel of one level of a layer at least."""
         panel = self.bytes_per_weight * sum(len(self.levels_of(layer)) * layer.parameters for layer in layers)
         least = self.bytes_per_weight * max(layer.parameters for layer in layers)
-        return sweep_bytes(layers, min(panel, max(memory, least)), factorizes=self.factorizes)
+        sweep = min(panel, max(memory, least))
+        return sweep_bytes(layers, sweep, factorizes=self.factorizes, passes=self.further_passes)
 
     def operations(self, layers: Sequence[LayerShape]) -> float:
         """Of the relative errors, and of the sweep where the method makes one."""
-        return sweep_operations(layers, [len(self.levels_of(layer)) for layer in layers], factorizes=self.factorizes)
+        levels = [len(self.levels_of(layer)) for layer in layers]
+        return sweep_operations(layers, levels, factorizes=self.factorizes, passes=self.further_passes)
 
 
 def of_same_shape(weights: "Mapping[str, Tensor]", memory: float, bytes_per_weight: int) -> Iterator[list[str]]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from evopress.compression.base import LayerMethod, Level, Variant
+from evopress.compression.base import PASSES, LayerMethod, Level, Variant
 from evopress.compression.families import BITS
 from evopress.compression.gguf_types import GGUF_TYPES, possible_types
-from evopress.compression.layers import LayerShape
+from evopress.compression.layers import LayerShape, sweep_operations
 from evopress.config.base import UserPath
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _BYTES_PER_CODE = 8
 """Peak memory of a sweep per type and weight: the float32 panel, codes and their copy, grids, ..."""
+_BYTES_OF_PASSES = 8
+"""... more than that with further passes: a second panel, and a third for the error, ..."""
 _BYTES_PER_WEIGHT = 16
 """... and per weight: its rows in the order of the sweep, with a copy, and what the fit of a grid takes."""
 _FIT_OPERATIONS = 300
@@ -60,6 +62,12 @@ class Gguf(LayerMethod):
     activation_order: bool = Field(True, description="With `gptq`, round columns by decreasing Hessian diagonal.")
     damping: float = Field(0.01, gt=0, lt=1, description="Share of the mean Hessian diagonal added to the diagonal.")
     block_size: int = Field(128, ge=1, description="Columns between two lazy updates of the remaining ones.")
+    passes: int = Field(
+        PASSES,
+        ge=0,
+        description="With `gptq`, further passes over the columns, each of which rounds every column again, given all "
+        "others, so that the layer's error falls (coordinate descent, as in QuantEase); 0 is GPTQ as published.",
+    )
 
     @field_validator("types")
     @classmethod
@@ -159,7 +167,8 @@ class Gguf(LayerMethod):
         from evopress.compression.gguf_rounding import gguf_gptq
 
         height = int(min(rows, max(1.0, memory / self._sweep_bytes(len(kinds), columns))))
-        return gguf_gptq(stacked, hessian, kinds, self.activation_order, self.damping, self.block_size, height)
+        order, damping, block_size = self.activation_order, self.damping, self.block_size
+        return gguf_gptq(stacked, hessian, kinds, order, damping, block_size, height, self.passes)
 
     def _variants(
         self, weights: "Mapping[str, Tensor]", quantized: "list[GgufQuantized]", energies: "Tensor"
@@ -196,8 +205,10 @@ class Gguf(LayerMethod):
             return int(held + 3 * 4 * weights)
         least = self._sweep_bytes(len(kinds), columns)
         sweep = min(least * sum(layer.rows for layer in layers), max(memory, least))
-        # The Hessian reordered and reversed, and the factor in float64, of which a float32 copy stays.
-        return int(held + max((4 + 4 + 8) * columns**2, 4 * columns**2 + sweep))
+        # The Hessian reordered and reversed, and the factor in float64, of which a float32 copy stays; for further
+        # passes, the reordered Hessian and a copy of it stay as well.
+        stays = 3 if self.passes else 1
+        return int(held + max((4 + 4 + 8) * columns**2, stays * 4 * columns**2 + sweep))
 
     def operations(self, layers: Sequence[LayerShape]) -> float:
         """Of the factor, the fit of the grids, the sweep and the relative errors."""
@@ -206,9 +217,10 @@ class Gguf(LayerMethod):
         energy = 2.0 * columns * weights
         if self.rounding == "rtn":
             return energy * (1 + count) + _ROUNDING_OPERATIONS * count * weights
-        return energy + columns**3 / 3 + count * weights * (columns + _FIT_OPERATIONS)
+        sweeps = sweep_operations(layers, [count] * len(layers), factorizes=True, passes=self.passes)
+        return sweeps + _FIT_OPERATIONS * count * weights
 
-    @staticmethod
-    def _sweep_bytes(kinds: int, columns: int) -> int:
+    def _sweep_bytes(self, kinds: int, columns: int) -> int:
         """Bytes that a sweep takes for each row."""
-        return (_BYTES_PER_CODE * kinds + _BYTES_PER_WEIGHT) * columns
+        per_code = _BYTES_PER_CODE + (_BYTES_OF_PASSES if self.passes else 0)
+        return (per_code * kinds + _BYTES_PER_WEIGHT) * columns

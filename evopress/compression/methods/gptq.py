@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator
 
-from evopress.compression.base import INTEGERS, LayerMethod, Level, Variant
+from evopress.compression.base import INTEGERS, PASSES, LayerMethod, Level, Variant
 from evopress.compression.families import BITS
 from evopress.compression.layers import LayerShape, check_group_size, sweep_bytes, sweep_operations
 from evopress.util.progress import log
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _BYTES_PER_CODE = 12
 """Peak memory of a sweep per level and weight: the float32 panel, a temporary of its size, codes and their copies."""
+_BYTES_OF_PASSES = 4
+"""More than that, with further passes: a second panel."""
 
 
 class Gptq(LayerMethod):
@@ -43,6 +45,13 @@ class Gptq(LayerMethod):
     clip_search: bool = Field(True, description="Clip each group's range where that rounds with less error.")
     damping: float = Field(0.01, gt=0, lt=1, description="Share of the mean Hessian diagonal added to the diagonal.")
     block_size: int = Field(128, ge=1, description="Columns between two lazy updates of the remaining ones.")
+    passes: int = Field(
+        PASSES,
+        ge=0,
+        description="Further passes over the columns, each of which fits the scales anew and rounds every column "
+        "again, given all others, so that the layer's error falls (coordinate descent, as in QuantEase); 0 is GPTQ as "
+        "published.",
+    )
 
     @field_validator("bits")
     @classmethod
@@ -106,8 +115,9 @@ class Gptq(LayerMethod):
             self.damping,
             self.block_size,
             self.clip_search,
-            rows_at_once=int(min(rows, max(1.0, memory / (_BYTES_PER_CODE * len(self.bits) * columns)))),
+            rows_at_once=int(min(rows, max(1.0, memory / (self._bytes_per_weight * columns)))),
             scale_dtype=getattr(torch, self.scale_dtype),
+            passes=self.passes,
         )
         energies = torch.einsum("rc,rc->r", stacked @ hessian, stacked).double()
         return list(self._packed(weights, quantized, energies, exponents))
@@ -175,10 +185,16 @@ class Gptq(LayerMethod):
 
     def peak_bytes(self, layers: Sequence[LayerShape], memory: float) -> int:
         """With a panel of all levels of one row at least."""
-        least = _BYTES_PER_CODE * len(self.bits) * layers[0].columns
-        panel = _BYTES_PER_CODE * len(self.bits) * sum(layer.parameters for layer in layers)
-        return sweep_bytes(layers, min(panel, max(memory, least)), factorizes=True)
+        least = self._bytes_per_weight * layers[0].columns
+        panel = self._bytes_per_weight * sum(layer.parameters for layer in layers)
+        return sweep_bytes(layers, min(panel, max(memory, least)), factorizes=True, passes=self.passes)
 
     def operations(self, layers: Sequence[LayerShape]) -> float:
         """Of the factor, the sweep and the relative errors."""
-        return sweep_operations(layers, [len(self.bits)] * len(layers), factorizes=True)
+        levels = [len(self.bits)] * len(layers)
+        return sweep_operations(layers, levels, factorizes=True, passes=self.passes, refits=True)
+
+    @property
+    def _bytes_per_weight(self) -> int:
+        """What a sweep takes for each weight, at all bit-widths."""
+        return (_BYTES_PER_CODE + (_BYTES_OF_PASSES if self.passes else 0)) * len(self.bits)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from evopress.compression.base import PASSES
 from evopress.compression.families import ROUNDED_SPARSITY, SPARSITY, Sparsity
 from evopress.compression.layers import LayerShape, check_group_size
 from evopress.compression.sparsity import PruningMethod, parse_pattern
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from evopress.compression.descent import Descent
     from evopress.compression.sparsegpt import InverseFactor
     from evopress.compression.sparsity import Prune, Pruned, SparsityLevel
 
@@ -72,6 +74,12 @@ class SparseGpt(PruningMethod):
     group_size: int | None = Field(
         64, ge=1, description="With `bits`, inputs that share a scale; null is one scale per channel."
     )
+    passes: int = Field(
+        PASSES,
+        ge=0,
+        description="Further passes over the columns, each of which makes what is kept of every column anew, given all "
+        "others, so that the layer's error falls (coordinate descent); 0 is SparseGPT as published.",
+    )
 
     @model_validator(mode="after")
     def _check_groups(self) -> Self:
@@ -97,8 +105,13 @@ class SparseGpt(PruningMethod):
 
     @property
     def bytes_per_weight(self) -> int:
-        """With codes in both layouts, and what is fitted of a group as wide as the layer."""
-        return super().bytes_per_weight + (0 if self.bits is None else 8)
+        """With codes in both layouts, what is fitted of a group as wide as the layer, and a second panel for passes."""
+        return super().bytes_per_weight + (0 if self.bits is None else 8) + (4 if self.passes else 0)
+
+    @property
+    def further_passes(self) -> int:
+        """As the settings say."""
+        return self.passes
 
     def packed_bytes(self, layer: LayerShape, kept: int) -> int:
         """With `bits`, of the mask, of so many integers, and of their scales and zero points."""
@@ -117,17 +130,24 @@ class SparseGpt(PruningMethod):
 
     def pruner(self, hessian: "Tensor") -> "tuple[Prune, float]":
         """A sweep with the inverse factor of the damped Hessian."""
+        from evopress.compression.descent import Descent
         from evopress.compression.sparsegpt import inverse_factor, sparsegpt
 
         factor = inverse_factor(hessian, self.damping)
-        options = self.block_size, self.even_blocks
+        descent = Descent(hessian, factor.shift) if self.passes else None
+        options = self.block_size, self.even_blocks, None, descent, self.passes
         if self.bits is None:
             return lambda weights, levels: sparsegpt(weights, factor, levels, *options), factor.damping
         diagonal = hessian.diagonal()
-        return lambda weights, levels: self._rounded(weights, levels, factor, diagonal), factor.damping
+        return lambda weights, levels: self._rounded(weights, levels, factor, descent, diagonal), factor.damping
 
     def _rounded(
-        self, weights: "Tensor", levels: "Sequence[SparsityLevel]", factor: "InverseFactor", diagonal: "Tensor"
+        self,
+        weights: "Tensor",
+        levels: "Sequence[SparsityLevel]",
+        factor: "InverseFactor",
+        descent: "Descent | None",
+        diagonal: "Tensor",
     ) -> "Pruned":
         """Prune and round layers [layers, rows, columns], some times a power of two so that float16 holds the scales.
 
@@ -141,7 +161,7 @@ class SparseGpt(PruningMethod):
         assert self.bits is not None
         group = check_group_size(self.group_size, weights.shape[-1])
         exponents = tuple(scale_exponent(layer.float(), diagonal, [self.bits], group) for layer in weights)
-        options = self.block_size, self.even_blocks, Rounding(self.bits, group)
+        options = self.block_size, self.even_blocks, Rounding(self.bits, group), descent, self.passes
         if not any(exponents):
             return sparsegpt(weights, factor, levels, *options)
         factors = torch.tensor([2.0**exponent for exponent in exponents], device=weights.device)[:, None, None]
