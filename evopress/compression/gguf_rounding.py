@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -51,8 +52,9 @@ def gguf_gptq(
         damping: share of the mean Hessian diagonal added to the diagonal; raised tenfold while Cholesky fails.
         block_size: columns between two updates by the columns of all earlier blocks.
         rows_at_once: rows per sweep, to bound memory (about 8 bytes x types x rows x columns); None is all.
-        passes: over the columns after GPTQ's own, in each of which every column is rounded again, given all others;
-            steps and minima stay. They hold two more matrices as large as the Hessian, and twice the memory per row.
+        passes: over the columns after GPTQ's own, each with d and dmin of all blocks fitted anew and every column rounded
+            again, given all others; the integer scales and minima stay. They hold two more matrices as large as the
+            Hessian, and twice the memory per row.
 
     Raises:
         CompressionError: Cholesky fails at any damping, a type has no grid, or a weight is beyond float16 steps.
@@ -131,7 +133,7 @@ class _Sweep:
         sweep_columns(self.panel.view(len(self.panel), -1), self.factor.feedback, widths, self._quantize_column)
         if descent:
             for _ in range(passes):
-                descent.run(self.original, self.panel, self._round, self.block_size)
+                descent.run(self.original, self.panel, self._round, self.block_size, partial(self._refit, descent))
             errors = descent.errors(self.panel)
         else:
             # The sum of R_jj^2 e_j^2 is the error under the factorized Hessian; what was added to it is taken off.
@@ -160,6 +162,50 @@ class _Sweep:
             self.codes[column, index] = nearest_codes(self.scaled[index], grid)
             values[index] = values_of(self.codes[column, index], grid)
         return values.mul_(self.steps[group]).add_(self.offsets[group])  # as weights are decoded, to the last bit
+
+    def _refit(self, descent: Descent, pull: Tensor) -> None:
+        """Fit d, then dmin, of each block to its codes, all others as they are; ``pull`` is H D, and stays so.
+
+        With the part p of the weights that d (or dmin) is a factor of, the error is least where that part grows by
+        p (H D) / p H p of itself.
+        """
+        for index, kind in enumerate(self.kinds):
+            halves = {"step": self.grids[index].step, "offset": self.grids[index].offset}
+            for block in range(len(self.order) // kind.block):
+                own = (self.order // kind.block == block).nonzero().flatten()
+                groups = self.order[own] // self.fine
+                offsets = self.offsets[groups, index]
+                parts = {"step": self.original[own] - self.panel[own, index] - offsets, "offset": offsets}
+                for name, half in halves.items():
+                    if half is not None:
+                        self._refit_part(
+                            descent, pull[:, index], self.panel[:, index], own, half[:, block], parts[name]
+                        )
+            self.grids[index] = replace(self.grids[index], **halves)
+        self._spread_grids(len(self.order))
+
+    @staticmethod
+    def _refit_part(descent: Descent, pull: Tensor, deviation: Tensor, own: Tensor, half: Tensor, part: Tensor) -> None:
+        """Fit a float16 number of each row, in place, and all that hangs on it.
+
+        Args:
+            descent: knows the Hessian.
+            pull: H D of one type, [columns, rows].
+            deviation: D of it, the same shape.
+            own: columns of the block.
+            half: the number, float16 [rows].
+            part: what it is a factor of in the weights of the block, [columns of it, rows].
+        """
+        product = descent.pull_of(part[:, None], own)[:, 0]
+        best = (pull[own] * part).sum(0) / (product[own] * part).sum(0)
+        old = half.float()
+        new = (old * (1 + best)).half()
+        change = new.float() / old - 1
+        better = ((change - best).abs() < best.abs()) & new.isfinite()  # neither where the part is 0, and `best` is NaN
+        change.masked_fill_(~better, 0.0)
+        half.copy_(torch.where(better, new, half))
+        deviation[own] -= change * part
+        pull.sub_(product.mul_(change))
 
 
 # Rounding to the nearest of what a GGUF type can hold, by the library `libgguf`: the quantizers of llama.cpp.
