@@ -52,9 +52,9 @@ def gguf_gptq(
         damping: share of the mean Hessian diagonal added to the diagonal; raised tenfold while Cholesky fails.
         block_size: columns between two updates by the columns of all earlier blocks.
         rows_at_once: rows per sweep, to bound memory (about 8 bytes x types x rows x columns); None is all.
-        passes: over the columns after GPTQ's own, each with d and dmin of all blocks fitted anew and every column rounded
-            again, given all others; the integer scales and minima stay. They hold two more matrices as large as the
-            Hessian, and twice the memory per row.
+        passes: over the columns after GPTQ's own, each with d and dmin of all blocks fitted anew and every column
+            rounded again, given all others; the integer scales and minima stay. They hold two more matrices as large as
+            the Hessian, and twice the memory per row.
 
     Raises:
         CompressionError: Cholesky fails at any damping, a type has no grid, or a weight is beyond float16 steps.

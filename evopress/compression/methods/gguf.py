@@ -65,8 +65,9 @@ class Gguf(LayerMethod):
     passes: int = Field(
         PASSES,
         ge=0,
-        description="With `gptq`, further passes over the columns, each of which rounds every column again, given all "
-        "others, so that the layer's error falls (coordinate descent, as in QuantEase); 0 is GPTQ as published.",
+        description="With `gptq`, further passes over the columns, each of which fits the float16 numbers of all "
+        "blocks anew and rounds every column again, given all others, so that the layer's error falls (coordinate "
+        "descent, as in QuantEase); 0 is GPTQ as published.",
     )
 
     @field_validator("types")
