@@ -57,13 +57,18 @@ class Descent:
 
         sweep_columns(panel.flatten(1), self._feedback, [block_size, INNER_CHUNK, 1], column)
 
-    def pull_of(self, deviation: Tensor, columns: slice | Tensor = slice(None)) -> Tensor:
-        """H D, [columns, levels, rows], of the deviations of these ``columns`` (all others 0)."""
-        pull = (self.hessian[:, columns] @ deviation.flatten(1)).view(-1, *deviation.shape[1:])
-        pull[columns] += self.added[columns, None, None] * deviation
-        return pull
+    def pull_of(self, deviation: Tensor, columns: Tensor | None = None) -> Tensor:
+        """H D, [columns, levels, rows], of the deviations of these ``columns`` (all others 0); None is all."""
+        if columns is None:
+            return self._product(self.hessian, deviation).addcmul_(deviation, self.added[:, None, None])
+        pull = self._product(self.hessian[:, columns], deviation)
+        return pull.index_add_(0, columns, deviation * self.added[columns, None, None])
 
     def errors(self, deviation: Tensor) -> Tensor:
         """Rows of tr(D H D^T) with the Hessian as given (no damping); float64 [levels, rows]."""
-        product = (self.hessian @ deviation.flatten(1)).view_as(deviation)
-        return product.mul_(deviation).sum(0, dtype=torch.float64).clamp_(min=0.0)
+        return self._product(self.hessian, deviation).mul_(deviation).sum(0).double().clamp_(min=0.0)
+
+    @staticmethod
+    def _product(hessian: Tensor, deviation: Tensor) -> Tensor:
+        """Matrix product [n, columns] x [columns, levels, rows]."""
+        return (hessian @ deviation.flatten(1)).unflatten(1, deviation.shape[1:])

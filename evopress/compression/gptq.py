@@ -90,10 +90,10 @@ def gptq(
         damping: share of the mean Hessian diagonal added to the diagonal; raised tenfold while Cholesky fails.
         block_size: columns between two updates by the columns of all earlier blocks.
         clip_search: fit each grid with the best clipping of its range, weighted by curvature.
-        rows_at_once: rows per sweep, to bound memory (about 12 bytes x levels x rows x columns); None is all.
+        rows_at_once: rows per sweep, to bound memory (about 14 bytes x levels x rows x columns); None is all.
         scale_dtype: float16 or bfloat16, which stores the scales.
         passes: over the columns after GPTQ's own, each with scales fitted anew and every column rounded again, given
-            all others. They hold two more matrices as large as the Hessian, and a third more memory per row.
+            all others. They hold two more matrices as large as the Hessian, and twice the memory per row.
 
     Raises:
         CompressionError: the group size does not divide the columns, Cholesky fails at any damping, or a weight is
@@ -213,23 +213,23 @@ class _Sweep:
 
         With codes c about their zero point, the error is least where the scale grows by c (H D) / c H c.
         """
-        for group, own in enumerate(self._columns_of_groups()):
-            codes = self.codes[own].float().sub_(self.zeros[group])
-            product = descent.pull_of(codes, own)
-            curvature = (product[own] * codes).sum(0)
-            best = (pull[own] * codes).sum(0) / curvature  # how much larger the scale would be
-            change = (self.scales[group] + best).to(self.scale_dtype).float() - self.scales[group]
-            better = ((change - best).abs() < best.abs()) & (self.scales[group] + change > 0)
-            change.masked_fill_(~better, 0.0)  # as where a group has no codes but its zero point, and `best` is NaN
-            self.panel[own] -= change * codes
-            pull.sub_(product.mul_(change))
-            self.scales[group] += change
-            torch.reciprocal(self.scales[group], out=self.inverse_scales[group])
-
-    def _columns_of_groups(self) -> list[Tensor]:
-        """Where the columns of each group are visited."""
         group_of = torch.tensor(self.group_of, device=self.panel.device)
-        return [(group_of == group).nonzero().flatten() for group in range(len(self.scales))]
+        for group in range(len(self.scales)):
+            self._refit_group(descent, pull, group, (group_of == group).nonzero().flatten())
+
+    def _refit_group(self, descent: Descent, pull: Tensor, group: int, own: Tensor) -> None:
+        """Fit the scale of a group whose columns are visited as ``own``."""
+        codes = self.codes[own].float().sub_(self.zeros[group])
+        product = descent.pull_of(codes, own)
+        curvature = (product[own] * codes).sum(0)
+        best = (pull[own] * codes).sum(0) / curvature  # how much larger the scale would be
+        change = (self.scales[group] + best).to(self.scale_dtype).float() - self.scales[group]
+        better = ((change - best).abs() < best.abs()) & (self.scales[group] + change > 0)
+        change.masked_fill_(~better, 0.0)  # as where a group has no codes but its zero point, and `best` is NaN
+        self.panel[own] -= change * codes
+        pull.sub_(product.mul_(change))
+        self.scales[group] += change
+        torch.reciprocal(self.scales[group], out=self.inverse_scales[group])
 
     def _compensated(self, begin: int, end: int) -> Tensor:
         """What GPTQ holds for a group when it reaches it: weights that undo all earlier deviations if left unrounded.

@@ -164,7 +164,8 @@ class _Sweep:
     def descend(self, descent: Descent, passes: int) -> Tensor:
         """Go over the columns ``passes`` times more; tr(dW H dW^T) by level and layer, as `errors` gives it."""
         levels, layers, rows, columns = self.shape
-        deviation = self.original[:, None] - self.stored.view(columns, levels, -1)
+        deviation = self.panel.view(columns, levels, -1)  # errors are not needed any more
+        torch.sub(self.original[:, None], self.stored.view(columns, levels, -1), out=deviation)
         for _ in range(passes):
             descent.run(self.original, deviation, self._make_again, self.chunks[0])
         return descent.errors(deviation).view(levels, layers, rows).sum(-1)

@@ -211,8 +211,8 @@ class PruningMethod(LayerMethod):
 
     @property
     def bytes_per_weight(self) -> int:
-        """Peak memory of a sweep per level and weight: the float32 panel, weights and mask in both layouts."""
-        return 16
+        """Peak memory of a sweep per level and weight: the float32 panel, weights and mask in both layouts, ..."""
+        return 22
 
     @property
     def further_passes(self) -> int:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _BYTES_PER_CODE = 8
 """Peak memory of a sweep per type and weight: the float32 panel, codes and their copy, grids, ..."""
-_BYTES_OF_PASSES = 8
-"""... more than that with further passes: a second panel, and a third for the error, ..."""
+_BYTES_OF_PASSES = 14
+"""... more than that with further passes: two more panels, and what a matrix product takes, ..."""
 _BYTES_PER_WEIGHT = 16
 """... and per weight: its rows in the order of the sweep, with a copy, and what the fit of a grid takes."""
 _FIT_OPERATIONS = 300

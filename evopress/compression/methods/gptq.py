@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
     from evopress.compression.gptq import Quantized
 
-_BYTES_PER_CODE = 12
+_BYTES_PER_CODE = 14
 """Peak memory of a sweep per level and weight: the float32 panel, a temporary of its size, codes and their copies."""
-_BYTES_OF_PASSES = 4
-"""More than that, with further passes: a second panel."""
+_BYTES_OF_PASSES = 12
+"""More than that, with further passes: two more panels, and what a matrix product takes ..."""
+_BYTES_OF_CHANNELS = 12
+"""... and where they fit scales of whole rows: as much again."""
 
 
 class Gptq(LayerMethod):
@@ -197,4 +199,5 @@ class Gptq(LayerMethod):
     @property
     def _bytes_per_weight(self) -> int:
         """What a sweep takes for each weight, at all bit-widths."""
-        return (_BYTES_PER_CODE + (_BYTES_OF_PASSES if self.passes else 0)) * len(self.bits)
+        further = _BYTES_OF_PASSES + (_BYTES_OF_CHANNELS if self.group_size is None else 0)
+        return (_BYTES_PER_CODE + (further if self.passes else 0)) * len(self.bits)

@@ -105,8 +105,8 @@ class SparseGpt(PruningMethod):
 
     @property
     def bytes_per_weight(self) -> int:
-        """With codes in both layouts, what is fitted of a group as wide as the layer, and a second panel for passes."""
-        return super().bytes_per_weight + (0 if self.bits is None else 8) + (4 if self.passes else 0)
+        """With codes in both layouts, what is fitted of a group as wide as the layer, and what passes take."""
+        return super().bytes_per_weight + (0 if self.bits is None else 8) + (8 if self.passes else 0)
 
     @property
     def further_passes(self) -> int:
