@@ -192,6 +192,10 @@ class Method(Section):
         """The same method with the levels ``labels`` alone, or with more where it cannot leave any out."""
         return self
 
+    def for_embedding(self) -> Self:
+        """The same method as embedding and head need it, whose columns do not make up for each other."""
+        return self
+
     def target_problems(self, target: float, where: str) -> Iterator[str]:
         """Say why a search over these levels cannot have ``target``; as far as that is known without a model.
 

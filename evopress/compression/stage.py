@@ -89,7 +89,7 @@ def make_embedding_variants(context: StageContext, name: str, method: LayerMetho
         """A diagonal Hessian, so that nothing is made up for between columns."""
         return torch.eye(columns[group]) if hessian is None or group != HEAD else hessian(HEAD).diagonal().diag()
 
-    variants = compress_layers(context, f"variants {name}, embedding", method, layers, importance)
+    variants = compress_layers(context, f"variants {name}, embedding", method.for_embedding(), layers, importance)
     facts["shapes"] = {layer.layer: [layer.rows, layer.columns] for layer in shapes}
     table = variant_table(variants, layers, method)
     write_variants(run, name, EMBEDDING, variants, table, variants_provenance(context, method), facts)

@@ -146,7 +146,8 @@ class Stages:
         yield self._in_sequence(made, passes=2, models=1) if method.sequential else made
         if method.compresses_embedding:
             outer = table.drop(inside.index)
-            memory, flops = self._peak_and_operations(method, shape.outer[shape.outer["name"].isin(outer["name"])])
+            own = shape.outer[shape.outer["name"].isin(outer["name"])]
+            memory, flops = self._peak_and_operations(method.for_embedding(), own)
             disk, work = float(outer["bytes"].sum()), {"variants": flops}
             yield Stage(f"variants {name}, embedding", 1, memory + disk, disk, 0, work, "with the head")
 

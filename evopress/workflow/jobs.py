@@ -66,7 +66,7 @@ class Memory:
         layer = LayerShape(EMBEDDING, -1, EMBEDDING, EMBEDDING, rows, columns, self._itemsize())
         packed = len(method.labels()) * layer.parameters * (1 if self.config.get("tie_word_embeddings") is True else 2)
         try:
-            working = method.peak_bytes([layer], 1e9 * self.settings.compute.host_gb)
+            working = method.for_embedding().peak_bytes([layer], 1e9 * self.settings.compute.host_gb)
         except CompressionError:  # which the job will say
             working = 0
         return _BLOCK * attempt + (working + packed) // 1_000_000

@@ -127,6 +127,10 @@ class Gguf(LayerMethod):
         """Those of its types."""
         return self.model_copy(update={"types": tuple(name for name in self.types if name in labels)})
 
+    def for_embedding(self) -> Self:
+        """Without further passes, which have nothing to gain there."""
+        return self.model_copy(update={"passes": 0})
+
     def target_problems(self, target: float, where: str) -> Iterator[str]:
         """A target below the bits per weight of the smallest type, or above those of the largest."""
         for name, beyond, word in ((self.types[0], -1, "below"), (self.types[-1], 1, "above")):

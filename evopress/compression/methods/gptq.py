@@ -72,6 +72,10 @@ class Gptq(LayerMethod):
         """Those of its bit-widths."""
         return self.model_copy(update={"bits": tuple(bits for bits in self.bits if str(bits) in labels)})
 
+    def for_embedding(self) -> Self:
+        """Without further passes, which have nothing to gain there."""
+        return self.model_copy(update={"passes": 0})
+
     def target_problems(self, target: float, where: str) -> Iterator[str]:
         """A target below the lowest bit-width, or above the highest."""
         if target < min(self.bits):
