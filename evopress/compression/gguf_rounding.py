@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
@@ -170,18 +170,15 @@ class _Sweep:
         p (H D) / p H p of itself.
         """
         for index, kind in enumerate(self.kinds):
-            halves = {"step": self.grids[index].step, "offset": self.grids[index].offset}
+            step, offset = self.grids[index].step, self.grids[index].offset
+            of_type = descent, pull[:, index], self.panel[:, index]
             for block in range(len(self.order) // kind.block):
                 own = (self.order // kind.block == block).nonzero().flatten()
-                groups = self.order[own] // self.fine
-                offsets = self.offsets[groups, index]
-                parts = {"step": self.original[own] - self.panel[own, index] - offsets, "offset": offsets}
-                for name, half in halves.items():
-                    if half is not None:
-                        self._refit_part(
-                            descent, pull[:, index], self.panel[:, index], own, half[:, block], parts[name]
-                        )
-            self.grids[index] = replace(self.grids[index], **halves)
+                offsets = self.offsets[self.order[own] // self.fine, index]
+                scaled = self.original[own] - self.panel[own, index] - offsets
+                self._refit_part(*of_type, own, step[:, block], scaled)
+                if offset is not None:
+                    self._refit_part(*of_type, own, offset[:, block], offsets)
         self._spread_grids(len(self.order))
 
     @staticmethod
