@@ -193,7 +193,7 @@ class Method(Section):
         return self
 
     def for_embedding(self) -> Self:
-        """The same method as embedding and head need it, whose columns do not make up for each other."""
+        """The same method as embedding and head need it: nothing is made up for between their columns."""
         return self
 
     def target_problems(self, target: float, where: str) -> Iterator[str]:

@@ -22,11 +22,11 @@ class Descent:
 
     def __init__(self, hessian: Tensor, shift: float) -> None:
         """Take the Hessian [columns, columns]; ``shift`` is added to its diagonal, which counts as 1 at dead inputs."""
-        diagonal = hessian.diagonal()
-        self.hessian = hessian
+        self.hessian = hessian.float()
+        diagonal = self.hessian.diagonal()
         self.added = shift + (diagonal == 0).float()
         self.diagonal = diagonal + self.added
-        self._feedback = hessian / self.diagonal
+        self._feedback = self.hessian / self.diagonal
 
     def run(
         self,
@@ -57,11 +57,45 @@ class Descent:
 
         sweep_columns(panel.flatten(1), self._feedback, [block_size, INNER_CHUNK, 1], column)
 
+    def refit(
+        self,
+        pull: Tensor,
+        deviation: Tensor,
+        own: Tensor,
+        part: Tensor,
+        factor: Tensor,
+        store: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Fit a number that some columns have in common to their codes, all others as they are.
+
+        With the part P of Q that it is a factor of, the error is least where that part grows by (P H D / P H P) P.
+
+        Args:
+            pull: H D as `pull_of` gives it, which is kept up to date ...
+            deviation: ... as is D, both [columns, levels, rows].
+            own: the columns, [n].
+            part: P, [n, levels, rows].
+            factor: the number, [levels, rows].
+            store: makes of numbers what can be stored; not finite where one cannot be.
+
+        Returns:
+            The number that is stored from now on; the old one where no other is better.
+        """
+        product = self.pull_of(part, own)
+        best = (pull[own] * part).sum(0) / (product[own] * part).sum(0)
+        stored = store(factor * (1 + best))
+        change = stored / factor - 1
+        better = ((change - best).abs() < best.abs()) & stored.isfinite() & (stored != 0)
+        change.masked_fill_(~better, 0.0)  # as where the part is 0, and `best` is NaN
+        deviation[own] -= change * part
+        pull.sub_(product.mul_(change))
+        return torch.where(better, stored, factor)
+
     def pull_of(self, deviation: Tensor, columns: Tensor | None = None) -> Tensor:
         """H D, [columns, levels, rows], of the deviations of these ``columns`` (all others 0); None is all."""
         if columns is None:
             return self._product(self.hessian, deviation).addcmul_(deviation, self.added[:, None, None])
-        pull = self._product(self.hessian[:, columns], deviation)
+        pull = self._product(self.hessian[columns].t(), deviation)  # it is symmetric, and rows are read faster
         return pull.index_add_(0, columns, deviation * self.added[columns, None, None])
 
     def errors(self, deviation: Tensor) -> Tensor:

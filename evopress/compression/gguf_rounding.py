@@ -17,7 +17,7 @@ from evopress.compression.gguf_types import GgufType
 from evopress.compression.gptq import Factor, factorize
 from evopress.util.errors import CompressionError
 
-# GPTQ on the grids of GGUF types: error feedback between columns whose steps and minima are fixed beforehand.
+# GPTQ on the grids of GGUF types: error feedback between columns whose integer scales and minima are fixed beforehand.
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def gguf_gptq(
         rows_at_once: rows per sweep, to bound memory (about 8 bytes x types x rows x columns); None is all.
         passes: over the columns after GPTQ's own, each with d and dmin of all blocks fitted anew and every column
             rounded again, given all others; the integer scales and minima stay. They hold two more matrices as large as
-            the Hessian, and twice the memory per row.
+            the Hessian, and two to three times the memory per row.
 
     Raises:
         CompressionError: Cholesky fails at any damping, a type has no grid, or a weight is beyond float16 steps.
@@ -78,7 +78,7 @@ def gguf_gptq(
 
 
 class _Sweep:
-    """One pass over the columns for all types of some rows.
+    """The passes over the columns for all types of some rows.
 
     Buffers are laid out [columns, types, rows], in the order in which columns are visited, so that a column of all
     types and rows is contiguous. ``panel`` holds for columns to come the weights plus what columns done have fed back,
@@ -164,45 +164,24 @@ class _Sweep:
         return values.mul_(self.steps[group]).add_(self.offsets[group])  # as weights are decoded, to the last bit
 
     def _refit(self, descent: Descent, pull: Tensor) -> None:
-        """Fit d, then dmin, of each block to its codes, all others as they are; ``pull`` is H D, and stays so.
-
-        With the part p of the weights that d (or dmin) is a factor of, the error is least where that part grows by
-        p (H D) / p H p of itself.
-        """
+        """Fit d, then dmin, of each block to its codes; ``pull`` is H D, and stays so."""
+        positions = torch.argsort(self.order)
         for index, kind in enumerate(self.kinds):
+            of_type = slice(index, index + 1)
             step, offset = self.grids[index].step, self.grids[index].offset
-            of_type = descent, pull[:, index], self.panel[:, index]
-            for block in range(len(self.order) // kind.block):
-                own = (self.order // kind.block == block).nonzero().flatten()
-                offsets = self.offsets[self.order[own] // self.fine, index]
-                scaled = self.original[own] - self.panel[own, index] - offsets
-                self._refit_part(*of_type, own, step[:, block], scaled)
-                if offset is not None:
-                    self._refit_part(*of_type, own, offset[:, block], offsets)
+            for block, own in enumerate(positions.view(-1, kind.block)):
+                offsets = self.offsets[self.order[own] // self.fine, of_type]
+                scaled = self.original[own, None] - self.panel[own, of_type] - offsets
+                for half, part in ((step, scaled), (offset, offsets)):
+                    if half is not None:
+                        number = half[:, block].float()[None]
+                        number = descent.refit(pull[:, of_type], self.panel[:, of_type], own, part, number, _half)
+                        half[:, block] = number[0]
         self._spread_grids(len(self.order))
 
-    @staticmethod
-    def _refit_part(descent: Descent, pull: Tensor, deviation: Tensor, own: Tensor, half: Tensor, part: Tensor) -> None:
-        """Fit a float16 number of each row, in place, and all that hangs on it.
 
-        Args:
-            descent: knows the Hessian.
-            pull: H D of one type, [columns, rows].
-            deviation: D of it, the same shape.
-            own: columns of the block.
-            half: the number, float16 [rows].
-            part: what it is a factor of in the weights of the block, [columns of it, rows].
-        """
-        product = descent.pull_of(part[:, None], own)[:, 0]
-        best = (pull[own] * part).sum(0) / (product[own] * part).sum(0)
-        old = half.float()
-        new = (old * (1 + best)).half()
-        change = new.float() / old - 1
-        better = ((change - best).abs() < best.abs()) & new.isfinite()  # neither where the part is 0, and `best` is NaN
-        change.masked_fill_(~better, 0.0)
-        half.copy_(torch.where(better, new, half))
-        deviation[own] -= change * part
-        pull.sub_(product.mul_(change))
+def _half(numbers: Tensor) -> Tensor:
+    return numbers.half().float()
 
 
 # Rounding to the nearest of what a GGUF type can hold, by the library `libgguf`: the quantizers of llama.cpp.

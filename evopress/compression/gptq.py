@@ -11,6 +11,7 @@ collects what the columns before it, within the enclosing chunk, contribute. Fur
 before each of which the scales of all groups are fitted to the codes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from evopress.compression.cholesky import INNER_CHUNK, damped_cholesky, forward, sweep_columns
 from evopress.compression.descent import Descent
-from evopress.compression.grid import SCALE_DTYPE, fit_grid, highest_codes
+from evopress.compression.grid import SCALE_DTYPE, SMALLEST_SCALES, fit_grid, highest_codes
 from evopress.compression.layers import check_group_size
 
 
@@ -93,7 +94,7 @@ def gptq(
         rows_at_once: rows per sweep, to bound memory (about 14 bytes x levels x rows x columns); None is all.
         scale_dtype: float16 or bfloat16, which stores the scales.
         passes: over the columns after GPTQ's own, each with scales fitted anew and every column rounded again, given
-            all others. They hold two more matrices as large as the Hessian, and twice the memory per row.
+            all others. They hold two more matrices as large as the Hessian, and about twice the memory per row.
 
     Raises:
         CompressionError: the group size does not divide the columns, Cholesky fails at any damping, or a weight is
@@ -128,7 +129,7 @@ def factorize(hessian: Tensor, damping: float) -> Factor:
 
 
 class _Sweep:
-    """One pass over the columns for all levels of some rows.
+    """The passes over the columns for all levels of some rows.
 
     Buffers are laid out [columns, levels, rows], so that a column of all levels and rows is contiguous. ``panel`` holds
     for columns to come the weights plus what columns done have fed back, for columns done the deviation w - q.
@@ -165,6 +166,7 @@ class _Sweep:
         self.losses = torch.zeros(levels, rows, device=device)
         self.rounded, self.error = torch.empty_like(self.losses), torch.empty_like(self.losses)
         self.curvature = factor.curvature.tolist()
+        self.block_size = block_size
         self.chunks = _chunks(block_size, None if order is not None else group)
 
     def run(self, descent: Descent | None, passes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -174,7 +176,7 @@ class _Sweep:
         )
         if descent:
             for _ in range(passes):
-                descent.run(self.original, self.panel, self._round, self.chunks[0], partial(self._refit, descent))
+                descent.run(self.original, self.panel, self._round, self.block_size, partial(self._refit, descent))
             errors = descent.errors(self.panel)
         else:
             # The sum of R_jj^2 e_j^2 is the error under the damped Hessian; the damping's share is taken off again.
@@ -209,27 +211,16 @@ class _Sweep:
         return rounded.sub_(self.zeros[group]).mul_(self.scales[group])
 
     def _refit(self, descent: Descent, pull: Tensor) -> None:
-        """Fit the scale of each group to its codes, all others as they are; ``pull`` is H D, and stays so.
+        """Fit the scale of each group to its codes; ``pull`` is H D, and stays so."""
+        order = torch.arange(len(self.panel), device=self.panel.device) if self.order is None else self.order
+        for group, own in enumerate(torch.argsort(order).view(-1, self.group)):
+            part = self.codes[own].float().sub_(self.zeros[group]).mul_(self.scales[group])
+            self.scales[group] = descent.refit(pull, self.panel, own, part, self.scales[group], self._stored)
+            torch.reciprocal(self.scales[group], out=self.inverse_scales[group])
 
-        With codes c about their zero point, the error is least where the scale grows by c (H D) / c H c.
-        """
-        group_of = torch.tensor(self.group_of, device=self.panel.device)
-        for group in range(len(self.scales)):
-            self._refit_group(descent, pull, group, (group_of == group).nonzero().flatten())
-
-    def _refit_group(self, descent: Descent, pull: Tensor, group: int, own: Tensor) -> None:
-        """Fit the scale of a group whose columns are visited as ``own``."""
-        codes = self.codes[own].float().sub_(self.zeros[group])
-        product = descent.pull_of(codes, own)
-        curvature = (product[own] * codes).sum(0)
-        best = (pull[own] * codes).sum(0) / curvature  # how much larger the scale would be
-        change = (self.scales[group] + best).to(self.scale_dtype).float() - self.scales[group]
-        better = ((change - best).abs() < best.abs()) & (self.scales[group] + change > 0)
-        change.masked_fill_(~better, 0.0)  # as where a group has no codes but its zero point, and `best` is NaN
-        self.panel[own] -= change * codes
-        pull.sub_(product.mul_(change))
-        self.scales[group] += change
-        torch.reciprocal(self.scales[group], out=self.inverse_scales[group])
+    def _stored(self, scales: Tensor) -> Tensor:
+        """Scales as their type holds them; NaN where they are too small for it."""
+        return scales.masked_fill(scales < SMALLEST_SCALES[self.scale_dtype], math.nan).to(self.scale_dtype).float()
 
     def _compensated(self, begin: int, end: int) -> Tensor:
         """What GPTQ holds for a group when it reaches it: weights that undo all earlier deviations if left unrounded.

@@ -24,7 +24,7 @@ CLIP_RATIOS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 """Shares of the min-max range that a clip search tries."""
 _INPUTS_AT_ONCE = 256
 """Inputs whose rounding errors are held at once: those of a group as wide as the layer would outweigh the sweep."""
-_SMALLEST_SCALES = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126}
+SMALLEST_SCALES = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126}
 """Of each type that stores scales: a group of zeros gets it, and decodes to exact zeros."""
 _COARSE_SCALE = 2.0**-18
 """Float16 rounds smaller scales by more than one part in 2^8: with 8 bits, by more than a code of the range."""
@@ -130,7 +130,7 @@ def _rounding_error(values: Tensor, grid: Grid, highest: Tensor, weight: Tensor)
 
 def _span(low: Tensor, high: Tensor, highest: Tensor, symmetric: bool, dtype: torch.dtype) -> Grid:
     """Grid from ``low`` <= 0 to ``high`` >= 0 (each [levels, rows]) with scales that ``dtype`` holds."""
-    scales = ((high - low) / highest).clamp(min=_SMALLEST_SCALES[dtype]).to(dtype).float()
+    scales = ((high - low) / highest).clamp(min=SMALLEST_SCALES[dtype]).to(dtype).float()
     if not bool(torch.isfinite(scales).all()):
         name = str(dtype).removeprefix("torch.")
         raise CompressionError(f"a weight is too large for a {name} scale; exclude the layer or take more bits")

@@ -66,7 +66,7 @@ def sweep_bytes(layers: Sequence[LayerShape], panel: float, *, factorizes: bool,
 
 
 def sweep_operations(
-    layers: Sequence[LayerShape], levels: Sequence[int], *, factorizes: bool, passes: int = 0, refits: bool = False
+    layers: Sequence[LayerShape], levels: Sequence[int], *, factorizes: bool, passes: int = 0, refits: float = 0
 ) -> float:
     """Multiplications and additions of such a method that gives each layer so many ``levels``.
 
@@ -75,12 +75,12 @@ def sweep_operations(
         levels: of each layer.
         factorizes: whether it takes a Cholesky factor.
         passes: after the first.
-        refits: whether scales are fitted anew before each of them.
+        refits: numbers that each group of inputs has, and that are fitted anew before each of them.
     """
     columns = layers[0].columns
     total = 2.0 * columns * sum(layer.parameters for layer in layers)  # energy, for the relative error
     if factorizes:
-        again = passes * (5 if refits else 3) + (2 if passes else 0)  # products with the Hessian, a sweep; the error
+        again = passes * (3 + 2 * refits) + (2 if passes else 0)  # products with the Hessian, a sweep; the error
         variants = sum(count * layer.parameters for count, layer in zip(levels, layers, strict=True))
         total += columns * variants * (1 + again) + columns**3 / 3
     return total

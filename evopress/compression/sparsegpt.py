@@ -108,7 +108,7 @@ def sparsegpt(
 
 
 class _Sweep:
-    """One pass over the columns for all levels of all layers.
+    """The passes over the columns for all levels of all layers.
 
     Buffers are [columns, levels x layers x rows], so that a column of everything is contiguous. ``panel`` holds for
     columns to come the compensated weights, for columns done the error that the columns after them make up for.
@@ -133,7 +133,7 @@ class _Sweep:
         self.stored = torch.empty_like(self.panel, dtype=weights.dtype)
         self.pruned = torch.empty_like(self.panel[0])
         self.grids = _Grids(rounding, self.panel, factor.pivots) if rounding else None
-        pattern = levels[0].pattern
+        self.block_size, pattern = block_size, levels[0].pattern
         group = rounding.group if rounding else None
         self.chunks, self.choice = _chunks(min(block_size, columns), pattern and pattern[1], group)
         self.mask, self.mask_start = torch.empty_like(self.panel[: self.choice]), 0
@@ -167,7 +167,7 @@ class _Sweep:
         deviation = self.panel.view(columns, levels, -1)  # errors are not needed any more
         torch.sub(self.original[:, None], self.stored.view(columns, levels, -1), out=deviation)
         for _ in range(passes):
-            descent.run(self.original, deviation, self._make_again, self.chunks[0])
+            descent.run(self.original, deviation, self._make_again, self.block_size)
         return descent.errors(deviation).view(levels, layers, rows).sum(-1)
 
     def _make_again(self, column: int, weights: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def codes(machine: Machine) -> dict[str, object]:
     )
     differing, unexplained = compare_codes(weight, hessian, here, there)
     assert not unexplained, f"{unexplained} rows differ first where no tie is"
-    usual = {"group_size": machine.sizes.group_size, "activation_order": True, "clip_search": True}
+    usual = {"group_size": machine.sizes.group_size, "activation_order": True, "clip_search": True, "passes": 2}
     here, there = (
         gptq(weight.to(device), hessian.to(device), BITS, **usual)  # type: ignore[arg-type]
         for device in ("cpu", machine.device)

@@ -126,6 +126,47 @@ def test_gguf_types_get_better_with_every_pass(name: str) -> None:
         assert float(result.errors.sum()) == pytest.approx(float(error(weight, one, hessian)), rel=1e-3)
 
 
+@pytest.mark.parametrize("order", [False, True])
+def test_gguf_types_together_and_rows_in_parts_are_what_each_is_alone(order: bool) -> None:
+    weight, hessian = problem(9, columns=512, dead=(5, 300))
+    kinds = [GGUF_TYPES[name] for name in ("Q4_1", "IQ4_NL", "Q2_K", "Q6_K")]
+    together = gguf_gptq(weight, hessian, kinds, order, passes=2, rows_at_once=5)
+    for kind, result in zip(kinds, together, strict=True):
+        alone, before = (gguf_gptq(weight, hessian, [kind], order, passes=passes)[0] for passes in (2, 0))
+        oracle = gguf.GGMLQuantizationType[kind.name]
+        one, other = (torch.from_numpy(gguf.dequantize(made.blocks.numpy(), oracle)) for made in (result, alone))
+        assert ((one - other).abs().amax(1) > 1e-6).sum() <= 1, "a tie may fall the other way, in one row"
+        assert float(result.errors.sum()) == pytest.approx(float(error(weight, one, hessian)), rel=1e-3)
+        assert float(result.errors.sum()) < 0.99 * float(before.errors.sum())
+
+
+def test_numbers_that_their_type_cannot_hold_stay_as_they_were() -> None:
+    """Products beyond float32, scales below what float16 has: nothing turns into NaN or zero."""
+    weight, hessian = problem(10)
+    before, huge = (
+        gptq(weight * 1e-12, hessian * 1e33, (2, 8), 16, passes=passes, scale_dtype=torch.bfloat16) for passes in (0, 2)
+    )
+    assert (huge.errors.sum(1) < before.errors.sum(1)).all()
+    weight[:, :16] *= 1e-7
+    result = gptq(weight, hessian, (2, 4), 16, passes=2)
+    assert torch.isfinite(result.weights).all() and (result.scales > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kept_weights_are_judged_as_their_type_stores_them(dtype: torch.dtype) -> None:
+    weight, hessian = problem(11, rows=2 * ROWS)
+    weights = weight.to(dtype).view(2, ROWS, COLUMNS)
+    factor, levels = inverse_factor(hessian, 0.01), unstructured_levels(ROWS * COLUMNS, 0.5, 96, 1)
+    pruned = sparsegpt(weights, factor, levels, descent=Descent(hessian, factor.shift), passes=2)
+    before = sparsegpt(weights, factor, levels)
+    assert pruned.weights.dtype == dtype and torch.equal(pruned.kept, before.kept)
+    for level in range(len(levels)):
+        for layer in range(2):
+            judged = float(error(weights[layer], pruned.weights[level, layer], hessian))
+            assert float(pruned.errors[level, layer]) == pytest.approx(judged, rel=1e-3)
+            assert judged < 0.97 * float(before.errors[level, layer])
+
+
 @pytest.mark.parametrize(
     "levels",
     [unstructured_levels(ROWS * COLUMNS, 0.6, 48, 1), pattern_levels(ROWS * COLUMNS, COLUMNS, ["2:4", "1:4"])],

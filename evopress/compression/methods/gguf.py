@@ -128,7 +128,7 @@ class Gguf(LayerMethod):
         return self.model_copy(update={"types": tuple(name for name in self.types if name in labels)})
 
     def for_embedding(self) -> Self:
-        """Without further passes, which have nothing to gain there."""
+        """Without further passes, which have little to gain there."""
         return self.model_copy(update={"passes": 0})
 
     def target_problems(self, target: float, where: str) -> Iterator[str]:
@@ -218,11 +218,13 @@ class Gguf(LayerMethod):
     def operations(self, layers: Sequence[LayerShape]) -> float:
         """Of the factor, the fit of the grids, the sweep and the relative errors."""
         columns, weights = layers[0].columns, sum(layer.parameters for layer in layers)
-        count = len(possible_types(self.types, columns))
+        kinds = possible_types(self.types, columns)
+        count, offsets = len(kinds), sum(kind.grid is not None and kind.grid.offset is not None for kind in kinds)
         energy = 2.0 * columns * weights
         if self.rounding == "rtn":
             return energy * (1 + count) + _ROUNDING_OPERATIONS * count * weights
-        sweeps = sweep_operations(layers, [count] * len(layers), factorizes=True, passes=self.passes)
+        levels, refits = [count] * len(layers), 1 + offsets / count
+        sweeps = sweep_operations(layers, levels, factorizes=True, passes=self.passes, refits=refits)
         return sweeps + _FIT_OPERATIONS * count * weights
 
     def _sweep_bytes(self, kinds: int, columns: int) -> int:

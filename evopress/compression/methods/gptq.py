@@ -73,7 +73,7 @@ class Gptq(LayerMethod):
         return self.model_copy(update={"bits": tuple(bits for bits in self.bits if str(bits) in labels)})
 
     def for_embedding(self) -> Self:
-        """Without further passes, which have nothing to gain there."""
+        """Without further passes, which have little to gain there."""
         return self.model_copy(update={"passes": 0})
 
     def target_problems(self, target: float, where: str) -> Iterator[str]:
@@ -198,7 +198,7 @@ class Gptq(LayerMethod):
     def operations(self, layers: Sequence[LayerShape]) -> float:
         """Of the factor, the sweep and the relative errors."""
         levels = [len(self.bits)] * len(layers)
-        return sweep_operations(layers, levels, factorizes=True, passes=self.passes, refits=True)
+        return sweep_operations(layers, levels, factorizes=True, passes=self.passes, refits=1)
 
     @property
     def _bytes_per_weight(self) -> int:
