@@ -34,7 +34,6 @@ class Descent:
         deviation: Tensor,
         choose: Callable[[int, Tensor], Tensor],
         block_size: int,
-        refit: Callable[[Tensor], None] = lambda pull: None,
     ) -> None:
         """Choose every column once more.
 
@@ -43,10 +42,8 @@ class Descent:
             deviation: W - Q, [columns, levels, rows], which is kept up to date.
             choose: is told a column and what would be best for it [levels, rows], and returns what it holds instead.
             block_size: columns between two updates by the columns of all earlier blocks.
-            refit: may change Q before, together with ``deviation`` and with ``pull``, H D as `pull_of` gives it.
         """
-        panel = self.pull_of(deviation)
-        refit(panel)
+        panel = self._product(self.hessian, deviation).addcmul_(deviation, self.added[:, None, None])
         panel.div_(self.diagonal[:, None, None]).sub_(deviation).add_(original[:, None])
 
         def column(index: int) -> None:
@@ -58,21 +55,14 @@ class Descent:
         sweep_columns(panel.flatten(1), self._feedback, [block_size, INNER_CHUNK, 1], column)
 
     def refit(
-        self,
-        pull: Tensor,
-        deviation: Tensor,
-        own: Tensor,
-        part: Tensor,
-        factor: Tensor,
-        store: Callable[[Tensor], Tensor],
+        self, deviation: Tensor, own: Tensor, part: Tensor, factor: Tensor, store: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Fit a number that some columns have in common to their codes, all others as they are.
 
         With the part P of Q that it is a factor of, the error is least where that part grows by (P H D / P H P) P.
 
         Args:
-            pull: H D as `pull_of` gives it, which is kept up to date ...
-            deviation: ... as is D, both [columns, levels, rows].
+            deviation: D, [columns, levels, rows], which is kept up to date.
             own: the columns, [n].
             part: P, [n, levels, rows].
             factor: the number, [levels, rows].
@@ -81,22 +71,15 @@ class Descent:
         Returns:
             The number that is stored from now on; the old one where no other is better.
         """
-        product = self.pull_of(part, own)
-        best = (pull[own] * part).sum(0) / (product[own] * part).sum(0)
+        rows, added = self.hessian[own], self.added[own, None, None]
+        pull = self._product(rows, deviation).addcmul_(deviation[own], added)
+        product = self._product(rows[:, own], part).addcmul_(part, added)
+        best = (pull * part).sum(0) / (product * part).sum(0)
         stored = store(factor * (1 + best))
         change = stored / factor - 1
         better = ((change - best).abs() < best.abs()) & stored.isfinite() & (stored != 0)
-        change.masked_fill_(~better, 0.0)  # as where the part is 0, and `best` is NaN
-        deviation[own] -= change * part
-        pull.sub_(product.mul_(change))
+        deviation[own] -= change.masked_fill(~better, 0.0) * part  # not where the part is 0, and `best` is NaN
         return torch.where(better, stored, factor)
-
-    def pull_of(self, deviation: Tensor, columns: Tensor | None = None) -> Tensor:
-        """H D, [columns, levels, rows], of the deviations of these ``columns`` (all others 0); None is all."""
-        if columns is None:
-            return self._product(self.hessian, deviation).addcmul_(deviation, self.added[:, None, None])
-        pull = self._product(self.hessian[columns].t(), deviation)  # it is symmetric, and rows are read faster
-        return pull.index_add_(0, columns, deviation * self.added[columns, None, None])
 
     def errors(self, deviation: Tensor) -> Tensor:
         """Rows of tr(D H D^T) with the Hessian as given (no damping); float64 [levels, rows]."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -133,7 +132,8 @@ class _Sweep:
         sweep_columns(self.panel.view(len(self.panel), -1), self.factor.feedback, widths, self._quantize_column)
         if descent:
             for _ in range(passes):
-                descent.run(self.original, self.panel, self._round, self.block_size, partial(self._refit, descent))
+                self._refit(descent)
+                descent.run(self.original, self.panel, self._round, self.block_size)
             errors = descent.errors(self.panel)
         else:
             # The sum of R_jj^2 e_j^2 is the error under the factorized Hessian; what was added to it is taken off.
@@ -163,8 +163,8 @@ class _Sweep:
             values[index] = values_of(self.codes[column, index], grid)
         return values.mul_(self.steps[group]).add_(self.offsets[group])  # as weights are decoded, to the last bit
 
-    def _refit(self, descent: Descent, pull: Tensor) -> None:
-        """Fit d, then dmin, of each block to its codes; ``pull`` is H D, and stays so."""
+    def _refit(self, descent: Descent) -> None:
+        """Fit d, then dmin, of each block to its codes."""
         positions = torch.argsort(self.order)
         for index, kind in enumerate(self.kinds):
             of_type = slice(index, index + 1)
@@ -175,7 +175,7 @@ class _Sweep:
                 for half, part in ((step, scaled), (offset, offsets)):
                     if half is not None:
                         number = half[:, block].float()[None]
-                        number = descent.refit(pull[:, of_type], self.panel[:, of_type], own, part, number, _half)
+                        number = descent.refit(self.panel[:, of_type], own, part, number, _half)
                         half[:, block] = number[0]
         self._spread_grids(len(self.order))
 

@@ -14,7 +14,6 @@ before each of which the scales of all groups are fitted to the codes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -176,7 +175,8 @@ class _Sweep:
         )
         if descent:
             for _ in range(passes):
-                descent.run(self.original, self.panel, self._round, self.block_size, partial(self._refit, descent))
+                self._refit(descent)
+                descent.run(self.original, self.panel, self._round, self.block_size)
             errors = descent.errors(self.panel)
         else:
             # The sum of R_jj^2 e_j^2 is the error under the damped Hessian; the damping's share is taken off again.
@@ -210,12 +210,12 @@ class _Sweep:
         self.codes[column].copy_(rounded)
         return rounded.sub_(self.zeros[group]).mul_(self.scales[group])
 
-    def _refit(self, descent: Descent, pull: Tensor) -> None:
-        """Fit the scale of each group to its codes; ``pull`` is H D, and stays so."""
+    def _refit(self, descent: Descent) -> None:
+        """Fit the scale of each group to its codes."""
         order = torch.arange(len(self.panel), device=self.panel.device) if self.order is None else self.order
         for group, own in enumerate(torch.argsort(order).view(-1, self.group)):
             part = self.codes[own].float().sub_(self.zeros[group]).mul_(self.scales[group])
-            self.scales[group] = descent.refit(pull, self.panel, own, part, self.scales[group], self._stored)
+            self.scales[group] = descent.refit(self.panel, own, part, self.scales[group], self._stored)
             torch.reciprocal(self.scales[group], out=self.inverse_scales[group])
 
     def _stored(self, scales: Tensor) -> Tensor:
