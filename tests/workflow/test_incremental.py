@@ -69,6 +69,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("variants.gptq.clip_search", False, VARIANTS),
     ("variants.gptq.damping", 0.02, VARIANTS),
     ("variants.gptq.block_size", 16, VARIANTS),
+    ("variants.gptq.passes", 1, VARIANTS),
     ("variants.gptq.exclude", ["*.down_proj"], VARIANTS),
     ("variants.gptq.propagation", "sequential", CHAIN),
     ("variants.gptq.propagation_level", "3", CHAIN),
