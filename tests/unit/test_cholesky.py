@@ -20,7 +20,7 @@ def test_the_factor_times_its_transpose_is_the_damped_hessian(columns: int) -> N
     upper = factor.reversed_unit.flip(0, 1) * factor.pivots
     assert torch.equal(upper, upper.triu())
     assert factor.shift == pytest.approx(0.01 * float(given.diagonal().double().mean()))
-    damped = given.double() + factor.shift * torch.eye(columns)
+    damped = given.double() + factor.shift * torch.eye(columns, dtype=torch.float64)
     torch.testing.assert_close(upper @ upper.T, damped, rtol=1e-10, atol=1e-8)
     assert torch.equal(given, before)
 
