@@ -81,8 +81,8 @@ def test_the_trace_holds_every_evaluation(run: Run, caplog: pytest.LogCaptureFix
     assert counts == {(0, 0): 4} | {(g, s): n for g in range(1, 7) for s, n in ((0, 6), (1, 4))}
     assert (trace.groupby("generation")["accepted"].sum() == 1).all()
     assert set(trace.loc[trace["candidate"] == -1, "step"]) == {1}
-    assert set(trace["tokens"]) == {12, 18, 48}
-    for row in trace.itertuples():
+    assert set(trace["tokens"]) - {0} == {12, 18, 48}
+    for row in trace[trace["tokens"] > 0].itertuples():  # the others were remembered
         lengths = np.diff([*range(0, row.tokens, 12), row.tokens])
         assert len(row.sequences) == len(row.fitness_by_sequence) == len(lengths)
         assert row.fitness == pytest.approx(np.dot(row.fitness_by_sequence, lengths) / row.tokens, rel=1e-6)
