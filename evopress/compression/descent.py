@@ -66,7 +66,7 @@ class Descent:
             own: the columns, [n].
             part: P, [n, levels, rows].
             factor: the number, [levels, rows].
-            store: makes of numbers what can be stored; not finite where one cannot be.
+            store: rounds numbers to the type that stores them; not finite where that cannot hold one.
 
         Returns:
             The number that is stored from now on; the old one where no other is better.
