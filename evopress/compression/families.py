@@ -105,7 +105,7 @@ class LayerFamily(Family):
             groups.setdefault(unit.group, []).append(unit)
         wanted = [self.budget(target, _parameters(group)) for group in groups.values()]
         limits = [_cost_limits(group) for group in groups.values()]
-        return share_out(self.budget(target, _parameters(units)), wanted, limits)
+        return share_out(min(self.budget(target, _parameters(units)), _cost_limits(units)[1]), wanted, limits)
 
     def describe(self, units: Sequence[Unit], levels: Sequence[int]) -> str:
         """Number of layers and their average."""
@@ -128,7 +128,7 @@ class LayerFamily(Family):
         lowest, highest = _cost_limits(units)
         if budget < lowest:
             (side, end), index, limit = self.below, 0, lowest
-        elif budget > highest:
+        elif budget - highest >= len(units):  # each highest level costs less than one below what it stands for
             (side, end), index, limit = self.above, -1, highest
         else:
             return

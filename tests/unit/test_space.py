@@ -5,7 +5,7 @@ import pytest
 
 from evopress.artifacts.tables import VARIANTS
 from evopress.compression.base import Level, Unit
-from evopress.compression.families import BITS
+from evopress.compression.families import BITS, SPARSITY
 from evopress.search.space import make_space
 from evopress.util.errors import ConfigError
 
@@ -108,3 +108,10 @@ def test_the_ends_of_the_range_are_allowed():
 def test_no_units_is_an_error():
     with pytest.raises(ConfigError, match="holds no layer"):
         make_space(BITS, [], 3, "searches.q")
+
+
+def test_the_only_level_of_each_layer_meets_the_sparsity_that_it_rounds_up():
+    units = [Unit(f"u{n}", n, (), "all", 12, (Level("0", 0.6, 4, 4),)) for n in range(3)]  # 7.2 of 12 weights go: 8 do
+    assert make_space(SPARSITY, units, 0.6, "searches.q").group_budgets == (12,)
+    with pytest.raises(ConfigError, match=r"0.58 sparsity is below the lowest level \(0.6\)"):
+        make_space(SPARSITY, units, 0.58, "searches.q")
