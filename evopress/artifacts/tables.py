@@ -129,8 +129,12 @@ PROGRESS = pa.schema(
 
 EFFORT = pa.schema(
     [
-        pa.field("tokens", pa.int64(), metadata={"about": "candidate tokens judged"}),
-        pa.field("seconds", pa.float64(), metadata={"about": "wall time, summed over the parts of a killed search"}),
+        pa.field(
+            "tokens", pa.int64(), metadata={"about": "candidate tokens judged, with those of what it starts from"}
+        ),
+        pa.field(
+            "seconds", pa.float64(), metadata={"about": "wall time of the same, over all parts of a killed search"}
+        ),
     ]
 )
 

@@ -84,8 +84,8 @@ class SelectingStrategy(GroupedStrategy):
         ge=0,
         lt=1,
         description="Probability with which a parent is kept, in each generation, that is better than all new "
-        "candidates but may look worse on the last step's tokens, which are then of at least eight sequences; 0 keeps "
-        "what looks best (the paper's way).",
+        "candidates but may look worse on the last step's tokens, which are then of eight sequences, as far as the "
+        "text has so many; 0 keeps what looks best (the paper's way).",
     )
 
     def parents(self) -> int:

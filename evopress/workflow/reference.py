@@ -46,7 +46,8 @@ ARTIFACTS = """# Tables
 Tables below `results/<name>/`. `pandas.read_parquet` reads them; their metadata holds the provenance (stage, settings,
 model, versions) and a checksum of the content. Tensors lie in safetensors files beside them, each with a manifest:
 `model/`, `hessians/block_007.safetensors`, and `variants/<name>/block_007.safetensors`, whose keys are
-`layer/level/part`."""
+`layer/level/part`. The other studies write `comparison.parquet`, `convergence.parquet` and `monotonicity/`, whose
+columns are those that they print."""
 
 
 class Row(NamedTuple):

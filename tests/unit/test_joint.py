@@ -77,7 +77,7 @@ def harms(space: Space, seed: int) -> np.ndarray:
         if unit.modules:
             errors[number, :2] = rng.uniform(2, 40), 0.0
             continue
-        for source in {level.source for level in unit.levels}:
+        for source in sorted({level.source for level in unit.levels}):
             scale, rate = rng.uniform(5, 60), rng.uniform(0.4, 0.9)
             for index, level in enumerate(unit.levels):
                 if level.source == source:
@@ -242,7 +242,7 @@ def test_moves_find_no_less_than_a_relaxation_under_both_bounds() -> None:
 
 
 def test_switches_alone_do_not() -> None:
-    assert above_the_optimum(0, 50, switch_levels) > 0.05
+    assert above_the_optimum(0, 400, switch_levels) > 0.8
 
 
 def test_each_of_several_variants_has_a_uniform_start() -> None:
