@@ -63,8 +63,8 @@ def test_depth_starts_from_scores_and_lets_chance_spoil_nothing(drop: dict[str, 
     text = {"source": "python_docs", "tokens": 16384, "sequence_length": 512}
     depth = {"depth": {"method": "drop", **drop}}
     made = found({"variants": "depth", "target": 2}, variants=depth, data={"search": text})
-    assert (made.start, made.confidence, made.tokens) == (start, 0.9, (512, 2048))
-    assert (made.step_tokens, made.generations) == (256, 2)
+    assert (made.start, made.confidence, made.tokens) == (start, 0.9, (256, 2048))
+    assert (made.step_tokens, made.generations) == (128, 4)
 
 
 def test_text_of_one_sequence_gives_no_confidence() -> None:
@@ -72,7 +72,7 @@ def test_text_of_one_sequence_gives_no_confidence() -> None:
     q3: dict[str, Any] = {"mine": {"variants": "depth", "target": 2}, "q3": None}
     made = load({"searches": q3, "variants": {"depth": {"method": "drop"}}, "data": {"search": text}}).searches["mine"]
     assert isinstance(made, Evolution)
-    assert (made.confidence, made.tokens) == (0, (512, 2048))
+    assert (made.confidence, made.tokens) == (0, (256, 2048))
     asked = {"searches": {"mine": {**q3["mine"], "strategy": "evolution", "confidence": 0.9}, "q3": None}}
     with pytest.raises(ConfigError, match=r"searches\.mine\.confidence: differences are compared between sequences"):
         load({**asked, "variants": {"depth": {"method": "drop"}}, "data": {"search": text}})

@@ -45,7 +45,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
 }
 """Settings of the evolution. A model of 210 layers is judged on 70 thousand, 0.5 and 7 million tokens."""
 DEPTH: dict[str, dict[str, Any]] = {
-    "quick": {"step_tokens": 256, "generations": 2},
+    "quick": {"step_tokens": 128, "generations": 4, "tokens": (256, 2048)},
     "standard": {"step_tokens": 512, "generations": 7},
     "thorough": {"step_tokens": 4096, "generations": 19},
 }
