@@ -170,7 +170,8 @@ class Strategy(Section):
         exclude=True,  # what is found is the same
         description="Whether the levels that were chosen are made once more, in sequence: each block is calibrated on "
         "what the polished ones before it return. `sequential` keeps to its dense weights, `asymmetric` makes up for "
-        "how the inputs of a layer have changed, too.",
+        "how the inputs of a layer have changed, too. Left out, it is `sequential` where `strategy: auto` picks from "
+        "variants of `sparsegpt`.",
     )
     exports: tuple[Any, ...] = Field(
         ("huggingface",),

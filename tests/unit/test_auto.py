@@ -50,6 +50,23 @@ def test_what_is_given_is_kept() -> None:
     }
 
 
+def test_what_sparsegpt_has_pruned_is_polished_unless_told_otherwise() -> None:
+    variants = {"sparse": {"method": "sparsegpt"}, "wanda": {"method": "wanda"}}
+    sparse: dict[str, Any] = {"variants": "sparse", "target": 0.5}
+    searches = {
+        "left-out": sparse,
+        "not-asked": {**sparse, "polish": "none"},
+        "asked": {**sparse, "polish": "asymmetric"},
+        "other-strategy": {**sparse, "strategy": "uniform"},
+        "other-method": {**sparse, "variants": "wanda"},
+        "several": {"variants": ["sparse", "gptq"], "target": {"fraction": 0.5}},
+        "integers": {"variants": "gptq", "target": 3},
+    }
+    made = load({"searches": searches, "variants": variants}).searches
+    polished = {"left-out": "sequential", "asked": "asymmetric"}
+    assert {name: made[name].polish for name in searches} == {name: polished.get(name, "none") for name in searches}
+
+
 @pytest.mark.parametrize(
     ("drop", "start"),
     [
