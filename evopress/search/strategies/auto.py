@@ -5,8 +5,8 @@ least, alone or consecutive ones together, as comparisons at equal tokens favour
 from there, which keeps what it has unless a change is better beyond chance: on few tokens, what looks best is often
 worse than the start. Of dropped modules, it first judges what each more or less would do, and tries the exchanges which
 that favours. What SparseGPT has pruned is polished, where it gains more than further passes have left to integers.
-Efforts beyond `quick` have not been compared with others (config/studies/budgets-*.yaml would), but for `standard` at
-two fifths of the depth.
+Effort `standard` gains next to nothing where layers have levels, and some 7 % where two fifths of the modules go; what
+`thorough` does has not been measured.
 """
 
 from typing import Any, ClassVar, Literal
