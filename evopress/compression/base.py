@@ -161,6 +161,8 @@ class Method(Section):
     """Whether there is a job and a file for each block; else one table for the whole model."""
     formats: ClassVar[str] = ""
     """How the names of the formats of all its variants begin, where an exporter asks for a certain kind."""
+    gains_by_polish: ClassVar[bool] = False
+    """Whether a polish takes so much off the divergence that `strategy: auto` asks for one."""
 
     method: str = ""
     exclude: tuple[str, ...] = Field((), description="Patterns of names that stay dense, as in `*.down_proj`.")

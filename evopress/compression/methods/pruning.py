@@ -58,6 +58,7 @@ class SparseGpt(PruningMethod):
     """SparseGPT (arXiv 2301.00774): weights that are kept make up for those that go."""
 
     factorizes = True
+    gains_by_polish = True
     method: Literal["sparsegpt"] = "sparsegpt"
     damping: float = Field(0.01, gt=0, lt=1, description="Share of the mean Hessian diagonal added to the diagonal.")
     block_size: int = Field(128, ge=1, description="Columns among which a mask is chosen and errors are made up for.")

@@ -4,9 +4,8 @@ Layers start from the effect of each alone, dropped modules from the blocks that
 least, alone or consecutive ones together, as comparisons at equal tokens favour (docs/paper.md). An evolution goes on
 from there, which keeps what it has unless a change is better beyond chance: on few tokens, what looks best is often
 worse than the start. Of dropped modules, it first judges what each more or less would do, and tries the exchanges which
-that favours. What SparseGPT has pruned is polished, where it gains more than further passes have left to integers.
-Effort `standard` gains next to nothing where layers have levels, and some 7 % where two fifths of the modules go; what
-`thorough` does has not been measured.
+that favours. What SparseGPT has pruned is polished afterwards; integers gain little by that (docs/algorithm.md).
+What `effort: thorough` gains has not been measured.
 """
 
 from typing import Any, ClassVar, Literal
@@ -14,7 +13,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from evopress.compression.base import Method
-from evopress.compression.methods.pruning import SparseGpt
 from evopress.config.data import TextSettings
 from evopress.search.base import Strategy
 from evopress.search.evaluating import EvaluatingStrategy
@@ -78,7 +76,7 @@ class Auto(EvaluatingStrategy):
         settings |= {key: _at_most(value, text.tokens) for key, value in settings.items() if "tokens" in key}
         if text.tokens is not None and text.tokens < 2 * text.sequence_length:  # there is nothing to compare
             del settings["confidence"]
-        if isinstance(method, SparseGpt) and len(self.sources) == 1:
+        if method.gains_by_polish and len(self.sources) == 1:
             settings["polish"] = "sequential"
         evolution = Evolution(**settings | given)
         return evolution.model_copy(update={"seed": self.seed, "seeds": self.seeds})
